@@ -1,0 +1,28 @@
+"""Gradient-based neural architecture search as a first-class citizen of NNI.
+
+The public names are listed once, in ``_HOME``, and imported on first use (PEP 562): NNI gives a
+tuner ten seconds to connect, and torch alone takes several of them.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "GumbelSearch": "nni_gumbel.search.strategy",
+    "load": "nni_gumbel.results.bundle",
+    "UsageError": "nni_gumbel.errors",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

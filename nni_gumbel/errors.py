@@ -1,0 +1,16 @@
+"""The one exception that is written for people."""
+
+
+class UsageError(ValueError):
+    """A person's mistake, told in one line: the field, the value and the remedy.
+
+    Whoever catches it prints ``str(error)`` alone, without a traceback.
+    """
+
+
+def first_line(error: BaseException) -> str:
+    """The line that is shown for any exception: a usage error's own text, else type and message."""
+    text = next(iter(str(error).strip().splitlines()), "")
+    if isinstance(error, UsageError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

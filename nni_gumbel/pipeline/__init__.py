@@ -1,0 +1,1 @@
+"""Stages of an experiment, the tuner between them and NNI, and what one trial does."""

@@ -1,0 +1,1 @@
+"""The search: its settings, its two alternating steps, and the NNI strategy around them."""

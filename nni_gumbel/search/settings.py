@@ -1,0 +1,119 @@
+"""The settings of a search: one frozen dataclass, its defaults and its ranges.
+
+Every setting carries its documentation and its range in the field itself (:func:`setting`), so
+that the check, the message and the README's table are made from one place. Imports nothing heavy:
+the tuner, which must connect to NNI within ten seconds, reads settings too.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from nni_gumbel.errors import UsageError
+
+SCHEDULES = ("constant", "linear", "exponential", "cosine")
+
+
+def setting(
+    default: Any,
+    doc: str,
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    optional: bool = False,
+) -> Any:
+    """Declare a setting as a dataclass field.
+
+    Args:
+        default: its default; its type is the type that values must have (an int is a float, too).
+        doc: one line for the README's table.
+        minimum: smallest allowed value.
+        above: values must be greater than this.
+        maximum: largest allowed value.
+        choices: the allowed words.
+        optional: whether ``None`` is allowed; the default is ``None`` then, and values are ints.
+    """
+    metadata = {
+        "doc": doc, "minimum": minimum, "above": above, "maximum": maximum,
+        "choices": choices, "optional": optional,
+    }  # fmt: skip
+    return field(default=default, metadata=metadata)
+
+
+def range_of(metadata: Any) -> str:
+    """The allowed values of a setting in words, for messages and for the README's table."""
+    if metadata["choices"]:
+        return "one of " + ", ".join(metadata["choices"])
+    bounds = [("at least ", metadata["minimum"]), ("greater than ", metadata["above"]), ("at most ", metadata["maximum"])]
+    words = " and ".join(f"{word}{bound:g}" for word, bound in bounds if bound is not None)
+    return words + (", or left out" if metadata["optional"] else "") or "any"
+
+
+def check_settings(settings: Any) -> None:
+    """Check type and range of every field declared with :func:`setting`.
+
+    Raises:
+        UsageError: names the first wrong field, its value and what is allowed.
+    """
+    for spec in fields(settings):
+        if "doc" not in spec.metadata:
+            continue
+        value = getattr(settings, spec.name)
+        kind = int if spec.metadata["optional"] else type(spec.default)
+        if value is None and spec.metadata["optional"]:
+            continue
+        numeric = kind is not str
+        fits_type = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+        if not fits_type:
+            name = {int: "a whole number", float: "a number", str: "a word"}[kind]
+            raise UsageError(f"{spec.name}: {value!r} is not {name}; give {name}, {range_of(spec.metadata)}")
+        minimum, above, maximum = (spec.metadata[key] for key in ("minimum", "above", "maximum"))
+        outside = (
+            (spec.metadata["choices"] is not None and value not in spec.metadata["choices"])
+            or (numeric and not math.isfinite(value))
+            or (minimum is not None and value < minimum)
+            or (above is not None and value <= above)
+            or (maximum is not None and value > maximum)
+        )
+        if outside:
+            raise UsageError(f"{spec.name}: {value!r} is out of range; give {range_of(spec.metadata)}")
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How structure and weights are optimised together.
+
+    Raises:
+        UsageError: a value has the wrong type or is out of its range.
+    """
+
+    temperature_start: float = setting(3.0, "temperature of the first step", above=0)
+    temperature_end: float = setting(0.1, "temperature of the last step, reached exactly", above=0)
+    temperature_schedule: str = setting("exponential", "how the temperature falls, step by step", choices=SCHEDULES)
+    warmup_epochs: int = setting(0, "first epochs in which only weights learn, candidates equally likely", minimum=0)
+    arc_learning_rate: float = setting(0.05, "learning rate of the logits (Adam)", above=0)
+    cost_weight: float = setting(
+        0.1, "weight of the expected number of parameters, relative to the largest network's", minimum=0
+    )
+    entropy_weight_start: float = setting(
+        0.0, "weight of the structure's mean entropy at the first step; below 0 explores"
+    )
+    entropy_weight_end: float = setting(0.1, "the same at the last step; above 0 commits")
+    gradient_clip_val: float = setting(5.0, "largest norm of the weights' gradient", above=0)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.temperature_start < self.temperature_end:
+            raise UsageError(
+                f"temperature_start: {self.temperature_start:g} is below temperature_end "
+                f"({self.temperature_end:g}); the temperature falls, so give at least {self.temperature_end:g}"
+            )
+        if self.temperature_schedule == "constant" and self.temperature_start != self.temperature_end:
+            raise UsageError(
+                "temperature_schedule: 'constant' needs temperature_start = temperature_end, "
+                f"got {self.temperature_start:g} and {self.temperature_end:g}"
+            )

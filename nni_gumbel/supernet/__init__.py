@@ -1,0 +1,1 @@
+"""The supernet: one distribution over networks, and the NNI modules that compute its mixture."""
