@@ -48,7 +48,11 @@ def range_of(metadata: Any) -> str:
     """The allowed values of a setting in words, for messages and for the README's table."""
     if metadata["choices"]:
         return "one of " + ", ".join(metadata["choices"])
-    bounds = [("at least ", metadata["minimum"]), ("greater than ", metadata["above"]), ("at most ", metadata["maximum"])]
+    bounds = [
+        ("at least ", metadata["minimum"]),
+        ("greater than ", metadata["above"]),
+        ("at most ", metadata["maximum"]),
+    ]
     words = " and ".join(f"{word}{bound:g}" for word, bound in bounds if bound is not None)
     return words + (", or left out" if metadata["optional"] else "") or "any"
 
@@ -93,11 +97,15 @@ class SearchSettings:
 
     temperature_start: float = setting(3.0, "temperature of the first step", above=0)
     temperature_end: float = setting(0.1, "temperature of the last step, reached exactly", above=0)
-    temperature_schedule: str = setting("exponential", "how the temperature falls, step by step", choices=SCHEDULES)
-    warmup_epochs: int = setting(0, "first epochs in which only weights learn, candidates equally likely", minimum=0)
+    temperature_schedule: str = setting(
+        "exponential", "how the temperature falls, step by step", choices=SCHEDULES
+    )
+    warmup_epochs: int = setting(
+        1, "first epochs in which only weights learn, candidates equally likely", minimum=0
+    )
     arc_learning_rate: float = setting(0.05, "learning rate of the logits (Adam)", above=0)
     cost_weight: float = setting(
-        0.1, "weight of the expected number of parameters, relative to the largest network's", minimum=0
+        0.3, "weight of the expected number of parameters, relative to the largest network's", minimum=0
     )
     entropy_weight_start: float = setting(
         0.0, "weight of the structure's mean entropy at the first step; below 0 explores"

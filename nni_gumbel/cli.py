@@ -1,0 +1,211 @@
+"""The `nni-gumbel` command: words in, words out; what is done is done in `pipeline`.
+
+Each subcommand imports what it needs when it runs. A trial comes first and imports nothing before its
+own module: it must ask NNI for its parameters before anything slow is loaded.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from nni_gumbel.pipeline.watch import Outcome, Progress
+
+# What the shell shows for a program that Ctrl-C has ended.
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code is 2 for a mistake, which is told in one line on stderr."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["trial"] and not {"-h", "--help"} & set(words[1:]):
+        from nni_gumbel.pipeline.trial import main as run_trial
+
+        return run_trial(words[1:])
+    from nni_gumbel.errors import UsageError, first_line
+
+    try:
+        parsed = _parser().parse_args(words)
+        return parsed.run(parsed)
+    except UsageError as error:
+        print(f"nni-gumbel: {first_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    import argparse
+
+    from nni_gumbel import __version__
+    from nni_gumbel.errors import UsageError
+    from nni_gumbel.pipeline.command import USAGE
+
+    class OneLineParser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise UsageError(f"{message}; see `{self.prog} --help`")
+
+    parser = OneLineParser(
+        prog="nni-gumbel",
+        description="Neural architecture search with the Gumbel-softmax, run by NNI.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30),
+    )
+    parser.add_argument("--version", action="version", version=f"nni-gumbel {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, line: str, run: object) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=line, description=line)
+        command.set_defaults(run=run)
+        return command
+
+    add("register", "make the tuner GumbelSearch known to NNI, once an environment", _register)
+    add("unregister", "take the tuner off NNI's list again", _unregister)
+    init = add("init", "write an experiment.yml and a search space to start from", _init)
+    init.add_argument("directory", metavar="DIR", help="made if it is not there; nothing is overwritten")
+    doctor = add("doctor", "check this machine and an experiment before it starts", _doctor)
+    doctor.add_argument("experiment", metavar="experiment.yml", nargs="?", help="also check this experiment")
+    doctor.add_argument("--port", type=int, default=8080, help="port of the portal (default: %(default)s)")
+    wait = add("wait", "follow an experiment until it ends and show the networks found", _wait)
+    wait.add_argument("id", metavar="ID", nargs="?", help="the experiment's id (default: the newest)")
+    wait.add_argument("--timeout", metavar="SECONDS", type=float, help="give up waiting after this time")
+    trial = add("trial", "what NNI runs as trialCommand, not started by hand", None)
+    trial.usage = USAGE
+    return parser
+
+
+def _register(_: argparse.Namespace) -> int:
+    from nni_gumbel.pipeline.registration import NAME, register
+
+    register()
+    print(f"{NAME} is registered: experiment.yml can say `tuner: {{name: {NAME}}}`.")
+    return 0
+
+
+def _unregister(_: argparse.Namespace) -> int:
+    from nni_gumbel.pipeline.registration import NAME, unregister
+
+    unregister()
+    print(f"{NAME} is not registered any more.")
+    return 0
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    from nni_gumbel.pipeline.starter import write_starter
+
+    for path in write_starter(arguments.directory):
+        print(f"wrote {path}")
+    print(
+        f"\nNext:\n  cd {arguments.directory}\n  nni-gumbel register\n  nni-gumbel doctor experiment.yml\n"
+        "  nnictl create --config experiment.yml\n  nni-gumbel wait"
+    )
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.text import Text
+
+    from nni_gumbel.pipeline.doctor import examine
+
+    console, failed = Console(highlight=False), 0
+    colours = {"ok": "green", "warn": "yellow", "FAIL": "bold red"}
+    for finding in examine(arguments.experiment, arguments.port):
+        level = Text(f"{finding.level:<6}", style=colours[finding.level])
+        # One line each, however long: it can be searched and copied.
+        console.print(Text.assemble(level, f"{finding.subject}: {finding.text}"), soft_wrap=True)
+        failed += finding.level == "FAIL"
+    console.print(f"{failed} to mend." if failed else "Nothing to mend.", soft_wrap=True)
+    return int(failed > 0)
+
+
+def _wait(arguments: argparse.Namespace) -> int:
+    import time
+
+    from rich.console import Console
+
+    from nni_gumbel.errors import UsageError
+    from nni_gumbel.pipeline.experiments import find_experiment
+    from nni_gumbel.pipeline.watch import follow
+
+    if arguments.timeout is not None and not arguments.timeout > 0:
+        raise UsageError(f"--timeout: {arguments.timeout:g} is no time to wait; give seconds, more than 0")
+    console = Console(highlight=False)
+    experiment = find_experiment(arguments.id)
+    console.print(f"experiment {experiment.id}, portal {experiment.portal}", soft_wrap=True)
+    spinner = console.status("looking") if console.is_terminal else None
+    shown = {"line": "", "at": 0.0}
+
+    def show(progress: Progress) -> None:
+        line = progress_line(progress)
+        if spinner is not None:
+            spinner.update(f"{line}, {_clock(progress.elapsed)}")
+        elif line != shown["line"] or time.monotonic() - shown["at"] > 60:
+            shown.update(line=line, at=time.monotonic())
+            console.print(f"[{_clock(progress.elapsed)}] {line}", soft_wrap=True, markup=False)
+
+    def warn(line: str) -> None:
+        console.print(f"warning: {line}", soft_wrap=True, markup=False, style="yellow")
+
+    try:
+        if spinner is not None:
+            spinner.start()
+        outcome = follow(experiment, show=show, warn=warn, timeout=arguments.timeout)
+    except KeyboardInterrupt:
+        again, end = f"`nni-gumbel wait {experiment.id}`", f"`nnictl stop {experiment.id}`"
+        print(
+            f"nni-gumbel: experiment {experiment.id} goes on; {again} follows it, {end} ends it",
+            file=sys.stderr,
+        )
+        return _INTERRUPTED
+    finally:
+        if spinner is not None:
+            spinner.stop()
+    _print_outcome(console, outcome)
+    console.print(f"portal   {experiment.portal}", soft_wrap=True)
+    console.print(f"to end   nnictl stop {experiment.id}", soft_wrap=True)
+    return 0
+
+
+def progress_line(progress: Progress) -> str:
+    """Where an experiment is, without the time."""
+    nouns = {"search": "searches", "train": "trainings", "export": "export"}
+    searching = progress.stages[0].done < progress.stages[0].planned
+    parts = []
+    for stage in progress.stages:
+        more = "+" if stage.stage == "train" and searching else ""
+        running = f" ({stage.running} running)" if stage.running else ""
+        parts.append(f"{nouns[stage.stage]} {stage.done}/{stage.planned}{more}{running}")
+    if progress.failed:
+        parts.append(f"{progress.failed} failed")
+    if progress.best is not None:
+        of = "" if progress.best_stage == "train" else " of a search"
+        parts.append(f"best validation {progress.metric}{of} {progress.best:.4g}")
+    return ", ".join(parts)
+
+
+def _print_outcome(console: object, outcome: Outcome) -> None:
+    from rich.table import Table
+
+    from nni_gumbel.results.report import network_header, network_rows
+
+    if not console.is_terminal:
+        console.width = max(console.width, 160)
+    table = Table(show_lines=True)
+    for title in network_header(outcome.settings.metric):
+        table.add_column(title, overflow="fold")
+    for row in network_rows(outcome.networks, outcome.chosen):
+        is_chosen = outcome.chosen is not None and row[0].startswith(f"{outcome.chosen.name} ")
+        table.add_row(*row, style="bold" if is_chosen else None)
+    console.print(table)
+    console.print(f"export   {outcome.path}", soft_wrap=True, markup=False)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""The trial command: its words, found inside what NNI runs, and checked without importing anything.
+
+`nni-gumbel trial --space module:Class [key=value …] [--data …] [--data-dir DIR] [--evaluator module:function]`
+
+Module names and data come from here alone, never from parameters: a person writes the command, but
+whoever reaches NNI's port can write parameters. The check looks for modules as Python would and reads
+their source; importing them would cost the tuner the seconds in which it must connect to NNI.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib.util
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import NoReturn
+
+from nni_gumbel.data import FIELD as DATA_FIELD
+from nni_gumbel.data import FILE_PREFIX, check_name
+from nni_gumbel.errors import UsageError
+from nni_gumbel.names import split_name
+from nni_gumbel.pipeline.settings import nearest
+from nni_gumbel.results.space import FIELD as SPACE_FIELD
+from nni_gumbel.results.space import SpaceReference
+
+COMMAND = "nni-gumbel trial"
+USAGE = f"{COMMAND} --space module:Class [key=value ...] [--data NAME] [--data-dir DIR] [--evaluator module:function]"
+DEFAULT_DATA = "mnist5k"
+_MODULE = "nni_gumbel.cli"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"trial command: {message}; the form is {USAGE}")
+
+
+@dataclass(frozen=True)
+class TrialCommand:
+    """What every trial of an experiment is told by its command line."""
+
+    space: str
+    space_arguments: tuple[str, ...] = ()
+    data: str | None = None
+    data_dir: str = "data"
+    evaluator: str | None = None
+
+    @classmethod
+    def parse(cls, words: Sequence[str]) -> TrialCommand:
+        """Read the words after ``nni-gumbel trial``.
+
+        Raises:
+            UsageError: a word is missing, unknown or has another form.
+        """
+        parser = _Parser(prog=COMMAND, add_help=False, allow_abbrev=False)
+        parser.add_argument("--space", nargs="+", required=True)
+        parser.add_argument("--data")
+        parser.add_argument("--data-dir", default=cls.data_dir)
+        parser.add_argument("--evaluator")
+        found = parser.parse_args(list(words))
+        space, *arguments = found.space
+        # An evaluator of one's own may bring its data along.
+        data = found.data if found.data or found.evaluator else DEFAULT_DATA
+        command = cls(space, tuple(arguments), data, found.data_dir, found.evaluator)
+        SpaceReference.parse(command.space, command.space_arguments)
+        if command.data is not None:
+            check_name(command.data)
+        if command.evaluator is not None:
+            split_name("--evaluator", command.evaluator)
+        return command
+
+    @classmethod
+    def from_trial_command(cls, text: str) -> TrialCommand:
+        """Read ``trialCommand`` of an experiment: a shell line that runs ``nni-gumbel trial …``.
+
+        Raises:
+            UsageError: it does not run that, or with wrong words.
+        """
+        try:
+            shell = shlex.shlex(text, posix=True, punctuation_chars=True)
+            shell.whitespace_split = True
+            words = list(shell)
+        except ValueError as error:
+            raise UsageError(
+                f"trialCommand: {text!r} cannot be read ({error}); the form is {USAGE}"
+            ) from None
+        for start, word in enumerate(words):
+            name = Path(word).name
+            by_name = name == "nni-gumbel" and words[start + 1 : start + 2] == ["trial"]
+            by_module = words[start : start + 3] == ["-m", _MODULE, "trial"]
+            if by_name or by_module:
+                rest = words[start + (2 if by_name else 3) :]
+                ends = (index for index, each in enumerate(rest) if set(each) <= set("();<>|&"))
+                return cls.parse(rest[: next(ends, len(rest))])
+        raise UsageError(f"trialCommand: {text!r} does not run `{COMMAND}`; the form is {USAGE}")
+
+    def check(self, code_directory: str | Path) -> None:
+        """See that all that the command names exists, as a trial in that directory would find it.
+
+        Raises:
+            UsageError: a module, a class or a function is not there.
+        """
+        _check_named(SPACE_FIELD, self.space, Path(code_directory))
+        if self.data is not None and ":" in self.data and not self.data.startswith(FILE_PREFIX):
+            _check_named(DATA_FIELD, self.data, Path(code_directory))
+        if self.evaluator is not None:
+            _check_named("--evaluator", self.evaluator, Path(code_directory))
+
+
+def _check_named(field: str, reference: str, directory: Path) -> None:
+    module, name = split_name(field, reference)
+    spec = _find(module, directory)
+    if spec is None:
+        path = module.replace(".", "/") + ".py"
+        raise UsageError(
+            f"{field}: there is no module {module!r} in {directory}; put {path} there or correct the name"
+        )
+    if spec.origin is None or not spec.origin.endswith(".py"):
+        return  # compiled: what is in it shows when it is imported
+    try:
+        tree = ast.parse(Path(spec.origin).read_bytes())
+    except (SyntaxError, ValueError, OSError) as error:
+        line = getattr(error, "lineno", None)
+        where = f"{spec.origin}, line {line}" if line else spec.origin
+        raise UsageError(
+            f"{field}: {where} is not Python ({getattr(error, 'msg', error)}); correct it"
+        ) from None
+    names = list(_bound_names(tree.body))
+    if name not in names and "*" not in names:
+        raise UsageError(f"{field}: module {module!r} ({spec.origin}) has no {name!r}{nearest(name, names)}")
+
+
+def _find(module: str, directory: Path) -> ModuleSpec | None:
+    """The module, looked for in the directory first; nothing is imported on the way."""
+    first, *rest = module.split(".")
+    spec = PathFinder.find_spec(first, [str(directory)])
+    if spec is None or spec.origin is None and not rest:
+        # Also installed packages. A folder of the same name without __init__.py does not hide them.
+        try:
+            spec = importlib.util.find_spec(first) or spec
+        except ValueError:
+            return None
+    for part in rest:
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        spec = PathFinder.find_spec(f"{spec.name}.{part}", list(spec.submodule_search_locations))
+    return spec
+
+
+def _bound_names(statements: Sequence[ast.stmt]) -> Iterator[str]:
+    """The names that the statements of a module bind; ``*`` for an import of everything."""
+    for statement in statements:
+        if isinstance(statement, (ast.ClassDef, ast.FunctionDef)):
+            yield statement.name
+        elif isinstance(statement, (ast.Import, ast.ImportFrom)):
+            yield from (alias.asname or alias.name.split(".")[0] for alias in statement.names)
+        elif isinstance(statement, (ast.Assign, ast.AnnAssign)):
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            yield from (
+                node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)
+            )
+        else:  # names bound under `if`, `try` or `with` are the module's, too
+            inner = [
+                node
+                for node in ast.iter_child_nodes(statement)
+                if isinstance(node, (ast.stmt, ast.ExceptHandler))
+            ]
+            for node in inner:
+                yield from _bound_names(node.body if isinstance(node, ast.ExceptHandler) else [node])

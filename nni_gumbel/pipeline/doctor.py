@@ -1,0 +1,260 @@
+"""The checks of `nni-gumbel doctor`: what would go wrong, told before anything starts.
+
+NNI 3.0 calls no validator for today's YAML, so a mistake in it shows only in a started experiment.
+The doctor reads the YAML as `nnictl create` does and then asks the same functions that the tuner and the
+trials will ask, in the order in which they would fail.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nni_gumbel.data import DIRECTORY_FIELD, DOWNLOADED, FILE_PREFIX, PACKAGED
+from nni_gumbel.data import FIELD as DATA_FIELD
+from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.pipeline.combinations import combinations
+from nni_gumbel.pipeline.command import TrialCommand
+from nni_gumbel.pipeline.experiments import running_experiments
+from nni_gumbel.pipeline.gpus import gpu_findings, visible_gpus
+from nni_gumbel.pipeline.host import (
+    FAIL,
+    OK,
+    WARN,
+    Finding,
+    command_findings,
+    installed_version_findings,
+    port_findings,
+)
+from nni_gumbel.pipeline.manager import trial_command_of
+from nni_gumbel.pipeline.registration import NAME, is_registered
+from nni_gumbel.pipeline.settings import ExperimentSettings
+from nni_gumbel.pipeline.stages import largest_trial_count
+from nni_gumbel.results.space import SpaceReference
+
+
+def examine(config_file: str | Path | None, port: int) -> Iterator[Finding]:
+    """All checks, each as soon as it is made.
+
+    Args:
+        config_file: the experiment's YAML; ``None`` looks at the machine alone.
+        port: the port that `nnictl create` will be given.
+    """
+    yield from installed_version_findings()
+    yield from command_findings()
+    yield _found("tuner", _registration)
+    config = None
+    if config_file is not None:
+        try:
+            config = read_config(config_file)
+        except UsageError as error:
+            yield Finding(FAIL, "YAML", str(error))
+        else:
+            yield Finding(OK, "YAML", f"{config_file} is one that NNI accepts")
+            yield from config_findings(config)
+    service = config["trainingService"] if config else {"platform": "local"}
+    is_local = service.get("platform") == "local"
+    yield from port_findings(port, next_is_used=not is_local, owners=running_experiments())
+    if not is_local:
+        yield Finding(
+            WARN, "GPUs", f"platform {service.get('platform')!r}: run the doctor on its machines, too"
+        )
+    else:
+        gpus = visible_gpus()
+        yield from gpu_findings(config or {"trainingService": service, "trialConcurrency": 1}, gpus)
+        if gpus:
+            yield _torch_finding(len(gpus))
+
+
+def read_config(config_file: str | Path) -> dict[str, Any]:
+    """An experiment's YAML in NNI's canonical form, checked by NNI's own code.
+
+    Raises:
+        UsageError: there is no such file, it is not YAML, or NNI does not accept it.
+    """
+    path = Path(config_file)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf8"))
+    except OSError as error:
+        raise UsageError(
+            f"{path}: cannot be read ({error.strerror}); `nni-gumbel init DIR` writes one"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or first_line(error)
+        raise UsageError(f"{path}{where}: is not YAML ({problem}); correct it") from error
+    if not isinstance(content, Mapping):
+        raise UsageError(f"{path}: holds no names and values; `nni-gumbel init DIR` writes an example")
+    # Two mistakes that NNI meets with an error of Python's own.
+    service = content.get("trainingService")
+    if not isinstance(service, Mapping) or service.get("platform") not in ("local", "remote"):
+        raise UsageError(
+            f"trainingService: {service!r} is none for this tuner; give platform: local or remote"
+        )
+    concurrency = content.get("trialConcurrency")
+    if not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1:
+        raise UsageError(f"trialConcurrency: {concurrency!r} is no number of trials; give at least 1")
+
+    from nni.experiment.config import ExperimentConfig, utils
+
+    utils.set_base_path(path.parent)
+    try:
+        return ExperimentConfig(**content).json()
+    except Exception as error:  # whatever NNI's classes raise, an AssertionError without a text among them
+        text = str(error) or traceback.extract_tb(error.__traceback__)[-1].line or type(error).__name__
+        raise UsageError(f"{path}: NNI refuses it: {' '.join(text.split())}") from error
+    finally:
+        utils.unset_base_path()  # NNI's own `load` forgets it after an error
+
+
+def config_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Everything that the YAML says, in NNI's canonical form, but its GPU lines."""
+    algorithm = config.get("tuner") or {}
+    if str(algorithm.get("name")).lower() != NAME.lower():
+        yield Finding(
+            FAIL, "tuner", f"name: {algorithm.get('name')!r} is another tuner; give tuner: {{name: {NAME}}}"
+        )
+        return
+    service = config["trainingService"]
+    if service.get("reuseMode"):
+        yield Finding(FAIL, "trainingService", "reuseMode: true ends in an error in NNI 3.0; remove it")
+    if config.get("assessor"):
+        yield Finding(
+            WARN, "assessor", "a trial that it stops counts as failed and is tried again; remove it"
+        )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if config["trialConcurrency"] > cores:
+        slower = f"{config['trialConcurrency']} trials share {cores} cores and slow each other down"
+        yield Finding(WARN, "trialConcurrency", f"{slower}; give at most {cores}")
+
+    plan = _Plan()
+    yield _found("settings", lambda: plan.read_settings(algorithm.get("classArgs")))
+    if plan.settings is not None:
+        yield _found("searchSpace", lambda: plan.read_combinations(config.get("searchSpace")))
+    if plan.combinations is not None:
+        yield _found("trials", lambda: plan.compare_trials(config.get("maxTrialNumber")))
+    yield from command_and_data_findings(config)
+
+
+def command_and_data_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
+    """The trial command: its words, its space (which is built), its data and its evaluator."""
+    try:
+        command, directory = trial_command_of({"params": config})
+        command.check(directory)
+    except UsageError as error:
+        yield Finding(FAIL, "trial command", str(error))
+        return
+    yield Finding(OK, "trial command", f"runs in {directory}")
+    with _inside(directory):
+        yield _found("space", lambda: _space(command))
+        yield _found("data", lambda: _data(command))
+    yield Finding(OK, "evaluator", command.evaluator or "the built-in classification")
+
+
+@dataclass
+class _Plan:
+    """Settings and combinations as far as they could be read: each check needs those before it."""
+
+    settings: ExperimentSettings | None = None
+    combinations: list[dict[str, Any]] | None = None
+
+    def read_settings(self, class_args: Mapping[str, Any] | None) -> str:
+        if not isinstance(class_args or {}, Mapping):
+            raise UsageError(f"tuner.classArgs: {class_args!r} holds no names and values; give settings")
+        self.settings = ExperimentSettings.from_flat(class_args)
+        return (
+            f"{self.settings.search_epochs} epochs a search, {self.settings.train_epochs} a training, "
+            f"{self.settings.train_seeds} trainings a network"
+        )
+
+    def read_combinations(self, search_space: Mapping[str, Any] | None) -> str:
+        self.combinations = combinations(search_space, self.settings)
+        searches = len(self.combinations) * self.settings.search_seeds
+        return f"{len(self.combinations)} combination(s), {searches} search(es)"
+
+    def compare_trials(self, most: int | None) -> str:
+        needed = largest_trial_count(self.settings, self.combinations)
+        if most is not None and most < needed:
+            raise UsageError(
+                f"maxTrialNumber: {most} may be too few, the export would never come; give at least {needed} "
+                "(combinations x search_seeds x (1 + train_seeds) x attempts + 1) or leave it out"
+            )
+        usual = (needed - 1) // self.settings.attempts + 1
+        return f"{usual} if none fails and no two networks are alike, at most {needed} with attempts: {self.settings.attempts}"
+
+
+def _found(subject: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(OK, subject, check())
+    except UsageError as error:
+        return Finding(FAIL, subject, str(error))
+
+
+def _registration() -> str:
+    if not is_registered():
+        raise UsageError(f"{NAME} is not registered with NNI in this environment; run `nni-gumbel register`")
+    return f"{NAME} is registered with NNI"
+
+
+def _space(command: TrialCommand) -> str:
+    reference = SpaceReference.parse(command.space, command.space_arguments)
+    labels = reference.build().simplify()
+    return f"{reference}, {len(labels)} choices"
+
+
+def _data(command: TrialCommand) -> str:
+    name, folder = command.data, Path(command.data_dir).expanduser()
+    if name is None:
+        if command.evaluator is None:
+            raise UsageError(
+                f"{DATA_FIELD}: the built-in evaluator needs one; add e.g. {DATA_FIELD} {PACKAGED}"
+            )
+        return "the evaluator's own"
+    if name in DOWNLOADED:
+        # The nearest folder that exists is the one in which the others would be made.
+        existing = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise UsageError(
+                f"{DIRECTORY_FIELD}: {existing} cannot be written; give a directory that can, or that holds {name}"
+            )
+        return f"{name}, which the first trial downloads unless it is in {folder}"
+    if name == PACKAGED or name.startswith(FILE_PREFIX):
+        from nni_gumbel.data.sources import read_parts
+
+        parts = read_parts(name, command.data_dir)
+        sizes = (
+            f"{len(parts.train)} training, {len(parts.validation)} validation, {len(parts.test)} test images"
+        )
+        return f"{name}, {sizes} of shape {parts.train.pixels.shape[1:]}"
+    return name
+
+
+def _torch_finding(gpus: int) -> Finding:
+    import torch
+
+    seen = torch.cuda.device_count()
+    if seen < gpus:
+        text = f"torch {torch.__version__} sees {seen} of {gpus} GPUs; install a CUDA build of torch that fits the driver"
+        return Finding(WARN, "torch", text)
+    return Finding(OK, "torch", f"sees {seen} GPU(s)")
+
+
+@contextmanager
+def _inside(directory: Path) -> Iterator[None]:
+    """Work in the trial code directory, where a trial finds modules and files."""
+    before, path = Path.cwd(), list(sys.path)
+    os.chdir(directory)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+        sys.path[:] = path

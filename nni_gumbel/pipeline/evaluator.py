@@ -1,0 +1,113 @@
+"""The evaluator of a trial: the built-in image classification, or one that a person names.
+
+The built-in one is NNI's own ``ClassificationModule`` with its loss and metrics; only its optimiser
+changes, to AdamW under a one-cycle learning rate, which trains small networks in a few epochs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from nni.nas.evaluator.pytorch import ClassificationModule, Lightning, Trainer
+from pytorch_lightning import LightningDataModule
+
+from nni_gumbel.errors import UsageError
+from nni_gumbel.names import import_named, split_name
+
+
+class Classification(ClassificationModule):
+    """NNI's classification module, trained by AdamW under a one-cycle learning rate."""
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = torch.optim.AdamW(
+            self.parameters(), lr=self.hparams.learning_rate, weight_decay=self.hparams.weight_decay
+        )
+        steps = max(int(self.trainer.estimated_stepping_batches), 1)
+        # One more than there are steps: the scheduler is also advanced after the last of them.
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=self.hparams.learning_rate, total_steps=steps + 1, pct_start=0.25
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def build_evaluator(
+    name: str | None,
+    *,
+    data: LightningDataModule | None,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    seed: int,
+) -> Lightning:
+    """Make the evaluator of one search or one training.
+
+    Args:
+        name: ``module:function``; the function is called with those of the arguments below that it
+            has parameters for, by keyword, and returns an NNI Lightning evaluator. ``None`` is the
+            built-in classification.
+        data: the data set of the trial command, if one is named there.
+        epochs: length of the run.
+        batch_size: examples in a batch.
+        learning_rate: largest learning rate of the weights.
+        weight_decay: weight decay of the weights.
+        seed: seed of the run; the global generators are already seeded with it.
+
+    Raises:
+        UsageError: the function is missing, or returns something else.
+    """
+    arguments = {
+        "data": data,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "seed": seed,
+    }
+    if name is None:
+        return _classification(**arguments)
+    function = import_named("evaluator", *split_name("evaluator", name))
+    parameters = inspect.signature(function).parameters
+    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    for parameter in parameters.values():
+        required = parameter.default is inspect.Parameter.empty and parameter.kind in (
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            inspect.Parameter.KEYWORD_ONLY,
+        )
+        if required and parameter.name not in arguments:
+            raise UsageError(
+                f"evaluator: {name!r} asks for {parameter.name!r}; it is given {', '.join(arguments)}"
+            )
+    evaluator = function(**{key: value for key, value in arguments.items() if takes_all or key in parameters})
+    if not isinstance(evaluator, Lightning):
+        raise UsageError(
+            f"evaluator: {name!r} returns {type(evaluator).__name__}; "
+            "return a Lightning evaluator of nni.nas.evaluator.pytorch"
+        )
+    return evaluator
+
+
+def _classification(
+    *, data: LightningDataModule, epochs: int, learning_rate: float, weight_decay: float, **_: Any
+) -> Lightning:
+    if getattr(data, "num_classes", None) is None:
+        raise UsageError(
+            "data: its number of classes is not known; give the data module an attribute num_classes, "
+            "or name an --evaluator of your own"
+        )
+    module = Classification(
+        num_classes=data.num_classes, learning_rate=learning_rate, weight_decay=weight_decay
+    )
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="auto",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    return Lightning(module, trainer, datamodule=data)

@@ -1,0 +1,174 @@
+"""What the doctor finds on this machine: installed versions, `nnictl`, ports.
+
+The bounds of versions are written once, in `setup.cfg`; they are read from the installed package's own
+metadata. Every finding is one line, and a bad one ends with its remedy.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+from nni_gumbel.pipeline.starter import DISTRIBUTION
+
+OK, WARN, FAIL = "ok", "warn", "FAIL"
+
+DEFAULT_PORT = 8080  # nnictl's
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor: how grave it is, what was looked at, what was found and the remedy."""
+
+    level: str
+    subject: str
+    text: str
+
+
+def version_findings(requirements: Iterable[str], installed: Mapping[str, str]) -> list[Finding]:
+    """Compare installed versions with requirements.
+
+    Args:
+        requirements: as in package metadata (PEP 508); those of extras and other platforms are left out.
+        installed: normalised name -> version of every distribution that is there.
+    """
+    found = []
+    for text in requirements:
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        version = installed.get(canonicalize_name(requirement.name))
+        wanted = f"{requirement.name}{requirement.specifier}"
+        if version is None:
+            found.append(Finding(FAIL, requirement.name, f'is not installed; run `pip install "{wanted}"`'))
+        elif not requirement.specifier.contains(version, prereleases=True):
+            found.append(
+                Finding(
+                    FAIL, requirement.name, f'{version} does not fit {wanted}; run `pip install "{wanted}"`'
+                )
+            )
+        else:
+            bounds = f" ({requirement.specifier})" if requirement.specifier else ""
+            found.append(Finding(OK, requirement.name, f"{version}{bounds}"))
+    return found
+
+
+def python_finding(specifier: str, version: str) -> Finding:
+    """Compare Python's version with ``Requires-Python``."""
+    if SpecifierSet(specifier).contains(version, prereleases=True):
+        return Finding(OK, "python", f"{version} ({specifier})")
+    return Finding(
+        FAIL, "python", f"{version} does not fit {specifier}; make an environment with Python 3.11"
+    )
+
+
+def installed_version_findings() -> Iterator[Finding]:
+    """Python, everything that this package requires, and the torch that torchvision was built for."""
+    try:
+        own = metadata.metadata(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        yield Finding(
+            FAIL, DISTRIBUTION, "is not installed in this environment; run `pip install .` in its clone"
+        )
+        return
+    installed = {
+        canonicalize_name(distribution.metadata["Name"]): distribution.version
+        for distribution in metadata.distributions()
+        if distribution.metadata["Name"]
+    }
+    yield python_finding(own["Requires-Python"], platform.python_version())
+    yield from version_findings(metadata.requires(DISTRIBUTION) or [], installed)
+    if "torchvision" in installed:
+        pair = [text for text in metadata.requires("torchvision") or [] if Requirement(text).name == "torch"]
+        for finding in version_findings(pair, installed):
+            yield Finding(finding.level, "torch for torchvision", finding.text)
+
+
+def command_findings() -> Iterator[Finding]:
+    """Whether the shell finds `nnictl` and `nni-gumbel` of this environment, and whether `nnictl` starts."""
+    schemes = (sysconfig.get_default_scheme(), f"{os.name}_user")
+    ours = {Path(sysconfig.get_path("scripts", scheme)).resolve() for scheme in schemes}
+    here = sysconfig.get_path("scripts")
+    for command in ("nnictl", "nni-gumbel"):  # the second is what a trial command runs
+        path = shutil.which(command)
+        if path is None:
+            remedy = f"activate the environment, or `export PATH={here}:$PATH`"
+            yield Finding(FAIL, command, f"is not on the PATH; {remedy}")
+        elif Path(path).parent.resolve() not in ours:
+            remedy = f"activate this one, or `export PATH={here}:$PATH`"
+            yield Finding(FAIL, command, f"{path} belongs to another environment; {remedy}")
+        elif command == "nnictl":
+            yield _start(path)
+        else:
+            yield Finding(OK, command, path)
+
+
+def _start(nnictl: str) -> Finding:
+    try:
+        ran = subprocess.run([nnictl, "--version"], check=False, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding(
+            FAIL, "nnictl", f"does not start ({error}); run `pip install --force-reinstall nni==3.0`"
+        )
+    if ran.returncode == 0:
+        return Finding(OK, "nnictl", f"{nnictl} starts, version {ran.stdout.strip()}")
+    line = next(reversed(ran.stderr.strip().splitlines()), f"exit code {ran.returncode}")
+    remedy = "setuptools<81" if "pkg_resources" in line else "nni==3.0"
+    return Finding(FAIL, "nnictl", f'does not start ({line}); run `pip install "{remedy}"`')
+
+
+def port_findings(port: int, *, next_is_used: bool, owners: Mapping[int, str]) -> Iterator[Finding]:
+    """Whether the manager's port is free, and the next one.
+
+    Args:
+        port: what `nnictl create --port` will be given.
+        next_is_used: NNI listens on the next port, too (every training service but the local one).
+        owners: port -> id of the running experiments on this machine.
+    """
+    other = f"`nnictl create --config experiment.yml --port {free_pair(port + 2)}`"
+    for number, needed in ((port, True), (port + 1, next_is_used)):
+        reason = _taken(number)
+        owner = owners.get(number)
+        stop = f"`nnictl stop {owner}` ends experiment {owner} there, or " if owner else ""
+        if reason is None:
+            yield Finding(OK, f"port {number}", "free")
+        elif needed:
+            yield Finding(FAIL, f"port {number}", f"{reason}; {stop}take another: {other}")
+        else:
+            yield Finding(
+                WARN, f"port {number}", f"{reason}; a local experiment does without it, a remote one needs it"
+            )
+
+
+def _taken(port: int) -> str | None:
+    """Why nobody can listen on a port; ``None`` if it is free."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))  # all interfaces, as NNI's manager does
+        except OverflowError:
+            return "is no port number (0 to 65535)"
+        except OSError as error:
+            return "in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+    return None
+
+
+def free_pair(first: int) -> int:
+    """The lowest port from ``first`` on that is free, and the next one with it."""
+    candidates = range(max(1024, first), 65534)
+    return next(
+        (number for number in candidates if not _taken(number) and not _taken(number + 1)), DEFAULT_PORT
+    )

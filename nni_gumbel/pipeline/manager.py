@@ -1,0 +1,181 @@
+"""What NNI's manager knows, over its REST interface: the only memory of an experiment.
+
+The tuner, every trial and `nni-gumbel wait` read the same trials here. What comes back was written by
+whoever reaches NNI's port: it is read as plain JSON, never with `nni.load`, which unpickles.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
+
+from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.pipeline.combinations import combinations
+from nni_gumbel.pipeline.command import TrialCommand
+from nni_gumbel.pipeline.settings import ExperimentSettings
+from nni_gumbel.pipeline.stages import Trial, judged
+
+# In the experiment's log directory: the one line with which the tuner ended. A tuner that starts
+# removes what one before it has left.
+ERROR_FILE = "gumbel-error.log"
+
+_API = "api/v1/nni"
+
+
+class ManagerUnreachable(UsageError):
+    """NNI's manager does not answer: it is ending, or not there."""
+
+
+class Manager:
+    """A client of one experiment's manager."""
+
+    def __init__(self, url: str = f"http://127.0.0.1:8080/{_API}", timeout: float = 10.0) -> None:
+        self.url = url
+        self._timeout = timeout
+        self._session = requests.Session()
+        # The manager is on this machine or in its network: a proxy for the outside is not asked.
+        self._session.trust_env = False
+        # The manager closes idle connections after five seconds, perhaps just when one is used again.
+        self._session.mount("http://", HTTPAdapter(max_retries=Retry(total=2, backoff_factor=0.2)))
+
+    @classmethod
+    def from_tuner_environment(cls) -> Manager:
+        """The manager that started this tuner."""
+        return cls(_api_beside(os.environ["NNI_TUNER_COMMAND_CHANNEL"], own_parts=1))
+
+    @classmethod
+    def from_trial_environment(cls) -> Manager:
+        """The manager of this trial's experiment, also from a remote machine."""
+        if os.environ.get("NNI_PLATFORM") == "remote":
+            # There the trial's own channel leads to the trial keeper; that one knows the manager. One
+            # more keeper folder is made at each resume, the newest is in use.
+            environment = Path(os.environ["NNI_OUTPUT_DIR"]).parents[1]
+            configs = environment.glob("trial_keeper*/trial_keeper_config.json")
+            newest = max(configs, key=lambda path: path.stat().st_mtime)
+            channel = json.loads(newest.read_text(encoding="utf8"))["managerCommandChannel"]
+        else:
+            channel = os.environ["NNI_TRIAL_COMMAND_CHANNEL"]
+        return cls(_api_beside(channel, own_parts=3))
+
+    def trials(self) -> list[Trial]:
+        """All trials so far, in no particular order."""
+        now = time.time()
+        return [_trial(record, now) for record in self._get("trial-jobs")]
+
+    def trial(self, trial_id: str) -> Trial:
+        """One trial. Its parameters are those that the portal shows for it.
+
+        Raises:
+            UsageError: the manager has no such trial.
+        """
+        record = self._get(f"trial-jobs/{trial_id}")
+        if not isinstance(record, Mapping):
+            raise UsageError(f"trial {trial_id}: NNI's manager at {self.url} does not know it")
+        return _trial(record, time.time())
+
+    def experiment(self) -> dict[str, Any]:
+        """The experiment's profile: ``id``, ``params`` (the YAML in NNI's own form), times."""
+        return self._get("experiment")
+
+    def status(self) -> tuple[str, list[str]]:
+        """The experiment's status and the manager's errors."""
+        answer = self._get("check-status")
+        return answer["status"], list(answer.get("errors", []))
+
+    def set_max_trial_number(self, number: int) -> None:
+        """Change ``maxTrialNumber``; an experiment that has reached it becomes ``DONE``."""
+        profile = self.experiment()
+        profile["params"]["maxTrialNumber"] = number
+        self._request("PUT", "experiment?update_type=MAX_TRIAL_NUM", json=profile)
+
+    def _get(self, path: str) -> Any:
+        response = self._request("GET", path)
+        try:
+            return response.json() if response.content else None
+        except ValueError:
+            raise ManagerUnreachable(f"NNI's manager at {self.url}: {path} does not answer in JSON") from None
+
+    def _request(self, method: str, path: str, **arguments: Any) -> requests.Response:
+        try:
+            response = self._session.request(method, f"{self.url}/{path}", timeout=self._timeout, **arguments)
+            response.raise_for_status()
+        except requests.RequestException as error:
+            # Only an answer says more than the name of the error.
+            why = first_line(error) if isinstance(error, requests.HTTPError) else type(error).__name__
+            raise ManagerUnreachable(
+                f"NNI's manager at {self.url} does not answer ({why}); is the experiment running?"
+            ) from None
+        return response
+
+
+def plan_of(experiment: Mapping[str, Any]) -> tuple[ExperimentSettings, list[dict[str, Any]]]:
+    """The settings and the combinations of an experiment's profile.
+
+    Raises:
+        UsageError: one of them is wrong.
+    """
+    params = experiment["params"]
+    settings = ExperimentSettings.from_flat((params.get("tuner") or {}).get("classArgs"))
+    return settings, combinations(params.get("searchSpace"), settings)
+
+
+def trial_command_of(experiment: Mapping[str, Any]) -> tuple[TrialCommand, Path]:
+    """The trial command of an experiment's profile, and the directory in which it runs.
+
+    Raises:
+        UsageError: the command is not ours.
+    """
+    params = experiment["params"]
+    service = params.get("trainingService")
+    # Both may stand at the top or in the training service; NNI copies them from the one to the other.
+    places = [params, service if isinstance(service, Mapping) else {}]
+    text, directory = (
+        next((place[name] for place in places if place.get(name)), default)
+        for name, default in (("trialCommand", ""), ("trialCodeDirectory", "."))
+    )
+    return TrialCommand.from_trial_command(text), Path(directory)
+
+
+def _api_beside(channel: str, own_parts: int) -> str:
+    """The REST address on the host, port and URL prefix of one of the manager's channels."""
+    parts = urlsplit(channel)
+    prefix = parts.path.strip("/").split("/")[:-own_parts]
+    # `localhost` may mean ::1 first, where an older manager does not listen, and costs a second try.
+    host = parts.netloc.replace("localhost", "127.0.0.1")
+    return "/".join([f"http://{host}", *prefix, _API])
+
+
+def _trial(record: Mapping[str, Any], now: float) -> Trial:
+    result = _decoded((record.get("finalMetricData") or [{}])[0].get("data"))
+    packed = _decoded((record.get("hyperParameters") or [None])[0])
+    parameters = packed.get("parameters") if isinstance(packed, Mapping) else None
+    start, end = (record[name] / 1000 if record.get(name) else None for name in ("startTime", "endTime"))
+    result = dict(result) if isinstance(result, Mapping) else None
+    return Trial(
+        id=record["trialJobId"],
+        sequence=record.get("sequenceId", -1),
+        state=judged(record["status"], result, end, now),
+        parameters=dict(parameters) if isinstance(parameters, Mapping) else None,
+        result=result,
+        start=start,
+        end=end,
+    )
+
+
+def _decoded(text: Any) -> Any:
+    """JSON inside JSON, as often as NNI has wrapped it."""
+    while isinstance(text, str):
+        try:
+            text = json.loads(text)
+        except ValueError:
+            return None
+    return text

@@ -1,0 +1,141 @@
+"""What a running trial tells people: numbers for NNI's portal, curves for TensorBoard.
+
+NNI's own evaluators report to the portal as well, a bare number without context. While one of them
+runs inside a trial, only our reports pass.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nni
+import pytorch_lightning as pl
+from nni.runtime.trial_command_channel import (
+    TrialCommandChannel,
+    get_default_trial_command_channel,
+    set_default_trial_command_channel,
+)
+from torch.utils.tensorboard import SummaryWriter
+
+from nni_gumbel.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+
+class Metrics(dict):
+    """A report of ours; ``default`` is the number that the portal plots."""
+
+
+class _OurReportsOnly(TrialCommandChannel):
+    def __init__(self, channel: TrialCommandChannel) -> None:
+        self._channel = channel
+
+    def receive_parameter(self) -> Any:
+        return self._channel.receive_parameter()
+
+    def send_metric(self, *, value: Any, **message: Any) -> None:
+        if isinstance(value, Metrics):
+            self._channel.send_metric(value=dict(value), **message)
+        else:
+            logger.debug("left out the evaluator's own report: %s", value)
+
+
+@contextmanager
+def our_reports_only() -> Iterator[None]:
+    """Keep what an evaluator reports by itself away from the portal."""
+    channel = get_default_trial_command_channel()
+    set_default_trial_command_channel(_OurReportsOnly(channel))
+    try:
+        yield
+    finally:
+        set_default_trial_command_channel(channel)
+
+
+class Progress(pl.Callback):
+    """Reports every epoch of a run to the portal and to TensorBoard.
+
+    Args:
+        metric: name of the validation metric, without ``val_``.
+        directory: where the TensorBoard events go.
+    """
+
+    def __init__(self, metric: str, directory: Path) -> None:
+        self.metric = metric
+        self._writer = SummaryWriter(str(directory))
+        self._losses: list[float] = []
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if loss is None:
+            return
+        loss = float(loss)
+        if not math.isfinite(loss):
+            raise UsageError(
+                f"loss: {loss:g} at step {trainer.global_step} is not finite; lower learning_rate, "
+                "or look for a layer that divides by zero or grows without bound"
+            )
+        self._losses.append(loss)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        numbers = {
+            "train_loss": sum(self._losses) / max(len(self._losses), 1),
+            **self.extra_numbers(pl_module),
+        }
+        self._losses.clear()
+        default = metric_value(trainer, "val", self.metric)
+        nni.report_intermediate_result(Metrics(default=default, **numbers))
+        for name, value in {f"val_{self.metric}": default, **numbers}.items():
+            self._writer.add_scalar(name, value, trainer.current_epoch)
+        self.write_more(self._writer, trainer.current_epoch, pl_module)
+        self._writer.flush()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._writer.close()
+
+    def extra_numbers(self, pl_module: pl.LightningModule) -> dict[str, float]:
+        """More numbers for the portal and for TensorBoard."""
+        return {}
+
+    def write_more(self, writer: SummaryWriter, epoch: int, pl_module: pl.LightningModule) -> None:
+        """More curves for TensorBoard alone."""
+
+
+class SearchProgress(Progress):
+    """The same for a search: temperature, entropy and expected cost, and every label's probabilities."""
+
+    def extra_numbers(self, pl_module: pl.LightningModule) -> dict[str, float]:
+        return pl_module.structure_summary()
+
+    def write_more(self, writer: SummaryWriter, epoch: int, pl_module: pl.LightningModule) -> None:
+        for label, probabilities in pl_module.export_probs().items():
+            for candidate, probability in probabilities.items():
+                writer.add_scalar(f"probability/{label}/{candidate}", probability, epoch)
+
+
+def metric_value(trainer: pl.Trainer, part: str, metric: str) -> float:
+    """The last value of a metric that the evaluator logged.
+
+    Args:
+        trainer: after an epoch, or after a test.
+        part: ``val`` or ``test``.
+        metric: its name, without the part's prefix.
+
+    Raises:
+        UsageError: the evaluator logs no such metric.
+    """
+    logged = trainer.callback_metrics
+    for name in (f"{part}_{metric}", f"{part}/{metric}"):
+        if name in logged:
+            return float(logged[name])
+    there = ", ".join(sorted(name for name in logged if name.startswith(part))) or "nothing of that kind"
+    raise UsageError(
+        f"metric: the evaluator logs no {part}_{metric}, it logs {there}; set metric to one of them "
+        f"(without `{part}_`)"
+    )

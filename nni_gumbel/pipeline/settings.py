@@ -1,0 +1,136 @@
+"""Every setting of an experiment: one frozen dataclass around the settings of a search.
+
+In YAML (`tuner.classArgs`) and in a search space the two form one flat list of names. Each name,
+default, range and meaning stands in its field alone; checks, messages and the README's table are
+made from there. Module names and data are no settings: they come from the trial command.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from nni_gumbel.errors import UsageError
+from nni_gumbel.search.settings import SearchSettings, check_settings, range_of, setting
+
+_SEARCH_NAMES = tuple(spec.name for spec in fields(SearchSettings))
+_TRAIN_NAMES = ("train_epochs", "batch_size", "learning_rate", "weight_decay")
+_JUDGE_NAMES = ("optimize_mode", "metric")
+
+
+@dataclass(frozen=True)
+class ExperimentSettings:
+    """What a person can set for a whole experiment.
+
+    Raises:
+        UsageError: a value has the wrong type or is out of its range.
+    """
+
+    optimize_mode: str = setting(
+        "maximize", "whether a greater or a smaller metric is better", choices=("maximize", "minimize")
+    )
+    metric: str = setting("acc", "validation metric, as the evaluator logs it but without `val_`")
+    search_seeds: int = setting(
+        1, "searches with different seeds, for every combination of `searchSpace`", minimum=1
+    )
+    train_seeds: int = setting(
+        3, "trainings from scratch with different seeds, for every network found", minimum=1
+    )
+    search_epochs: int = setting(6, "epochs of a search", minimum=1)
+    train_epochs: int = setting(20, "epochs of a training", minimum=1)
+    batch_size: int = setting(64, "examples in a batch", minimum=1)
+    learning_rate: float = setting(5e-3, "largest learning rate of the weights", above=0)
+    weight_decay: float = setting(1e-4, "weight decay of the weights", minimum=0)
+    attempts: int = setting(2, "how often a trial is tried before it is left out", minimum=1)
+    samples: int | None = setting(
+        None,
+        "combinations drawn at random from `searchSpace`; if left out, every combination is taken",
+        minimum=1,
+        optional=True,
+    )
+    seed: int = setting(0, "first of the seeds; the others count up from it", minimum=0)
+    search: SearchSettings = field(default_factory=SearchSettings)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if not self.metric or self.metric.startswith("val_"):
+            raise UsageError(
+                f"metric: {self.metric!r} is not a metric's name; give the name without `val_`, for example 'acc'"
+            )
+        if self.search.warmup_epochs >= self.search_epochs:
+            raise UsageError(
+                f"warmup_epochs: {self.search.warmup_epochs} leaves no epoch of search_epochs "
+                f"({self.search_epochs}) for the structure; give at most {self.search_epochs - 1}"
+            )
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Any] | None) -> ExperimentSettings:
+        """Make settings from flat names and values, as in YAML's `tuner.classArgs`.
+
+        Raises:
+            UsageError: a name is unknown (the nearest one is named), or a value is wrong.
+        """
+        values = dict(values or {})
+        for name in values:
+            if name not in _FLAT_NAMES:
+                raise UsageError(f"{name}: there is no such setting{nearest(name, _FLAT_NAMES)}")
+        search = {name: values.pop(name) for name in _SEARCH_NAMES if name in values}
+        return cls(**values, search=SearchSettings(**search))
+
+    def flat(self) -> dict[str, Any]:
+        """All names and values, those of the search among them."""
+        own = {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.name != "search"}
+        return own | vars(self.search)
+
+    def with_values(self, values: Mapping[str, Any]) -> ExperimentSettings:
+        """The same settings, but with these values; checked as a whole."""
+        return self.from_flat({**self.flat(), **values})
+
+    def search_values(self) -> dict[str, Any]:
+        """What a search trial needs to know."""
+        return self._values(("search_epochs", "batch_size", "learning_rate", "weight_decay", *_SEARCH_NAMES))
+
+    def train_values(self) -> dict[str, Any]:
+        """What a training trial needs to know."""
+        return self._values(_TRAIN_NAMES)
+
+    def export_values(self) -> dict[str, Any]:
+        """What the export trial needs to know."""
+        return self._values(())
+
+    def _values(self, names: Iterable[str]) -> dict[str, Any]:
+        flat = self.flat()
+        return {name: flat[name] for name in (*names, *_JUDGE_NAMES)}
+
+
+_FLAT_NAMES = (*(spec.name for spec in fields(ExperimentSettings) if spec.name != "search"), *_SEARCH_NAMES)
+
+# What a search space may vary: whatever a trial is told, except how its result is judged, because
+# results that are judged differently cannot be compared.
+VARIED_NAMES = tuple(
+    name
+    for name in _FLAT_NAMES
+    if name not in _JUDGE_NAMES
+    and name in {*ExperimentSettings().search_values(), *ExperimentSettings().train_values()}
+)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The remedy for an unknown name: the nearest known one, else all of them."""
+    known = list(known)
+    found = difflib.get_close_matches(str(name), known, n=1)
+    return f"; did you mean {found[0]}?" if found else f"; there are {', '.join(known)}"
+
+
+def settings_table() -> str:
+    """All settings as a markdown table, for the README."""
+    rows = ["| setting | default | range | meaning |", "| --- | --- | --- | --- |"]
+    specs = [
+        spec for spec in (*fields(ExperimentSettings), *fields(SearchSettings)) if "doc" in spec.metadata
+    ]
+    for spec in specs:
+        default = "" if spec.default is None else f"`{spec.default}`"
+        rows.append(f"| `{spec.name}` | {default} | {range_of(spec.metadata)} | {spec.metadata['doc']} |")
+    return "\n".join(rows)

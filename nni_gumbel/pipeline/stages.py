@@ -1,0 +1,339 @@
+"""Which trial comes next: a pure function of the settings and of the trials so far.
+
+Searches come first, one for every combination of settings and every seed. Each distinct network
+that they find is trained from scratch, with several seeds, as soon as its own search has ended. When
+no search and no training is left, one last trial chooses a network and exports it.
+
+Every such task has a key: stage, a hash of its settings (and network), seed and attempt. The key
+is in the parameters of the trial that is to do the task and in the final metric of the trial that
+did it. A task is done when a succeeded trial reports its key, whatever parameters NNI shows for that
+trial: NNI 3.0 can hand the parameters of one trial to another. Nothing is remembered between two
+calls, so a stopped and resumed experiment goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from nni_gumbel.errors import UsageError
+from nni_gumbel.pipeline.settings import ExperimentSettings
+from nni_gumbel.results.choice import Network, TrainedRun
+
+SEARCH, TRAIN, EXPORT = STAGES = ("search", "train", "export")
+CHOICE_PREFIX = "choice/"
+
+# A final metric travels another way than the news that its trial has succeeded, and may be later.
+_METRIC_DELAY = 30.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """One piece of work for one trial."""
+
+    stage: str
+    seed: int
+    attempt: int
+    settings: dict[str, Any]
+    architecture: dict[str, Any] | None = None
+
+    @cached_property
+    def identity(self) -> str:
+        """What is to be done, whichever attempt it is."""
+        if self.stage == EXPORT:
+            return EXPORT
+        digest = hashlib.sha256(_canonical([self.settings, self.architecture]).encode()).hexdigest()
+        return f"{self.stage}-{digest[:8]}-seed{self.seed}"
+
+    @property
+    def key(self) -> str:
+        return f"{self.identity}-attempt{self.attempt}"
+
+    def parameters(self) -> dict[str, Any]:
+        """The parameters of the trial, flat, as the portal shows them."""
+        choices = {CHOICE_PREFIX + label: value for label, value in (self.architecture or {}).items()}
+        own = {"stage": self.stage, "seed": self.seed, "attempt": self.attempt, "key": self.key}
+        return own | self.settings | choices
+
+    @classmethod
+    def from_parameters(cls, parameters: Any) -> Task:
+        """Read a trial's parameters.
+
+        Raises:
+            UsageError: they are not what :meth:`parameters` makes.
+        """
+        if not isinstance(parameters, Mapping) or not {"stage", "seed", "attempt", "key"} <= set(parameters):
+            raise UsageError(
+                f"parameters: {parameters!r} are not those of a task; start trials by the tuner alone"
+            )
+        rest = dict(parameters)
+        stage, seed, attempt, key = (rest.pop(name) for name in ("stage", "seed", "attempt", "key"))
+        choices = {name: rest.pop(name) for name in list(rest) if str(name).startswith(CHOICE_PREFIX)}
+        architecture = {name[len(CHOICE_PREFIX) :]: value for name, value in choices.items()}
+        if stage not in STAGES or not _is_count(seed, 0) or not _is_count(attempt, 1):
+            raise UsageError(
+                f"parameters: stage {stage!r}, seed {seed!r}, attempt {attempt!r} are not those of a task"
+            )
+        known = ExperimentSettings.from_flat(rest)
+        names = {SEARCH: known.search_values(), TRAIN: known.train_values(), EXPORT: known.export_values()}[
+            stage
+        ]
+        if set(rest) != set(names) or bool(architecture) != (stage == TRAIN):
+            raise UsageError(
+                f"parameters: {sorted(rest)} and {len(architecture)} choices do not fit stage {stage!r}"
+            )
+        task = cls(stage, seed, attempt, rest, architecture or None)
+        if task.key != key:
+            raise UsageError(f"parameters: the key {key!r} does not fit them, it would be {task.key!r}")
+        return task
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What NNI knows of one trial; times in seconds since the epoch."""
+
+    id: str
+    sequence: int
+    state: str
+    parameters: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
+    start: float | None = None
+    end: float | None = None
+
+
+def judged(status: str, result: dict[str, Any] | None, end: float | None, now: float) -> str:
+    """The state of a trial (``pending``, ``succeeded``, ``failed``) from NNI's status and its final metric."""
+    if status in ("FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED"):
+        return "failed"
+    if status != "SUCCEEDED":
+        return "pending"
+    if result is None:
+        return "pending" if end is not None and now - end < _METRIC_DELAY else "failed"
+    return "succeeded" if _is_finite(result.get("default")) else "failed"
+
+
+def next_tasks(
+    settings: ExperimentSettings, combinations: Sequence[Mapping[str, Any]], trials: Sequence[Trial]
+) -> list[Task]:
+    """All tasks that may start now, in the order in which they should.
+
+    Returns:
+        Tasks that are neither pending nor done nor given up; empty when all of the rest is pending,
+        and when the experiment is over.
+    """
+    ledger = _Ledger.of(trials)
+    if EXPORT in ledger.done:
+        return []
+    work = _searches(settings, combinations) + _trainings(settings, combinations, ledger)
+    if all(ledger.is_over(task, settings.attempts) for task in work):
+        trained = any(task.stage == TRAIN and task.identity in ledger.done for task in work)
+        work = [_export(settings)] if trained else []
+    return [ledger.attempt(task) for task in work if ledger.may_start(task, settings.attempts)]
+
+
+def failure(
+    settings: ExperimentSettings, combinations: Sequence[Mapping[str, Any]], trials: Sequence[Trial]
+) -> str | None:
+    """One line that says why no export can come any more; ``None`` as long as one can."""
+    ledger = _Ledger.of(trials)
+    if EXPORT in ledger.done or ledger.pending or next_tasks(settings, combinations, trials):
+        return None
+    trainings = _trainings(settings, combinations, ledger)
+    stage, what = (
+        (SEARCH, "every search failed, so there is no network to train")
+        if not trainings
+        else (TRAIN, "every training failed, so there is no network to export")
+        if not any(task.identity in ledger.done for task in trainings)
+        else (EXPORT, "the export failed")
+    )
+    failed = [
+        trial for trials_of in ledger.failed.values() for task, trial in trials_of if task.stage == stage
+    ]
+    last = max(failed, key=lambda trial: (trial.end or 0, trial.sequence))
+    return f"{what} (attempts: {settings.attempts}); the last was trial {last.id}, its stderr says why"
+
+
+def finished(trials: Sequence[Trial]) -> bool:
+    """Whether an export has succeeded."""
+    return EXPORT in _Ledger.of(trials).done
+
+
+def largest_trial_count(settings: ExperimentSettings, combinations: Sequence[Mapping[str, Any]]) -> int:
+    """How many trials the experiment takes if every task needs all its attempts and no two networks are alike."""
+    return len(combinations) * settings.search_seeds * (1 + settings.train_seeds) * settings.attempts + 1
+
+
+def given_up(
+    settings: ExperimentSettings, combinations: Sequence[Mapping[str, Any]], trials: Sequence[Trial]
+) -> list[str]:
+    """One warning for each search or training that is left out because all its attempts failed."""
+    ledger = _Ledger.of(trials)
+    work = _searches(settings, combinations) + _trainings(settings, combinations, ledger)
+    return [
+        f"{task.identity} is left out: it failed {len(ledger.failed[task.identity])} times "
+        f"(trials {', '.join(trial.id for _, trial in ledger.failed[task.identity])})"
+        for task in work
+        if task.identity not in ledger.done and ledger.is_over(task, settings.attempts)
+    ]
+
+
+def networks(
+    settings: ExperimentSettings, combinations: Sequence[Mapping[str, Any]], trials: Sequence[Trial]
+) -> list[Network]:
+    """The distinct networks with at least one finished training, named in the order of their searches.
+
+    The order is that of the plan, not of the clock: two equal experiments name their networks alike.
+    """
+    ledger = _Ledger.of(trials)
+    found = []
+    for number, tasks in enumerate(_trainings_by_network(settings, combinations, ledger), start=1):
+        done = [(task, ledger.done[task.identity]) for task in tasks if task.identity in ledger.done]
+        if done:
+            result = done[0][1].result
+            found.append(
+                Network(
+                    name=f"network-{number}",
+                    architecture=tasks[0].architecture,
+                    settings=tasks[0].settings,
+                    parameters=result["parameters"],
+                    flops=result["flops"],
+                    runs=tuple(
+                        TrainedRun(trial.id, task.seed, trial.result["default"], trial.result.get("test"))
+                        for task, trial in done
+                    ),
+                    validation_size=result.get("validation_size"),
+                )
+            )
+    return found
+
+
+@dataclass(frozen=True)
+class _Ledger:
+    """The trials so far by what they were to do: identity -> trial that did it, failed attempts, running ones."""
+
+    done: dict[str, Trial]
+    failed: dict[str, list[tuple[Task, Trial]]]
+    pending: set[str]
+
+    @classmethod
+    def of(cls, trials: Sequence[Trial]) -> _Ledger:
+        ledger = cls({}, {}, set())
+        for trial in trials:
+            identity = _identity_done(trial)
+            if identity is not None:
+                ledger.done.setdefault(identity, trial)
+        for trial in trials:
+            try:
+                task = Task.from_parameters(trial.parameters)
+            except UsageError:
+                continue  # started by hand in the portal, with parameters of somebody's own
+            if trial.state == "pending":
+                ledger.pending.add(task.identity)
+            elif _identity_done(trial) != task.identity:
+                # Also a success that reports another task: that attempt of its own task is lost.
+                ledger.failed.setdefault(task.identity, []).append((task, trial))
+        return ledger
+
+    def is_over(self, task: Task, attempts: int) -> bool:
+        """Whether the task is done or given up."""
+        if task.identity in self.done:
+            return True
+        return task.identity not in self.pending and self.attempt(task).attempt > attempts
+
+    def may_start(self, task: Task, attempts: int) -> bool:
+        return task.identity not in self.pending and not self.is_over(task, attempts)
+
+    def attempt(self, task: Task) -> Task:
+        """The task with the number of its next attempt."""
+        used = [failed.attempt for failed, _ in self.failed.get(task.identity, [])]
+        return replace(task, attempt=max(used, default=0) + 1)
+
+
+def _searches(settings: ExperimentSettings, combinations: Sequence[Mapping[str, Any]]) -> list[Task]:
+    """The searches, each once: combinations that differ in the training alone share theirs."""
+    tasks = [task for combination in combinations for task in _searches_of(settings, combination)]
+    return list({task.identity: task for task in tasks}.values())
+
+
+def _searches_of(settings: ExperimentSettings, combination: Mapping[str, Any]) -> list[Task]:
+    values = settings.with_values(combination).search_values()
+    return [Task(SEARCH, settings.seed + index, 1, values) for index in range(settings.search_seeds)]
+
+
+def _trainings(
+    settings: ExperimentSettings, combinations: Sequence[Mapping[str, Any]], ledger: _Ledger
+) -> list[Task]:
+    return [task for tasks in _trainings_by_network(settings, combinations, ledger) for task in tasks]
+
+
+def _trainings_by_network(
+    settings: ExperimentSettings, combinations: Sequence[Mapping[str, Any]], ledger: _Ledger
+) -> list[list[Task]]:
+    """The trainings of each distinct pair of a network found and the training settings it was found for."""
+    found = {}
+    for combination in combinations:
+        values = settings.with_values(combination).train_values()
+        for search in _searches_of(settings, combination):
+            if search.identity in ledger.done:
+                architecture = json.loads(ledger.done[search.identity].result["architecture"])
+                found.setdefault(_canonical([architecture, values]), (architecture, values))
+    return [
+        [Task(TRAIN, settings.seed + index, 1, values, architecture) for index in range(settings.train_seeds)]
+        for architecture, values in found.values()
+    ]
+
+
+def _export(settings: ExperimentSettings) -> Task:
+    return Task(EXPORT, settings.seed, 1, settings.export_values())
+
+
+def _identity_done(trial: Trial) -> str | None:
+    """The identity of the task that a trial has done, by its own word; ``None`` if it has done none."""
+    if trial.state != "succeeded" or trial.result is None:
+        return None
+    result = trial.result
+    match = re.fullmatch(
+        r"((search|train|export)(?:-[0-9a-f]{8}-seed\d+)?)-attempt\d+", str(result.get("key"))
+    )
+    if match is None or not _is_finite(result.get("default")):
+        return None
+    identity, stage = match.groups()
+    counted = stage == EXPORT or all(_is_count(result.get(name), 0) for name in ("parameters", "flops"))
+    reported = stage != SEARCH or _is_architecture(result.get("architecture"))
+    tested = stage != TRAIN or result.get("test") is None or _is_finite(result["test"])
+    sized = stage != TRAIN or result.get("validation_size") is None or _is_count(result["validation_size"], 1)
+    return identity if counted and reported and tested and sized else None
+
+
+def _is_architecture(text: Any) -> bool:
+    try:
+        return isinstance(text, str) and isinstance(json.loads(text), dict) and bool(json.loads(text))
+    except ValueError:
+        return False
+
+
+def _is_count(value: Any, minimum: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _canonical(value: Any) -> str:
+    """JSON that is the same before and after a way through JavaScript, which writes 3.0 as 3."""
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, Mapping):
+            return {key: plain(each) for key, each in part.items()}
+        if isinstance(part, (list, tuple)):
+            return [plain(each) for each in part]
+        return int(part) if isinstance(part, float) and part.is_integer() else part
+
+    return json.dumps(plain(value), sort_keys=True)

@@ -1,0 +1,278 @@
+"""What one NNI trial does: a search, a training from scratch, or the export.
+
+A trial first learns what it has to do, before anything slow is imported: NNI 3.0 hands out parameters
+first come, first served, so trials that start together can receive each other's. The trial therefore
+takes what it is given once, and then runs what the manager's record of *itself* says.
+
+Each trial takes its share of the cores - cores / trial concurrency - and writes into its own output
+directory: ``task.json`` (what it ran), ``tensorboard/``, and a training its ``bundle/``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nni
+
+from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.pipeline.command import TrialCommand
+from nni_gumbel.pipeline.manager import Manager, plan_of
+from nni_gumbel.pipeline.settings import ExperimentSettings
+from nni_gumbel.pipeline.stages import EXPORT, SEARCH, TRAIN, Task, networks
+
+if TYPE_CHECKING:
+    from nni.nas.evaluator.pytorch import Lightning
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+BUNDLE = "bundle"
+EXPORT_FOLDER = "gumbel-export"
+
+
+def main(arguments: list[str]) -> int:
+    """Run this process's trial; ``arguments`` are those after ``nni-gumbel trial``.
+
+    Returns:
+        The exit code; a person's mistake is one line on stderr and 1.
+    """
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(message)s")
+    try:
+        command = TrialCommand.parse(arguments)
+        if "NNI_TRIAL_JOB_ID" not in os.environ:
+            raise UsageError(
+                "nni-gumbel trial: it is started by NNI, as the trialCommand of an experiment; "
+                "run `nnictl create --config experiment.yml`"
+            )
+        nni.get_next_parameter()  # takes one from the queue; ours is in the manager's record
+        manager = Manager.from_trial_environment()
+        task = Task.from_parameters(manager.trial(os.environ["NNI_TRIAL_JOB_ID"]).parameters)
+        output = Path(os.environ["NNI_OUTPUT_DIR"])
+        with _alone_in(output):
+            (output / "task.json").write_text(json.dumps(task.parameters(), indent=2) + "\n")
+            run = {SEARCH: run_search, TRAIN: run_training, EXPORT: run_export}[task.stage]
+            run(task, command, manager, output)
+    except UsageError as error:
+        print(f"nni-gumbel: {first_line(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path) -> None:
+    """Search the space once and report the network found."""
+    _use_share_of_cores(manager)
+    import pytorch_lightning as pl
+
+    from nni_gumbel.complexity.cost import count_flops, count_parameters
+    from nni_gumbel.pipeline.reporting import Metrics, SearchProgress, metric_value, our_reports_only
+    from nni_gumbel.results.space import SpaceReference
+    from nni_gumbel.search.strategy import GumbelSearch
+
+    settings = ExperimentSettings.from_flat(task.settings)
+    pl.seed_everything(task.seed)
+    reference = SpaceReference.parse(command.space, command.space_arguments)
+    strategy = GumbelSearch(**vars(settings.search))
+    evaluator = _evaluator(command, settings, settings.search_epochs, task.seed)
+    supernet = strategy.mutate_model(reference.build())
+    evaluator = strategy.mutate_evaluator(evaluator)
+    evaluator.trainer.callbacks.append(SearchProgress(settings.metric, _tensorboard_directory(output)))
+    with our_reports_only():
+        evaluator.evaluate(supernet)
+        architecture = evaluator.module.export()
+        found = reference.build().freeze(architecture)
+        nni.report_final_result(
+            Metrics(
+                default=metric_value(evaluator.trainer, "val", settings.metric),
+                key=task.key,
+                architecture=json.dumps(architecture),
+                parameters=count_parameters(found),
+                flops=count_flops(found, _example_input(evaluator)),
+                **evaluator.module.structure_summary(),
+            )
+        )
+
+
+def run_training(task: Task, command: TrialCommand, manager: Manager, output: Path) -> None:
+    """Train one network from scratch, write its bundle, report what it reaches."""
+    _use_share_of_cores(manager)
+    import pytorch_lightning as pl
+
+    from nni_gumbel.complexity.cost import count_flops, count_parameters
+    from nni_gumbel.pipeline.reporting import Metrics, Progress, metric_value, our_reports_only
+    from nni_gumbel.results.bundle import write_bundle
+    from nni_gumbel.results.space import SpaceReference
+
+    settings = ExperimentSettings.from_flat(task.settings)
+    pl.seed_everything(task.seed)
+    reference = SpaceReference.parse(command.space, command.space_arguments)
+    network = reference.build().freeze(task.architecture)
+    evaluator = _evaluator(command, settings, settings.train_epochs, task.seed)
+    evaluator.trainer.callbacks.append(Progress(settings.metric, _tensorboard_directory(output)))
+    with our_reports_only():
+        evaluator.evaluate(network)
+        validation = metric_value(evaluator.trainer, "val", settings.metric)
+        example = _example_input(evaluator)
+        parameters, flops = count_parameters(network), count_flops(network, example)
+        facts = {
+            "metric": settings.metric,
+            "validation": validation,
+            "seed": task.seed,
+            "parameters": parameters,
+            "flops": flops,
+        }
+        write_bundle(output / BUNDLE, network, task.architecture, reference, example, facts)
+        nni.report_final_result(
+            Metrics(
+                default=validation,
+                key=task.key,
+                test=_test_metric(evaluator, settings.metric),
+                parameters=parameters,
+                flops=flops,
+                validation_size=_size_of(evaluator, "val_dataloader"),
+                test_size=_size_of(evaluator, "test_dataloader"),
+            )
+        )
+
+
+def run_export(task: Task, command: TrialCommand, manager: Manager, output: Path) -> None:
+    """Choose between the trained networks and put the chosen one where people find it; needs no torch."""
+    from nni_gumbel.results.bundle import copy_bundle
+    from nni_gumbel.results.choice import choose
+    from nni_gumbel.results.report import export_readme
+
+    settings, combinations = plan_of(manager.experiment())
+    found = networks(settings, combinations, manager.trials())
+    choice = choose(found, settings.metric, settings.optimize_mode)
+    # NNI keeps the output directories of an experiment's trials side by side.
+    source = output.parent / choice.run.trial_id / BUNDLE
+    destination = Path.cwd() / EXPORT_FOLDER / os.environ["NNI_EXP_ID"]
+    readme = export_readme(choice, found, settings.metric, destination, data=command.data)
+    for folder in (output / EXPORT_FOLDER, destination):
+        copy_bundle(source, folder, readme)
+    chosen = choice.network
+    nni.report_final_result(
+        {
+            "default": chosen.validation_mean,
+            "key": task.key,
+            "network": chosen.name,
+            "test_mean": chosen.test_mean,
+            "test_std": chosen.test_std,
+            "parameters": chosen.parameters,
+            "flops": chosen.flops,
+            "path": str(destination),
+        }
+    )
+
+
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Hold a lock on the output directory.
+
+    After the manager was killed, a trial lives on until its next report; a resumed experiment runs the
+    same trial again in the same directory meanwhile.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.warning("waiting for an older process of this trial, which still writes to %s", directory)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _use_share_of_cores(manager: Manager) -> None:
+    """Limit this process to cores / trial concurrency threads: trials that share cores slow each other down.
+
+    Must run before torch is imported, which reads the variable once.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // manager.experiment()["params"]["trialConcurrency"])
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = str(threads)
+    logger.info("this trial uses %d of %d cores", threads, cores)
+
+
+def _evaluator(command: TrialCommand, settings: ExperimentSettings, epochs: int, seed: int) -> Lightning:
+    from nni_gumbel.data import build_data
+    from nni_gumbel.pipeline.evaluator import build_evaluator
+
+    data = None
+    if command.data is not None:
+        data = build_data(command.data, data_dir=command.data_dir, batch_size=settings.batch_size, seed=seed)
+    evaluator = build_evaluator(
+        command.evaluator,
+        data=data,
+        epochs=epochs,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        seed=seed,
+    )
+    logger.info("this trial runs on %s", evaluator.trainer.strategy.root_device)
+    return evaluator
+
+
+def _tensorboard_directory(output: Path) -> Path:
+    """Where the events go, so that the portal's TensorBoard button finds them.
+
+    The button reads ``<experiment>/trials/<id>/output/tensorboard``, whatever ``$NNI_OUTPUT_DIR`` is.
+    """
+    events = output / "tensorboard"
+    events.mkdir(exist_ok=True)
+    # <experiment>/environments/local-env/trials/<id>; on another machine there is no portal to link to.
+    if os.environ.get("NNI_PLATFORM") == "local":
+        expected = output.parents[3] / "trials" / output.name / "output" / "tensorboard"
+        expected.parent.mkdir(parents=True, exist_ok=True)
+        if not expected.is_symlink():
+            expected.symlink_to(events)
+    return events
+
+
+def _example_input(evaluator: Lightning) -> Tensor:
+    """Two inputs of the validation part."""
+    from torch import Tensor
+
+    batch = next(iter(_loader(evaluator, "val_dataloader")))
+    inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+    if not isinstance(inputs, Tensor):
+        raise UsageError(
+            f"evaluator: a batch begins with {type(inputs).__name__}; give batches (inputs, targets) of tensors"
+        )
+    return inputs[:2]
+
+
+def _loader(evaluator: Lightning, name: str) -> Any:
+    """A loader of the evaluator, from its data module or its own attributes; ``None`` if it has none."""
+    if evaluator.datamodule is not None:
+        return getattr(evaluator.datamodule, name)()
+    return getattr(evaluator, name + "s", None)
+
+
+def _size_of(evaluator: Lightning, name: str) -> int | None:
+    """Number of examples behind a loader, if it is known."""
+    try:
+        return len(_loader(evaluator, name).dataset)
+    except (AttributeError, TypeError):
+        return None
+
+
+def _test_metric(evaluator: Lightning, metric: str) -> float | None:
+    """The metric on the test part; ``None`` where there is none."""
+    from pytorch_lightning import LightningDataModule
+
+    from nni_gumbel.pipeline.reporting import metric_value
+
+    data = evaluator.datamodule
+    if data is None or type(data).test_dataloader is LightningDataModule.test_dataloader:
+        return None
+    evaluator.trainer.test(evaluator.module, datamodule=data, verbose=False)
+    return metric_value(evaluator.trainer, "test", metric)

@@ -1,0 +1,221 @@
+"""The tuner that NNI runs: NNI's protocol around :mod:`nni_gumbel.pipeline.stages`.
+
+NNI's callbacks leave out too much: trials that are resumed, that fail after a resume, that ran each
+other's parameters. So every call is only a reason to look: the tuner reads all trials from the
+manager, asks what is missing, and hands that out for as many slots as NNI has asked to fill. It also
+looks every few seconds by itself, because some ends are reported to nobody.
+
+Two things no list of the manager can tell, so they are remembered for as long as the process lives:
+
+- *slots owed*: NNI asks once for each free slot. A slot that cannot be filled at that moment, because
+  the next tasks depend on a running trial, would stay empty for good; the number that NNI gave to
+  the request is kept and filled later through NNI's callback.
+- *tasks on their way*: between the moment when a task is handed out and the one in which its trial
+  appears in the manager's list it must not be handed out again.
+
+If either is lost with the process, a resumed experiment has lost them, too: it asks for all its
+slots again, and what was on its way was never started.
+
+It imports no torch: NNI gives a tuner ten seconds to connect.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, NoReturn
+
+from nni.tuner import Tuner
+
+from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.pipeline.combinations import combinations
+from nni_gumbel.pipeline.manager import ERROR_FILE, Manager, ManagerUnreachable, trial_command_of
+from nni_gumbel.pipeline.settings import ExperimentSettings
+from nni_gumbel.pipeline.stages import (
+    Task,
+    Trial,
+    failure,
+    finished,
+    given_up,
+    largest_trial_count,
+    next_tasks,
+)
+
+_logger = logging.getLogger(__name__)
+
+_LOOK_EVERY = 5.0
+
+
+def _ends_the_experiment(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let no exception leave a method: NNI would go on `RUNNING` without a tuner, for ever.
+
+    The one line goes into the error file, where `nni-gumbel wait` finds it, and the process ends.
+    """
+
+    @wraps(method)
+    def guarded(self: GumbelSearchTuner, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:
+            # While an experiment is being stopped, calls fail for no reason of its own.
+            if not self._is_stopping():
+                _end(error)
+            return []
+
+    return guarded
+
+
+def _end(error: Exception) -> NoReturn:
+    line = first_line(error)
+    _logger.error("%s", line, exc_info=None if isinstance(error, UsageError) else error)
+    _error_file().write_text(line + "\n", encoding="utf8")
+    logging.shutdown()
+    # NNI takes nothing less than the end of the process for the end of the tuner.
+    os._exit(1)
+
+
+def _error_file() -> Path:
+    return Path(os.environ.get("NNI_LOG_DIRECTORY", "."), ERROR_FILE)
+
+
+class GumbelSearchTuner(Tuner):
+    """Searches, trainings and the export as trials of one experiment. Settings: `ExperimentSettings`."""
+
+    def __init__(self, /, **class_args: Any) -> None:
+        super().__init__()
+        _error_file().unlink(missing_ok=True)
+        self._lock = threading.RLock()
+        self._combinations: list[dict[str, Any]] = []
+        self._owed: list[int] = []
+        self._on_their_way: dict[str, Task] = {}
+        self._told: set[str] = set()
+        self._send: Callable[[int, dict[str, Any]], None] | None = None
+        self._manager = Manager.from_tuner_environment()
+        try:
+            self._start(class_args)
+        except Exception as error:
+            _end(error)
+        threading.Thread(target=self._keep_looking, name="gumbel-look", daemon=True).start()
+
+    def _start(self, class_args: dict[str, Any]) -> None:
+        """Check everything that can be checked before the first trial."""
+        self._settings = ExperimentSettings.from_flat(class_args)
+        experiment = self._manager.experiment()
+        params = experiment["params"]
+        self._combinations = combinations(params.get("searchSpace"), self._settings)
+        command, directory = trial_command_of(experiment)
+        command.check(directory)
+        most, needed = params.get("maxTrialNumber"), largest_trial_count(self._settings, self._combinations)
+        # After the export it is the number of trials that there were.
+        if most is not None and most < needed and not finished(self._manager.trials()):
+            raise UsageError(
+                f"maxTrialNumber: {most} may be too few, the export would never come; give at least {needed} "
+                "(combinations x search_seeds x (1 + train_seeds) x attempts + 1) or leave it out"
+            )
+        if params.get("assessor"):
+            _logger.warning("assessor: a trial that it stops early counts as failed and is tried again")
+        _logger.info("%d combinations, at most %d trials", len(self._combinations), needed)
+
+    @_ends_the_experiment
+    def update_search_space(self, search_space: Any) -> None:
+        with self._lock:
+            self._combinations = combinations(search_space, self._settings)
+            self._look()
+
+    @_ends_the_experiment
+    def generate_multiple_parameters(
+        self, parameter_id_list: list[int], st_callback: Callable[[int, dict[str, Any]], None], **_: Any
+    ) -> list[dict[str, Any]]:
+        with self._lock:
+            self._send = st_callback
+            tasks = self._missing()
+            now, later = tasks[: len(parameter_id_list)], tasks[len(parameter_id_list) :]
+            for task in now:
+                self._note(task)
+            # Slots that were owed before come after these: what is returned must fit the ids asked for.
+            self._fill(later)
+            self._owed += parameter_id_list[len(now) :]
+            return [task.parameters() for task in now]
+
+    @_ends_the_experiment
+    def receive_trial_result(self, *_: Any, **__: Any) -> None:
+        self._look()
+
+    @_ends_the_experiment
+    def trial_end(self, *_: Any, **__: Any) -> None:
+        self._look()
+
+    @_ends_the_experiment
+    def import_data(self, data: Any) -> None:
+        self._look()
+
+    @_ends_the_experiment
+    def _look(self) -> None:
+        with self._lock:
+            self._fill(self._missing())
+
+    def _missing(self) -> list[Task]:
+        """The tasks that may start now; ends the experiment if it is over, one way or the other."""
+        try:
+            trials = self._manager.trials()
+            if finished(trials):
+                self._let_it_be_done(trials)
+                return []
+        except ManagerUnreachable as error:
+            # It is ending, and then this process does, too; or it is busy, and the next look succeeds.
+            _logger.warning("%s", error)
+            return []
+        shown = {(trial.parameters or {}).get("key") for trial in trials}
+        self._on_their_way = {key: task for key, task in self._on_their_way.items() if key not in shown}
+        trials += [Trial(key, -1, "pending", task.parameters()) for key, task in self._on_their_way.items()]
+        for warning in given_up(self._settings, self._combinations, trials):
+            if warning not in self._told:
+                self._told.add(warning)
+                _logger.warning("%s", warning)
+        line = failure(self._settings, self._combinations, trials)
+        if line is not None:
+            raise UsageError(line)
+        return next_tasks(self._settings, self._combinations, trials)
+
+    def _fill(self, tasks: list[Task]) -> None:
+        while tasks and self._owed and self._send is not None:
+            task, parameter_id = tasks.pop(0), self._owed.pop(0)
+            self._note(task)
+            self._send(parameter_id, task.parameters())
+
+    def _note(self, task: Task) -> None:
+        self._on_their_way[task.key] = task
+        _logger.info("hand out %s", task.key)
+
+    def _let_it_be_done(self, trials: list[Trial]) -> None:
+        """Set `maxTrialNumber` to the number of trials: only then does NNI show `DONE`."""
+        if self._manager.experiment()["params"].get("maxTrialNumber") != len(trials):
+            self._manager.set_max_trial_number(len(trials))
+            _logger.info("the export has succeeded; the experiment has %d trials", len(trials))
+
+    def _on_exit(self) -> None:
+        # After an exception in its own code NNI's dispatcher leaves as quietly as at the end, and the
+        # manager goes on waiting for it.
+        if not self._is_stopping():
+            _end(
+                UsageError(
+                    "NNI's tuner process has ended by itself; dispatcher.log in the log directory says why"
+                )
+            )
+
+    _on_error = _on_exit
+
+    def _is_stopping(self) -> bool:
+        try:
+            return self._manager.status()[0] in ("STOPPING", "STOPPED")
+        except ManagerUnreachable:
+            return True
+
+    def _keep_looking(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(_LOOK_EVERY):
+            self._look()

@@ -1,0 +1,313 @@
+"""Following an experiment until it ends, for `nni-gumbel wait`.
+
+NNI's status alone does not say how an experiment fares: `TUNER_NO_MORE_TRIAL` is also a moment between
+two stages, a tuner that failed leaves a line in a file half a minute before NNI notices, and a manager
+that is gone says nothing. So each look asks, in this order: has an export succeeded; has the tuner left
+its line; what do the status, and what does the plan say; is the manager there at all.
+
+Only the experiment itself is truth: nothing is kept here but what has been told already.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+
+from nni_gumbel.errors import UsageError
+from nni_gumbel.pipeline.experiments import (
+    Experiment,
+    has_ended,
+    is_marked_stopped,
+    tuners_line,
+    why_it_shut_down,
+)
+from nni_gumbel.pipeline.manager import Manager, ManagerUnreachable, plan_of
+from nni_gumbel.pipeline.registration import NAME
+from nni_gumbel.pipeline.settings import ExperimentSettings
+from nni_gumbel.pipeline.stages import (
+    EXPORT,
+    STAGES,
+    Trial,
+    failure,
+    finished,
+    networks,
+    next_tasks,
+)
+from nni_gumbel.results.choice import Network
+
+# Longer than a manager is silent when it is busy.
+_PATIENCE = 30.0
+# NNI becomes DONE within seconds of the export; nobody is kept waiting longer for a formality.
+_UNTIL_DONE = 15.0
+_NOTHING_RUNS = 90.0
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """Trials of one stage: done, running now, and known to be needed."""
+
+    stage: str
+    done: int
+    running: int
+    planned: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where an experiment is. ``best`` is of trainings, before there is one of searches."""
+
+    status: str
+    stages: tuple[StageProgress, ...]
+    failed: int
+    metric: str
+    best: float | None
+    best_stage: str | None
+    elapsed: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished experiment: all networks that were trained, the chosen one, and where it lies."""
+
+    networks: list[Network]
+    chosen: Network | None
+    settings: ExperimentSettings
+    path: str
+
+
+def follow(
+    experiment: Experiment,
+    *,
+    show: Callable[[Progress], None],
+    warn: Callable[[str], None],
+    timeout: float | None = None,
+    every: float = 2.0,
+) -> Outcome:
+    """Watch an experiment until it ends.
+
+    Args:
+        experiment: which one.
+        show: called at every look.
+        warn: called once for each trial that failed, and once when nothing runs for long.
+        timeout: seconds; the experiment goes on after them.
+        every: seconds between two looks.
+
+    Raises:
+        UsageError: the experiment failed, was stopped, ended without an export or does not answer, or the
+            time is over; one line says which.
+    """
+    manager, told = Manager(experiment.api), set()
+    begun = last_answer = last_running = time.monotonic()
+    done_at = None
+    while True:
+        now = time.monotonic()
+        try:
+            status, errors = manager.status()
+            profile = manager.experiment()
+            trials = manager.trials() if profile else []
+            last_answer = now
+        except ManagerUnreachable as error:
+            profile = None
+            _raise_if_over(experiment, reachable=False)
+            if now - last_answer > _PATIENCE:
+                raise UsageError(
+                    f"experiment {experiment.id}: {error}; its process {experiment.pid} still lives: "
+                    f"`nni-gumbel doctor` names what freezes it, `kill {experiment.pid}` ends it"
+                ) from None
+        if profile:
+            settings, combinations = _plan(experiment, profile)
+            progress = progress_of(status, settings, combinations, trials, profile.get("execDuration", 0.0))
+            for trial in sorted(trials, key=lambda trial: trial.sequence):
+                if trial.state == "failed" and trial.id not in told:
+                    told.add(trial.id)
+                    warn(failed_trial_line(experiment, trial))
+            show(progress)
+            if finished(trials):
+                done_at = done_at or now
+                if status in ("DONE", "VIEWED") or now - done_at > _UNTIL_DONE:
+                    return _outcome(settings, combinations, trials)
+            else:
+                _raise_if_over(experiment, reachable=True)
+                _raise_if_ended(
+                    experiment, status, errors, profile, trials, failure(settings, combinations, trials)
+                )
+                if any(stage.running for stage in progress.stages):
+                    last_running = now
+                elif now - last_running > _NOTHING_RUNS and "stall" not in told:
+                    told.add("stall")
+                    warn(
+                        f"no trial has run for {now - last_running:.0f} s; `nni-gumbel doctor experiment.yml` says "
+                        f"whether one can start, the logs are in {experiment.logs}"
+                    )
+        if timeout is not None and now - begun > timeout:
+            raise UsageError(
+                f"experiment {experiment.id} has not ended after {timeout:g} s and goes on; "
+                f"`nni-gumbel wait {experiment.id}` follows it again"
+            )
+        time.sleep(every)
+
+
+def progress_of(
+    status: str,
+    settings: ExperimentSettings,
+    combinations: list[dict[str, Any]],
+    trials: list[Trial],
+    elapsed: float,
+) -> Progress:
+    """Count trials by stage; how many trainings are needed is known search by search."""
+    done = Counter(_stage(trial) for trial in trials if trial.state == "succeeded")
+    running = Counter(_stage(trial) for trial in trials if trial.state == "pending")
+    waiting = Counter(task.stage for task in next_tasks(settings, combinations, trials))
+    results = {
+        stage: [
+            trial.result["default"]
+            for trial in trials
+            if trial.state == "succeeded" and _stage(trial) == stage
+        ]
+        for stage in reversed(STAGES)
+        if stage != EXPORT
+    }
+    best_stage = next((stage for stage, values in results.items() if values), None)
+    better = max if settings.optimize_mode == "maximize" else min
+    return Progress(
+        status=status,
+        stages=tuple(
+            StageProgress(
+                stage,
+                done[stage],
+                running[stage],
+                max(done[stage] + running[stage] + waiting[stage], int(stage == EXPORT)),
+            )
+            for stage in STAGES
+        ),
+        failed=sum(trial.state == "failed" for trial in trials),
+        metric=settings.metric,
+        best=better(results[best_stage]) if best_stage else None,
+        best_stage=best_stage,
+        elapsed=elapsed,
+    )
+
+
+def failed_trial_line(experiment: Experiment, trial: Trial) -> str:
+    """One line about a trial that failed: which one it was, and its own last word."""
+    parameters = trial.parameters or {}
+    what = ", ".join(
+        f"{name} {parameters[name]}" for name in ("stage", "seed", "attempt") if name in parameters
+    )
+    if trial.result is not None:
+        reason = f"its result {trial.result.get('default')!r} is not a finite number"
+    else:
+        reason = (
+            error_line(_stderr(experiment, trial.id)) or "it was killed, or ended without a word on stderr"
+        )
+    return f"trial {trial.id} ({what}) failed: {reason}"
+
+
+def error_line(stderr: str) -> str | None:
+    """The line of a trial's stderr that says why it failed: the last error, else the last line."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    errors = [
+        line for line in lines if re.match(r"nni-gumbel: |[\w.]*(Error|Exception|Interrupt|Exit)\b", line)
+    ]
+    return (errors or lines or [None])[-1]
+
+
+def _plan(
+    experiment: Experiment, profile: Mapping[str, Any]
+) -> tuple[ExperimentSettings, list[dict[str, Any]]]:
+    tuner = profile["params"].get("tuner") or {}
+    if str(tuner.get("name")).lower() != NAME.lower():
+        raise UsageError(
+            f"ID: experiment {experiment.id} runs the tuner {tuner.get('name')!r}; give one of {NAME}"
+        )
+    try:
+        return plan_of(profile)
+    except UsageError as error:
+        # The tuner ends with the same line.
+        raise UsageError(f"experiment {experiment.id} failed: {error}; {_end_it(experiment)}") from None
+
+
+def _raise_if_over(experiment: Experiment, *, reachable: bool) -> None:
+    """The ends that NNI's status does not tell: the tuner's line, a manager that is gone."""
+    line = tuners_line(experiment)
+    if line is not None:
+        after = f"; {_end_it(experiment)}" if reachable else ""
+        raise UsageError(f"experiment {experiment.id} failed: {line}{after}")
+    if reachable:
+        return
+    if has_ended(experiment):
+        reason = why_it_shut_down(experiment)
+        if reason is not None:
+            raise UsageError(f"experiment {experiment.id} failed: {reason}; see {experiment.logs}")
+        resume = f"`nnictl resume {experiment.id}` goes on with it"
+        if is_marked_stopped(experiment):
+            raise UsageError(f"experiment {experiment.id} is stopped; {resume}")
+        raise UsageError(
+            f"experiment {experiment.id}: its manager (process {experiment.pid}) is gone; {resume}"
+        )
+
+
+def _raise_if_ended(
+    experiment: Experiment,
+    status: str,
+    errors: list[str],
+    profile: Mapping[str, Any],
+    trials: list[Trial],
+    failed: str | None,
+) -> None:
+    """The ends that NNI's status or the plan tells, no export having succeeded."""
+    name = f"experiment {experiment.id}"
+    if status == "ERROR":
+        reason = " ".join(errors[-1].split()) if errors else "NNI gives no reason"
+        raise UsageError(f"{name} failed: {reason}; see {experiment.logs}; {_end_it(experiment)}")
+    if status in ("STOPPING", "STOPPED"):
+        raise UsageError(f"{name} is stopped; `nnictl resume {experiment.id}` goes on with it")
+    if status == "VIEWED":
+        raise UsageError(
+            f"{name} was stopped before its export and is only viewed; {_end_it(experiment)}, then resume it"
+        )
+    if failed is not None:
+        raise UsageError(f"{name} failed: {failed}; {_end_it(experiment)}")
+    if status == "DONE" and not any(trial.state == "pending" for trial in trials):
+        most, longest = (profile["params"].get(key) for key in ("maxTrialNumber", "maxExperimentDuration"))
+        raise UsageError(
+            f"{name} ended without an export: maxTrialNumber ({most}) or maxExperimentDuration ({longest}) "
+            f"is used up; give more, `nni-gumbel doctor experiment.yml` says how many; {_end_it(experiment)}"
+        )
+
+
+def _outcome(
+    settings: ExperimentSettings, combinations: list[dict[str, Any]], trials: list[Trial]
+) -> Outcome:
+    found = networks(settings, combinations, trials)
+    export = next(trial for trial in trials if trial.state == "succeeded" and _stage(trial) == EXPORT)
+    chosen = next((network for network in found if network.name == export.result.get("network")), None)
+    return Outcome(found, chosen, settings, str(export.result.get("path")))
+
+
+def _stage(trial: Trial) -> str | None:
+    """What a trial did by its own word; while it runs, what it was given."""
+    key = (trial.result or {}).get("key") or (trial.parameters or {}).get("key")
+    return str(key).split("-")[0] if key else None
+
+
+def _stderr(experiment: Experiment, trial_id: str) -> str:
+    # Through the manager, which also fetches it from a remote machine.
+    with requests.Session() as session:
+        session.trust_env = False
+        try:
+            answer = session.get(f"{experiment.api}/trial-file/{trial_id}/stderr", timeout=5)
+        except requests.RequestException:
+            return ""
+    text = answer.text if answer.ok else ""
+    return "" if text == "stderr is empty." else text
+
+
+def _end_it(experiment: Experiment) -> str:
+    return f"`nnictl stop {experiment.id}` ends it"

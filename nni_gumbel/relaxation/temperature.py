@@ -1,0 +1,59 @@
+"""How the temperature falls: pure functions of the progress of a search.
+
+Progress is 0 at the first step and 1 at the last, so every schedule starts and ends exactly where it
+says, whatever the number of steps.
+"""
+
+from __future__ import annotations
+
+import math
+
+from nni_gumbel.errors import UsageError
+
+
+def progress_of(step: int, total_steps: int) -> float:
+    """Fraction of a search that lies behind ``step``, in [0, 1]: 0 at step 0, 1 at ``total_steps - 1``.
+
+    A search of a single step is at its end at once.
+    """
+    if total_steps <= 1:
+        return 1.0
+    return min(step / (total_steps - 1), 1.0)
+
+
+def linear(start: float, end: float, progress: float) -> float:
+    """``start + (end - start) * progress``; exactly ``end`` at progress 1."""
+    return end if progress >= 1 else start + (end - start) * progress
+
+
+def temperature_at(progress: float, start: float, end: float, schedule: str) -> float:
+    """The temperature at a point of a search.
+
+    Args:
+        progress: in [0, 1], see :func:`progress_of`.
+        start: > 0, the temperature at progress 0.
+        end: > 0, the temperature at progress 1.
+        schedule: ``constant``, ``linear``, ``exponential`` (equal ratios per step) or ``cosine``
+            (slow at both ends).
+
+    Returns:
+        The temperature, exactly ``start`` and ``end`` at the two ends, between them otherwise.
+
+    Raises:
+        UsageError: the schedule is unknown.
+    """
+    if schedule == "constant":
+        return start
+    if progress <= 0:
+        return start
+    if progress >= 1:
+        return end
+    if schedule == "linear":
+        return linear(start, end, progress)
+    if schedule == "exponential":
+        return start * math.exp(progress * math.log(end / start))
+    if schedule == "cosine":
+        return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+    raise UsageError(
+        f"temperature_schedule: {schedule!r} is unknown; give constant, linear, exponential or cosine"
+    )

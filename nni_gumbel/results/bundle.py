@@ -1,0 +1,234 @@
+"""A trained network as a folder: the choices, the weights, and what is needed to trust them.
+
+=====================  =================================================================================
+architecture.json      the NNI sample: label -> chosen value, only labels that the network uses
+model.safetensors      its ``state_dict``
+bundle.json            the space by name and arguments, and the facts about the network
+probe.safetensors      a few inputs and the network's outputs for them when it was written
+README.md              for people; only in an export
+=====================  =================================================================================
+
+A network is rebuilt by NNI's own ``freeze`` on the space, so that a bundle holds no code; the probe
+tells when the space's code has changed since. A folder appears under its name complete or not at all.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nni_gumbel import __version__
+from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.results.space import SpaceReference
+
+if TYPE_CHECKING:
+    import torch
+    from nni.nas.nn.pytorch import ModelSpace
+    from torch import nn
+
+ARCHITECTURE, WEIGHTS, FACTS, PROBE, README = (
+    "architecture.json", "model.safetensors", "bundle.json", "probe.safetensors", "README.md",
+)  # fmt: skip
+_REQUIRED = (ARCHITECTURE, WEIGHTS, FACTS, PROBE)
+
+# Another machine adds up in another order: about 1e-6 a layer in float32. Another activation or
+# another input moves outputs by some per cent.
+_TOLERANCE = 1e-3
+
+
+def write_bundle(
+    directory: str | Path,
+    network: nn.Module,
+    architecture: dict[str, Any],
+    space: SpaceReference,
+    probe_input: torch.Tensor,
+    facts: dict[str, Any],
+) -> None:
+    """Write a trained, frozen network as a bundle, in place of an older one.
+
+    Args:
+        directory: the bundle's folder; its parents are made.
+        network: as NNI's ``freeze`` returned it, trained; it is left as it is.
+        architecture: the sample it was frozen with, used labels only.
+        space: where it comes from.
+        probe_input: a small batch, first dimension the batch.
+        facts: what a reader may want to know (metric, seed, parameters, FLOPs ...); JSON values.
+
+    Raises:
+        UsageError: the folder cannot be written, or the network does not return one tensor.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    settled = copy.deepcopy(network).cpu().eval()
+    probe = probe_input.detach().cpu()
+    with torch.no_grad():
+        output = settled(probe)
+    if not isinstance(output, torch.Tensor):
+        raise UsageError(
+            f"--space: {space} returns {type(output).__name__}, a bundle needs one tensor; return that"
+        )
+    versions = {"nni_gumbel": __version__, "nni": version("nni"), "torch": version("torch")}
+    bundle = {"space": str(space), "arguments": space.arguments, **facts, "versions": versions}
+
+    def fill(folder: Path) -> None:
+        _write_json(folder / ARCHITECTURE, architecture)
+        _write_json(folder / FACTS, bundle)
+        # Copies, since safetensors refuses tensors that share memory (tied weights).
+        weights = {key: value.clone().contiguous() for key, value in settled.state_dict().items()}
+        save_file(weights, folder / WEIGHTS)
+        save_file({"input": probe.clone().contiguous(), "output": output.contiguous()}, folder / PROBE)
+
+    _replace_folder(Path(directory), fill)
+
+
+def copy_bundle(source: str | Path, destination: str | Path, readme: str) -> None:
+    """Copy a bundle and add its README; needs no torch.
+
+    Raises:
+        UsageError: the source is no complete bundle, or the destination cannot be written.
+    """
+    found = _checked_folder(source)
+
+    def fill(folder: Path) -> None:
+        for name in _REQUIRED:
+            shutil.copyfile(found / name, folder / name)
+        (folder / README).write_text(readme, encoding="utf-8")
+
+    _replace_folder(Path(destination), fill)
+
+
+def load(path: str | Path, space: type[ModelSpace] | ModelSpace | None = None) -> nn.Module:
+    """Rebuild the network of a bundle, on the CPU and in ``eval()``, without any choice in it.
+
+    Args:
+        path: the bundle's folder.
+        space: the class of the space, or an instance (left as it is); if omitted, the class is
+            imported by the name in the bundle, from the working directory or ``sys.path``.
+
+    Returns:
+        The network; its outputs are those that it had when the bundle was written.
+
+    Raises:
+        UsageError: a file is missing or damaged, or the space is not the one that was searched.
+    """
+    import torch
+    from nni.nas.nn.pytorch import ModelSpace
+    from safetensors.torch import load_file
+
+    folder = _checked_folder(path)
+    architecture, facts = _read_json(folder / ARCHITECTURE), _read_json(folder / FACTS)
+    try:
+        weights, probe = load_file(folder / WEIGHTS), load_file(folder / PROBE)
+        probe_input, probe_output = probe["input"], probe["output"]
+        reference = SpaceReference.parse(facts["space"])
+        reference = replace(reference, arguments=dict(facts["arguments"]))
+    except Exception as error:  # safetensors raises a type of its own for each kind of damage
+        raise UsageError(
+            f"path: {folder} holds a damaged file: {first_line(error)}; copy the bundle again"
+        ) from error
+    if isinstance(space, ModelSpace):
+        # NNI's frozen network shares candidates with the space that it comes from.
+        built = copy.deepcopy(space)
+    elif space is not None:
+        built = reference.construct(space)
+    else:
+        try:
+            built = reference.build()
+        except UsageError as error:
+            raise UsageError(f"{error}, or give the class: load(path, space=...)") from error
+
+    changed = f"space: {reference} is not the space that {folder} was searched in"
+    remedy = "give the class as it was then, or search again"
+    unknown = sorted(set(architecture) - set(built.simplify()))
+    if unknown:
+        raise UsageError(f"{changed}: it has no choice {unknown[0]!r}; {remedy}")
+    try:
+        network = built.freeze(architecture)
+        network.load_state_dict(weights, strict=True)
+        network.eval()
+        with torch.no_grad():
+            output = network(probe_input)
+    except Exception as error:  # a changed class fails wherever its change lies
+        raise UsageError(f"{changed}: {_in_one_line(error)}; {remedy}") from error
+    if output.shape != probe_output.shape or not _close(output, probe_output):
+        raise UsageError(f"{changed}: with the same weights it computes something else; {remedy}")
+    return network
+
+
+def _close(output: torch.Tensor, expected: torch.Tensor) -> bool:
+    import torch
+
+    scale = max(1.0, expected.abs().max().item())
+    return torch.allclose(output, expected, rtol=_TOLERANCE, atol=_TOLERANCE * scale, equal_nan=True)
+
+
+def _in_one_line(error: Exception) -> str:
+    """torch lists wrong weights on lines of their own; the first of them is the one that tells."""
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
+    return f"{type(error).__name__}: {' '.join(lines[:2])}"
+
+
+def _checked_folder(path: str | Path) -> Path:
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UsageError(f"path: there is no folder {str(path)!r}; give a folder that holds {FACTS}")
+    missing = [name for name in _REQUIRED if not (folder / name).is_file()]
+    if missing:
+        raise UsageError(f"path: {str(path)!r} has no {missing[0]}; give the folder of a whole bundle")
+    return folder
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        # What is no JSON object is damage, too.
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"path: {file} cannot be read: {first_line(error)}; copy the bundle again"
+        ) from error
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a hidden folder beside ``folder`` and rename it; an older bundle goes only then."""
+    folder = folder.absolute()
+    if (
+        folder.exists()
+        and not (folder / FACTS).is_file()
+        and not (folder.is_dir() and not any(folder.iterdir()))
+    ):
+        raise UsageError(
+            f"path: {str(folder)!r} exists and is no bundle; it is not replaced, give another folder"
+        )
+    stem = f".{folder.name}.{uuid.uuid4().hex[:8]}"
+    fresh, older = folder.with_name(f"{stem}.new"), folder.with_name(f"{stem}.old")
+    try:
+        fresh.mkdir(parents=True)
+        fill(fresh)
+        if folder.exists():
+            folder.rename(older)
+        try:
+            fresh.rename(folder)
+        except OSError:
+            if older.exists():
+                older.rename(folder)
+            raise
+    except OSError as error:
+        raise UsageError(
+            f"path: {str(folder)!r} cannot be written: {first_line(error)}; give another folder"
+        ) from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(older, ignore_errors=True)

@@ -1,0 +1,147 @@
+"""Which of the trained networks is exported: the least complex one that is not worse than the best.
+
+The one-standard-error rule: among the networks whose mean validation metric is within one standard
+error of the best mean, the one with the fewest parameters wins, ties by FLOPs. A validation part is
+itself a sample, so for a proportion such as accuracy the error is at least that of a proportion of
+``n`` images; few seeds that happen to agree cannot make it smaller.
+
+Test results travel in the records, for the report, and are never read here by :func:`choose`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """One training from scratch of one network: its trial, its seed and what it reached."""
+
+    trial_id: str
+    seed: int
+    validation: float
+    test: float | None
+
+
+@dataclass(frozen=True)
+class Network:
+    """A distinct network, its cost, and its runs with different seeds (at least one)."""
+
+    name: str
+    architecture: dict[str, Any]
+    settings: dict[str, Any]
+    parameters: int
+    flops: int
+    runs: tuple[TrainedRun, ...]
+    validation_size: int | None
+
+    @property
+    def validation_mean(self) -> float:
+        return fmean(run.validation for run in self.runs)
+
+    @property
+    def validation_std(self) -> float | None:
+        """Sample standard deviation over the seeds; ``None`` for a single run."""
+        return _std([run.validation for run in self.runs])
+
+    @property
+    def test_mean(self) -> float | None:
+        """``None`` unless every run has a test result."""
+        tests = self._tests()
+        return fmean(tests) if tests else None
+
+    @property
+    def test_std(self) -> float | None:
+        return _std(self._tests())
+
+    def _tests(self) -> list[float]:
+        tests = [run.test for run in self.runs if run.test is not None]
+        return tests if len(tests) == len(self.runs) else []
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The network to export, the run whose weights are taken, and why."""
+
+    network: Network
+    run: TrainedRun
+    best: Network
+    standard_error: float
+    reason: str
+
+
+def choose(networks: Sequence[Network], metric: str, optimize_mode: str) -> Choice:
+    """Apply the one-standard-error rule to validation results.
+
+    ``standard_error = max(s / sqrt(m), sqrt(p (1 - p) / n))`` of the best network: ``s`` its sample
+    standard deviation over ``m`` seeds, ``p`` its mean, ``n`` the size of the validation part; the
+    second term only where the metric is a proportion and ``n`` is known.
+
+    Args:
+        networks: at least one, each with at least one run; validation results are finite.
+        metric: name of the validation metric; ``acc``, ``accuracy`` and names that end in one of
+            them after an underscore are proportions.
+        optimize_mode: ``maximize`` or ``minimize``.
+
+    Returns:
+        The choice. Equal results are decided by complexity, then by the order given; of equal runs
+        the first seed's is taken.
+
+    Raises:
+        ValueError: there is no network.
+
+    Source: Breiman et al., Classification and Regression Trees (1984), section 3.4.3.
+    """
+    if not networks:
+        raise ValueError("there is no trained network to choose from")
+    sign = {"maximize": 1.0, "minimize": -1.0}[optimize_mode]
+
+    def score(network: Network) -> float:
+        return sign * network.validation_mean
+
+    best = min(networks, key=lambda network: (-score(network), *_complexity(network)))
+    error = _standard_error(best, metric)
+    eligible = [network for network in networks if score(best) - score(network) <= error]
+    chosen = min(eligible, key=lambda network: (*_complexity(network), -score(network)))
+    run = min(chosen.runs, key=lambda run: (-sign * run.validation, run.seed))
+    reason = _reason(chosen, best, error, metric, alone=len(networks) == 1)
+    return Choice(network=chosen, run=run, best=best, standard_error=error, reason=reason)
+
+
+def _complexity(network: Network) -> tuple[int, int]:
+    return network.parameters, network.flops
+
+
+def _standard_error(best: Network, metric: str) -> float:
+    over_seeds = (best.validation_std or 0.0) / math.sqrt(len(best.runs))
+    p, n = best.validation_mean, best.validation_size
+    is_proportion = metric.rsplit("_", 1)[-1] in ("acc", "accuracy") and 0 <= p <= 1
+    return max(over_seeds, math.sqrt(p * (1 - p) / n)) if is_proportion and n else over_seeds
+
+
+def _reason(chosen: Network, best: Network, error: float, metric: str, *, alone: bool) -> str:
+    reached = f"validation {metric} {best.validation_mean:.4g}"
+    if alone:
+        return f"{chosen.name} is the only network that was trained ({reached})."
+    if chosen is best:
+        return (
+            f"{chosen.name} is the best on validation ({reached}), and no simpler network is within "
+            f"one standard error ({error:.2g}) of it."
+        )
+    fewer, unit, more = (
+        (chosen.parameters, "parameters", best.parameters)
+        if chosen.parameters < best.parameters
+        else (chosen.flops, "FLOPs", best.flops)
+    )
+    return (
+        f"{chosen.name} has {fewer:,} {unit}, the best ({best.name}, {reached}) has {more:,}, and its "
+        f"validation {metric} {chosen.validation_mean:.4g} is within one standard error ({error:.2g}) of that."
+    )
+
+
+def _std(values: list[float]) -> float | None:
+    return stdev(values) if len(values) > 1 else None

@@ -1,0 +1,112 @@
+"""Which space a network comes from: a class by name, and the arguments of its constructor.
+
+That is all that a trial command and a bundle keep of a space; the instance is built from it where it
+is needed. Naming a space imports nothing, building it imports torch and NNI.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.names import import_named, split_name
+
+if TYPE_CHECKING:
+    from nni.nas.nn.pytorch import ModelSpace
+
+FIELD = "--space"
+
+
+@dataclass(frozen=True)
+class SpaceReference:
+    """A space's class, ``module:name``, and its constructor's arguments."""
+
+    module: str
+    name: str
+    arguments: dict[str, int | float | str | bool] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.name}"
+
+    @classmethod
+    def parse(cls, reference: str, arguments: Iterable[str] = ()) -> SpaceReference:
+        """Read ``my_module:MySpace`` and ``key=value`` words, as they stand in the trial command.
+
+        Whole numbers, numbers and ``true``/``false`` become such; every other value stays a string.
+
+        Raises:
+            UsageError: a word has another form, or a key comes twice.
+        """
+        module, name = split_name(FIELD, reference)
+        values: dict[str, int | float | str | bool] = {}
+        for word in arguments:
+            key, equals, text = word.partition("=")
+            if not (equals and key.isidentifier()):
+                raise UsageError(
+                    f"{FIELD}: argument {word!r} of {reference} does not have the form key=value"
+                )
+            if key in values:
+                raise UsageError(f"{FIELD}: argument {key!r} of {reference} is given twice; give it once")
+            values[key] = _value(text)
+        return cls(module, name, values)
+
+    def build(self) -> ModelSpace:
+        """Import the class from the working directory and construct the space.
+
+        Raises:
+            UsageError: the class is not found or is no ``ModelSpace``, the constructor refuses the
+                arguments, or nothing in the space is left to choose.
+        """
+        return self.construct(import_named(FIELD, self.module, self.name))
+
+    def construct(self, space: Any) -> ModelSpace:
+        """As :meth:`build`, with a class that is at hand."""
+        from nni.nas.nn.pytorch import ModelSpace
+
+        if not (inspect.isclass(space) and issubclass(space, ModelSpace)):
+            raise UsageError(
+                f"{FIELD}: {self} is no nni.nas.nn.pytorch.ModelSpace; name a class derived from that"
+            )
+        try:
+            built = space(**self.arguments)
+        except UsageError:
+            raise
+        except Exception as error:  # whatever a person's constructor raises
+            given = ", ".join(f"{key}={value!r}" for key, value in self.arguments.items()) or "no arguments"
+            raise UsageError(
+                f"{FIELD}: {self} cannot be built with {given}: {first_line(error)}; "
+                f"its arguments are {_signature(space)}"
+            ) from error
+        if not built.simplify():
+            raise UsageError(
+                f"{FIELD}: {self} has nothing to choose; put a LayerChoice or an InputChoice into it"
+            )
+        return built
+
+
+def _value(text: str) -> int | float | str | bool:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            number = kind(text)
+        except ValueError:
+            continue
+        # A bundle keeps arguments as JSON, which has no infinities; such a word stays a word.
+        if math.isfinite(number):
+            return number
+    return text
+
+
+def _signature(space: type) -> str:
+    """The constructor as its author wrote it: NNI's wrapper around it takes anything."""
+    for base in space.__mro__:
+        written = vars(base).get("_init_wrapped")
+        if written is not None and written.__qualname__ == f"{base.__qualname__}.__init__":
+            parameters = list(inspect.signature(written).parameters.values())[1:]
+            return f"({', '.join(str(parameter) for parameter in parameters)})"
+    return "()"

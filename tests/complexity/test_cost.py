@@ -1,0 +1,107 @@
+"""Costs are exact: against enumeration of all networks, against finite differences, against by-hand counts."""
+
+import pytest
+import torch
+from generated_spaces import GeneratedSpace, plans, samples_of
+from hypothesis import HealthCheck, assume, given, settings
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from torch import nn
+
+from nni_gumbel.complexity.cost import ExpectedParameters, count_flops, count_parameters
+from nni_gumbel.supernet.distribution import Distribution
+
+
+def random_distribution(space):
+    distribution = Distribution(space).double()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for logits in distribution.logits.values():
+            logits.copy_(torch.randn(len(logits), generator=generator, dtype=torch.float64))
+    return distribution
+
+
+@given(plan=plans)
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+def test_expected_parameters_equal_the_enumeration_of_all_networks(plan):
+    space = GeneratedSpace(plan)
+    samples = samples_of(space, limit=100)
+    assume(len(samples) < 100)
+    distribution = random_distribution(space)
+    enumerated = sum(
+        float(distribution.log_prob(sample).exp()) * count_parameters(space.freeze(sample))
+        for sample in samples
+    )
+    assert float(ExpectedParameters(space)(distribution.probs())) == pytest.approx(enumerated, rel=1e-9)
+
+
+@given(plan=plans)
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+def test_no_network_is_larger_than_the_bound(plan):
+    space = GeneratedSpace(plan)
+    largest = ExpectedParameters(space).largest
+    assert all(count_parameters(space.freeze(sample)) <= largest for sample in samples_of(space))
+
+
+@given(plan=plans)
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+def test_the_gradient_of_expected_parameters_equals_finite_differences(plan):
+    space = GeneratedSpace(plan)
+    expected = ExpectedParameters(space)
+    labels, logits = zip(*random_distribution(space).logits.items())
+
+    def cost(*values):
+        return expected({label: torch.softmax(v, -1) for label, v in zip(labels, values)})
+
+    assume(cost(*logits).requires_grad)
+    assert torch.autograd.gradcheck(cost, logits)
+
+
+def test_tied_weights_count_once():
+    class Tied(ModelSpace):
+        def __init__(self):
+            super().__init__()
+            shared = nn.Linear(3, 3)
+            self.first = LayerChoice({"shared": shared, "none": nn.Identity()}, label="first")
+            self.second = LayerChoice({"shared": shared, "none": nn.Identity()}, label="second")
+
+    space = Tied()
+    probabilities = {"first": torch.tensor([0.5, 0.5]), "second": torch.tensor([0.2, 0.8])}
+    # The layer is there unless both choices leave it out: 1 - 0.5 * 0.8.
+    assert float(ExpectedParameters(space)(probabilities)) == pytest.approx(12 * 0.6)
+
+
+def test_flops_follow_the_formulas_of_nni():
+    network = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),  # 4 * 5 * 5 outputs, each 2 * 9 products and a bias
+        nn.BatchNorm2d(4),  # 4 an element, with affine
+        nn.GELU(),  # 1 an element
+        nn.Identity(),
+        nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False),
+        nn.Flatten(),
+        nn.Linear(100, 10),
+    )
+    by_hand = 100 * 19 + 4 * 100 + 100 + 100 * 9 + 10 * 101
+    assert count_flops(network, torch.zeros(3, 2, 5, 5)) == by_hand
+
+
+def test_a_module_that_is_called_twice_counts_twice():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.layer(self.layer(x))
+
+    assert count_flops(Twice(), torch.zeros(1, 4)) == 2 * 20
+    assert count_parameters(Twice()) == 20
+
+
+def test_counting_leaves_the_network_as_it_was():
+    network = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout()).train()
+    network[1].eval()
+    mean = network[0].running_mean.clone()
+    count_flops(network, torch.randn(4, 3))
+    assert torch.equal(network[0].running_mean, mean)
+    assert network.training and network[0].training and not network[1].training
+    assert not network[0]._forward_hooks

@@ -1,0 +1,320 @@
+"""Which trial comes next: whole experiments are played, with trials that fail, die and swap their parameters."""
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from nni_gumbel.errors import UsageError
+from nni_gumbel.pipeline.settings import ExperimentSettings
+from nni_gumbel.pipeline.stages import (
+    Task,
+    Trial,
+    failure,
+    finished,
+    given_up,
+    judged,
+    largest_trial_count,
+    networks,
+    next_tasks,
+)
+
+SETTINGS = ExperimentSettings.from_flat({"search_seeds": 2, "train_seeds": 2})
+NOTHING_VARIED = [{}]
+FOREIGN = [
+    None,
+    {},
+    {"lr": 0.1},
+    {"stage": "search", "seed": 0, "attempt": 1, "key": "search-1-seed0-attempt1"},
+    [1],
+]
+
+
+def result_of(task, architecture=None):
+    """The final metric of a trial that does the task."""
+    result = {"default": 0.9, "key": task.key, "parameters": 100, "flops": 1000}
+    if task.stage == "search":
+        result["architecture"] = json.dumps(architecture or {"layer": "conv", "input": [0]})
+    if task.stage == "train":
+        result |= {"test": 0.8, "validation_size": 50, "test_size": 50}
+    return result
+
+
+def trial_of(task, state, trial_id="a", architecture=None):
+    result = result_of(task, architecture) if state == "succeeded" else None
+    return Trial(trial_id, 0, state, through_javascript(task.parameters()), result, 0.0, 1.0)
+
+
+def through_javascript(value):
+    """A way through NNI's manager: JavaScript has one kind of number."""
+    if isinstance(value, dict):
+        return {key: through_javascript(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [through_javascript(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def play(settings, combinations, rng, *, failing=0.0, slots=2, networks_found=3, crashing=0.0, swapping=0.0):
+    """Run an experiment to its end; returns its trials in the order in which they were started.
+
+    A slot that ends is filled at once, as long as a task may start. `crashing` is how likely a stop
+    and resume is after each trial: running trials go on under the same id.
+    """
+    trials, running = [], []
+    while True:
+        for task in next_tasks(settings, combinations, trials)[: slots - len(running)]:
+            trials.append(trial_of(task, "pending", f"t{len(trials)}"))
+            running.append(len(trials) - 1)
+        missing = next_tasks(settings, combinations, trials)
+        assert len(running) == slots or not missing, "a slot is empty although there is work"
+        if not running:
+            return trials
+        index = running.pop(rng.randrange(len(running)))
+        task = Task.from_parameters(trials[index].parameters)
+        end = float(len(trials))
+        if rng.random() < failing:
+            trials[index] = replace(trials[index], state="failed", end=end)
+        else:
+            other = rng.choice(running) if running and rng.random() < swapping else None
+            if other is not None:  # the two ran each other's parameters
+                swapped = Task.from_parameters(trials[other].parameters)
+                trials[other] = replace(
+                    trials[other], state="succeeded", result=found_by(task, networks_found), end=end
+                )
+                running.remove(other)
+                task = swapped
+            trials[index] = replace(
+                trials[index], state="succeeded", result=found_by(task, networks_found), end=end
+            )
+        if rng.random() < crashing:
+            # The manager's list starts anew in another order; what was queued but not started is lost.
+            order = rng.sample(range(len(trials)), len(trials))
+            trials = [trials[each] for each in order]
+            running = [order.index(each) for each in running]
+
+
+def found_by(task, networks_found):
+    number = int(task.identity.split("-")[1], 16) + task.seed if task.stage == "search" else 0
+    return result_of(task, {"layer": number % networks_found, "input": [0, 1]})
+
+
+SPACES = st.sampled_from(
+    [
+        [{}],
+        [{"learning_rate": 0.01}, {"learning_rate": 0.1}],
+        [{"train_epochs": 1}, {"train_epochs": 2}],
+        [{"temperature_start": 3.0}, {"temperature_start": 4.0, "train_epochs": 3}],
+    ]
+)
+
+
+@hypothesis_settings(max_examples=40, deadline=None)
+@given(
+    combinations=SPACES,
+    counts=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)),
+    seed=st.integers(0, 10**6),
+    failing=st.sampled_from([0.0, 0.2, 0.6, 1.0]),
+    slots=st.integers(1, 4),
+    crashing=st.sampled_from([0.0, 0.3]),
+    swapping=st.sampled_from([0.0, 0.3]),
+)
+def test_no_task_is_done_twice_and_the_export_comes_last_and_once(
+    combinations, counts, seed, failing, slots, crashing, swapping
+):
+    search_seeds, train_seeds, attempts = counts
+    settings = ExperimentSettings.from_flat(
+        {"search_seeds": search_seeds, "train_seeds": train_seeds, "attempts": attempts, "seed": 5}
+    )
+    trials = play(
+        settings, combinations, random.Random(seed),
+        failing=failing, slots=slots, crashing=crashing, swapping=swapping,
+    )  # fmt: skip
+    done = [trial.result["key"] for trial in trials if trial.state == "succeeded"]
+    identities = [key.rsplit("-attempt", 1)[0] for key in done]
+    assert len(set(identities)) == len(identities)
+    started = [trial.parameters["key"] for trial in trials]
+    assert len(set(started)) == len(started)
+    if not swapping:  # a task whose parameters went to another trial is handed out once more
+        # The export may need its attempts, too: they are not part of the count.
+        assert len([key for key in started if key[:6] != "export"]) < largest_trial_count(
+            settings, combinations
+        )
+    exports = [trial for trial in trials if trial.parameters["stage"] == "export"]
+    if finished(trials):
+        assert failure(settings, combinations, trials) is None
+        assert len([trial for trial in exports if trial.state == "succeeded"]) == 1
+        assert all(trial.end <= exports[0].end for trial in trials if trial not in exports)
+        assert networks(settings, combinations, trials)
+    else:
+        assert failure(settings, combinations, trials)
+        assert len(exports) in (0, attempts)
+    if not failing:
+        assert finished(trials) and not given_up(settings, combinations, trials)
+        assert {key.rsplit("-attempt", 1)[1] for key in done} == {"1"} or swapping
+
+
+def test_searches_come_first_and_their_seeds_count_up():
+    tasks = next_tasks(SETTINGS.with_values({"seed": 7}), [{}, {"batch_size": 8}], [])
+    assert [(task.stage, task.seed, task.attempt) for task in tasks] == [
+        ("search", 7, 1),
+        ("search", 8, 1),
+    ] * 2
+    assert [task.settings["batch_size"] for task in tasks] == [64, 64, 8, 8]
+
+
+def test_a_network_is_trained_as_soon_as_its_own_search_has_ended():
+    first, second = next_tasks(SETTINGS, NOTHING_VARIED, [])
+    trials = [trial_of(first, "pending"), trial_of(second, "succeeded", architecture={"layer": "pool"})]
+    tasks = next_tasks(SETTINGS, NOTHING_VARIED, trials)
+    assert [(task.stage, task.seed, task.architecture) for task in tasks] == [
+        ("train", 0, {"layer": "pool"}),
+        ("train", 1, {"layer": "pool"}),
+    ]
+
+
+def test_a_network_found_twice_is_trained_once():
+    trials = [trial_of(task, "succeeded") for task in next_tasks(SETTINGS, NOTHING_VARIED, [])]
+    assert len(next_tasks(SETTINGS, NOTHING_VARIED, trials)) == SETTINGS.train_seeds
+
+
+def test_combinations_that_differ_in_the_training_alone_share_their_search():
+    combinations = [{"train_epochs": 1}, {"train_epochs": 2}]
+    searches = next_tasks(SETTINGS, combinations, [])
+    assert len(searches) == SETTINGS.search_seeds
+    trainings = next_tasks(SETTINGS, combinations, [trial_of(task, "succeeded") for task in searches])
+    assert [task.settings["train_epochs"] for task in trainings] == [1, 1, 2, 2]
+
+
+def test_a_failed_task_is_tried_once_more_and_then_left_out_with_a_warning():
+    first, second = next_tasks(SETTINGS, NOTHING_VARIED, [])
+    trials = [trial_of(first, "failed", "x"), trial_of(second, "pending")]
+    (again,) = next_tasks(SETTINGS, NOTHING_VARIED, trials)
+    assert (again.identity, again.attempt) == (first.identity, 2)
+    assert given_up(SETTINGS, NOTHING_VARIED, trials) == []
+    trials.append(trial_of(again, "failed", "y"))
+    assert next_tasks(SETTINGS, NOTHING_VARIED, trials) == []
+    (warning,) = given_up(SETTINGS, NOTHING_VARIED, trials)
+    assert first.identity in warning and "x, y" in warning
+    assert failure(SETTINGS, NOTHING_VARIED, trials) is None  # the second search goes on
+
+
+def test_the_failure_of_everything_is_told_in_one_line():
+    once = SETTINGS.with_values({"attempts": 1, "search_seeds": 1, "train_seeds": 1})
+    (search,) = next_tasks(once, NOTHING_VARIED, [])
+    trials = [trial_of(search, "failed", "SRCH")]
+    assert "every search failed" in failure(once, NOTHING_VARIED, trials)
+    assert "SRCH" in failure(once, NOTHING_VARIED, trials)
+    trials = [trial_of(search, "succeeded")]
+    (training,) = next_tasks(once, NOTHING_VARIED, trials)
+    assert "every training failed" in failure(
+        once, NOTHING_VARIED, [*trials, trial_of(training, "failed", "TRN")]
+    )
+    trials.append(trial_of(training, "succeeded"))
+    (export,) = next_tasks(once, NOTHING_VARIED, trials)
+    assert export.stage == "export"
+    assert "the export failed" in failure(once, NOTHING_VARIED, [*trials, trial_of(export, "failed", "EXP")])
+
+
+@pytest.mark.parametrize("parameters", FOREIGN)
+def test_trials_started_by_hand_are_ignored(parameters):
+    by_hand = [
+        Trial("h", 9, state, parameters, {"default": 1.0}, 0.0, 1.0)
+        for state in ("pending", "failed", "succeeded")
+    ]
+    assert next_tasks(SETTINGS, NOTHING_VARIED, by_hand) == next_tasks(SETTINGS, NOTHING_VARIED, [])
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"key": None},
+        {"key": "search-seed0"},
+        {"architecture": "{"},
+        {"architecture": "{}"},
+        {"architecture": {"layer": 1}},
+        {"parameters": None},
+        {"flops": -1},
+        {"default": float("nan")},
+    ],
+)
+def test_a_success_without_a_sound_result_is_a_failure(broken):
+    first, second = next_tasks(SETTINGS, NOTHING_VARIED, [])
+    trial = trial_of(first, "succeeded")
+    trials = [replace(trial, result=trial.result | broken), trial_of(second, "pending")]
+    assert [task.attempt for task in next_tasks(SETTINGS, NOTHING_VARIED, trials)] == [2]
+
+
+def test_states_follow_from_what_nni_shows():
+    sound, nan = {"default": 0.5}, {"default": float("nan")}
+    assert judged("SUCCEEDED", sound, 0, 1000) == "succeeded"
+    assert judged("SUCCEEDED", nan, 0, 1000) == "failed"
+    assert judged("SUCCEEDED", {"default": "0.5"}, 0, 1000) == "failed"
+    assert judged("SUCCEEDED", None, 990, 1000) == "pending"
+    assert judged("SUCCEEDED", None, 900, 1000) == "failed"
+    for status in ("WAITING", "RUNNING", "ADD_RESUMED", "UNKNOWN"):
+        assert judged(status, None, None, 1000) == "pending"
+    for status in ("FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED"):
+        assert judged(status, sound, 0, 1000) == "failed"
+
+
+def test_networks_have_their_runs_by_seed_and_names_by_search():
+    tasks = next_tasks(SETTINGS, NOTHING_VARIED, [])
+    trials = [trial_of(task, "succeeded", architecture={"layer": task.seed}) for task in tasks]
+    trainings = next_tasks(SETTINGS, NOTHING_VARIED, trials)
+    trials += [trial_of(task, "succeeded", f"n{index}") for index, task in enumerate(trainings)]
+    for order in (trials, trials[::-1]):
+        one, two = networks(SETTINGS, NOTHING_VARIED, order)
+        assert (one.name, one.architecture, two.name) == ("network-1", {"layer": 0}, "network-2")
+        assert [(run.trial_id, run.seed, run.test) for run in two.runs] == [("n2", 0, 0.8), ("n3", 1, 0.8)]
+        assert (one.parameters, one.flops, one.validation_size) == (100, 1000, 50)
+        assert one.settings == SETTINGS.train_values()
+
+
+def all_tasks():
+    searches = next_tasks(SETTINGS, NOTHING_VARIED, [])
+    trials = [trial_of(task, "succeeded") for task in searches]
+    trainings = next_tasks(SETTINGS, NOTHING_VARIED, trials)
+    trials += [trial_of(task, "succeeded") for task in trainings]
+    return [*searches, *trainings, *next_tasks(SETTINGS, NOTHING_VARIED, trials)]
+
+
+@pytest.mark.parametrize("task", all_tasks(), ids=lambda task: task.key)
+def test_parameters_bring_a_task_through_nni_and_back(task):
+    parameters = through_javascript(json.loads(json.dumps(task.parameters())))
+    back = Task.from_parameters(parameters)
+    assert back == task and back.key == task.key == parameters["key"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stage": "serach"},
+        {"seed": -1},
+        {"seed": "0"},
+        {"attempt": 0},
+        {"attempt": True},
+        {"key": "search-00000000-seed0-attempt1"},
+        {"learning_rate": 0.5},
+        {"learning_rate": -0.5},
+        {"metric": 3},
+        {"module": "os:system"},
+        {"choice/layer": "conv"},
+    ],
+)
+def test_parameters_that_are_not_a_tasks_are_refused(change):
+    task = next_tasks(SETTINGS, NOTHING_VARIED, [])[0]
+    with pytest.raises(UsageError):
+        Task.from_parameters(task.parameters() | change)
+    with pytest.raises(UsageError):
+        Task.from_parameters(
+            {name: value for name, value in task.parameters().items() if name != "batch_size"}
+        )
+
+
+def test_the_largest_number_of_trials_is_that_of_the_readme():
+    assert largest_trial_count(ExperimentSettings(), NOTHING_VARIED) == 1 * 1 * (1 + 3) * 2 + 1
+    assert largest_trial_count(SETTINGS, [{}, {"batch_size": 8}]) == 2 * 2 * (1 + 2) * 2 + 1

@@ -1,0 +1,416 @@
+"""The tuner against NNI's real manager: real trials, real kills, a real stop and resume."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+
+from nni_gumbel.errors import UsageError
+from nni_gumbel.pipeline.manager import ERROR_FILE, Manager, ManagerUnreachable
+from nni_gumbel.pipeline.registration import CLASS_NAME, is_registered, register, unregister
+from nni_gumbel.pipeline.stages import Task
+
+SPACE = """
+import torch
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+
+class Tiny(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        self.layer = LayerChoice([torch.nn.Linear(64, 8), torch.nn.Linear(64, 8, bias=False)], label="layer")
+        self.activation = LayerChoice({"relu": torch.nn.ReLU(), "tanh": torch.nn.Tanh()}, label="activation")
+        self.head = torch.nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.activation(self.layer(x.flatten(1))))
+"""
+CRASHING_TUNER = """
+from nni_gumbel.pipeline.tuner import GumbelSearchTuner
+
+class CrashingTuner(GumbelSearchTuner):
+    def _missing(self):
+        return 1 / 0
+"""
+TRIAL_COMMAND = "nni-gumbel trial --space tiny_space:Tiny --data npz:tiny.npz"
+
+
+@dataclass
+class Experiment:
+    """An experiment of NNI in a home of its own."""
+
+    id: str
+    environment: dict[str, str]
+    port: int
+
+    @classmethod
+    def create(cls, environment, folder, port, class_args=None, **changes):
+        config = {
+            "searchSpace": {},
+            "trialCommand": TRIAL_COMMAND,
+            "trialCodeDirectory": str(folder),
+            "trialConcurrency": 2,
+            "tuner": {"name": "GumbelSearch", "classArgs": class_args or {}},
+            "trainingService": {"platform": "local"},
+            **changes,
+        }
+        path = folder / f"experiment-{port}.yml"
+        path.write_text(yaml.safe_dump(config))
+        output = nnictl(environment, "create", "--config", path, "--port", port)
+        found = re.search(r"Experiment ID: \S*?(\w{8})\b", output)
+        assert found, output
+        return cls(found.group(1), environment, port)
+
+    def stop(self):
+        nnictl(self.environment, "stop", self.id)
+
+    def resume(self):
+        nnictl(self.environment, "resume", self.id, "--port", self.port)
+
+    @property
+    def manager(self):
+        return Manager(f"http://127.0.0.1:{self.port}/api/v1/nni")
+
+    @property
+    def directory(self):
+        return Path(self.environment["HOME"], "nni-experiments", self.id)
+
+    @property
+    def error_file(self):
+        return self.directory / "log" / ERROR_FILE
+
+    @property
+    def log_file(self):
+        return self.directory / "log" / "dispatcher.log"
+
+    def wait_until(self, condition, seconds):
+        """Wait until the condition of this experiment holds."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                if condition(self):
+                    return
+            except ManagerUnreachable:
+                pass
+            time.sleep(0.3)
+        raise AssertionError(f"{self.manager.status()}, {self.manager.trials()}, {self.log_file.read_text()}")
+
+    def wait_for_status(self, status, seconds):
+        self.wait_until(lambda experiment: experiment.manager.status()[0] == status, seconds)
+
+
+def nnictl(environment, *words):
+    program = Path(sys.executable).parent / "nnictl"
+    run = subprocess.run(
+        [program, *map(str, words)],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert run.returncode == 0, run.stdout
+    return re.sub(r"\x1b\[\d+m", "", run.stdout)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """A home and a list of algorithms for these experiments alone, with the tuner registered."""
+    home = tmp_path_factory.mktemp("home")
+    programs, package = Path(sys.executable).parent, Path(__file__).parents[2]
+    environment = {
+        **os.environ,
+        "HOME": str(home),
+        "NNI_CONFIG_DIR": str(home / "config"),
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(package),
+    }
+    subprocess.run(
+        [sys.executable, "-c", "from nni_gumbel.pipeline.registration import register; register()"],
+        env=environment, check=True,
+    )  # fmt: skip
+    return environment
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A user's folder: a space, data, and a tuner with a bug."""
+    folder = tmp_path_factory.mktemp("code")
+    (folder / "tiny_space.py").write_text(SPACE)
+    (folder / "crashing_tuner.py").write_text(CRASHING_TUNER)
+    generator = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    images = (generator.integers(0, 100, (200, 8, 8)) + 100 * labels[:, None, None]).astype(np.uint8)
+    np.savez(
+        folder / "tiny.npz",
+        x_train=images[:160], y_train=labels[:160], x_test=images[160:], y_test=labels[160:],
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def port():
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def lived_through(environment, folder):
+    """A whole experiment: one search is killed, the experiment is stopped during the trainings and resumed."""
+    class_args = {"search_seeds": 2, "train_seeds": 2, "search_epochs": 2, "train_epochs": 2}
+    experiment = Experiment.create(environment, folder, free_port(), class_args)
+    try:
+        experiment.wait_until(lambda experiment: of_stage(experiment, "search"), 30)
+        killed = of_stage(experiment, "search")[0]
+        experiment.wait_until(lambda _: kill_trial(killed.id), 10)
+        experiment.wait_until(
+            lambda experiment: len([trial for trial in of_stage(experiment, "train") if trial.start]) >= 2, 90
+        )
+        experiment.wait_until(
+            lambda experiment: [
+                trial for trial in of_stage(experiment, "train") if trial.state == "succeeded"
+            ],
+            60,
+        )
+        before = experiment.manager.trials()
+        experiment.stop()
+        assert not experiment.error_file.exists()
+        experiment.resume()
+        experiment.wait_for_status("DONE", 120)
+        yield experiment, killed, before
+    finally:
+        experiment.stop()
+
+
+def free_port():
+    for port in range(8180, 8280):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    raise AssertionError("no free port from 8180 to 8279")
+
+
+def of_stage(experiment, stage):
+    return [trial for trial in experiment.manager.trials() if trial.parameters["stage"] == stage]
+
+
+def kill_trial(trial_id):
+    """`kill -9` on all processes of a trial; whether there were any."""
+    found = False
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("NNI_TRIAL_JOB_ID") == trial_id:
+                process.send_signal(signal.SIGKILL)
+                found = True
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_an_experiment_ends_as_done_with_its_export_last(lived_through):
+    experiment, _, _ = lived_through
+    trials = experiment.manager.trials()
+    (export,) = of_stage(experiment, "export")
+    assert export.state == "succeeded"
+    assert export.end == max(trial.end for trial in trials)
+    assert experiment.manager.experiment()["params"]["maxTrialNumber"] == len(trials)
+    assert not experiment.error_file.exists()
+
+
+@pytest.mark.slow
+def test_the_portal_shows_the_parameters_that_each_trial_ran(lived_through):
+    experiment, _, _ = lived_through
+    wrote = {
+        path.parent.name: json.loads(path.read_text())
+        for path in experiment.directory.glob("environments/*/trials/*/task.json")
+    }
+    shown = {trial.id: trial.parameters for trial in experiment.manager.trials()}
+    assert len(wrote) >= len(shown) - 1  # the killed one may have died before it wrote
+    assert wrote == {trial_id: shown[trial_id] for trial_id in wrote}
+    assert all(experiment.manager.trial(trial_id).parameters == shown[trial_id] for trial_id in shown)
+
+
+@pytest.mark.slow
+def test_a_killed_trial_is_tried_once_more(lived_through):
+    experiment, killed, _ = lived_through
+    task = Task.from_parameters(killed.parameters)
+    attempts = [
+        (trial.state, trial.parameters["attempt"])
+        for trial in of_stage(experiment, "search")
+        if Task.from_parameters(trial.parameters).identity == task.identity
+    ]
+    assert sorted(attempts) == [("failed", 1), ("succeeded", 2)]
+
+
+@pytest.mark.slow
+def test_no_task_is_done_twice_when_an_experiment_is_resumed(lived_through):
+    experiment, _, before = lived_through
+    after = {trial.id: trial for trial in experiment.manager.trials()}
+    ended = [trial for trial in before if trial.state != "pending"]
+    assert ended and all(after[trial.id] == trial for trial in ended)
+    keys = [trial.result["key"] for trial in after.values() if trial.state == "succeeded"]
+    identities = {key.rsplit("-attempt", 1)[0] for key in keys}
+    assert len(identities) == len(keys) == len(after) - 1
+
+
+@pytest.mark.slow
+def test_a_free_slot_is_filled_across_the_border_of_two_stages(lived_through):
+    experiment, killed, _ = lived_through
+    searches, trainings = of_stage(experiment, "search"), of_stage(experiment, "train")
+    again = max(searches, key=lambda trial: trial.start)
+    first = min(trainings, key=lambda trial: trial.start)
+    other = next(trial for trial in searches if trial.state == "succeeded" and trial is not again)
+    # The killed search ends later than the other one, whose network is trained meanwhile.
+    assert other.end < first.start < again.end
+    assert first.start - other.end < 3
+
+
+@pytest.mark.slow
+def test_a_bug_in_the_tuner_ends_the_experiment_with_its_line(environment, folder, port):
+    tuner = {"className": "crashing_tuner.CrashingTuner", "codeDirectory": str(folder)}
+    experiment = Experiment.create(environment, folder, port, tuner=tuner)
+    try:
+        experiment.wait_until(lambda experiment: experiment.error_file.exists(), 10)
+        assert experiment.error_file.read_text() == "ZeroDivisionError: division by zero\n"
+        experiment.wait_for_status("ERROR", 45)
+    finally:
+        experiment.stop()
+
+
+@pytest.mark.slow
+def test_an_experiment_whose_searches_all_fail_ends_and_says_why(environment, folder, port):
+    command = TRIAL_COMMAND.replace("tiny.npz", "missing.npz")
+    assessor = {"name": "Medianstop"}
+    experiment = Experiment.create(environment, folder, port, trialCommand=command, assessor=assessor)
+    try:
+        experiment.wait_until(lambda experiment: experiment.error_file.exists(), 60)
+        line = experiment.error_file.read_text()
+        assert "every search failed" in line and "attempts: 2" in line
+        assert any(trial.id in line for trial in experiment.manager.trials())
+        log = experiment.log_file.read_text()
+        assert "is left out: it failed 2 times" in log
+        assert "assessor: a trial that it stops early counts as failed" in log
+    finally:
+        experiment.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"maxTrialNumber": 8}, ["maxTrialNumber: 8", "at least 9"]),
+        (
+            {"trialCommand": TRIAL_COMMAND.replace("Tiny", "Tony")},
+            ["--space:", "'Tony'", "did you mean Tiny?"],
+        ),
+        (
+            {"searchSpace": {"batch_siz": {"_type": "choice", "_value": [8]}}},
+            ["batch_siz", "did you mean batch_size?"],
+        ),
+    ],
+)
+def test_what_is_wrong_in_the_yaml_ends_the_experiment_before_its_first_trial(
+    environment, folder, port, changes, words
+):
+    experiment = Experiment.create(environment, folder, port, **changes)
+    try:
+        experiment.wait_until(lambda experiment: experiment.error_file.exists(), 10)
+        line = experiment.error_file.read_text()
+        assert all(word in line for word in words), line
+        assert experiment.manager.trials() == []
+    finally:
+        experiment.stop()
+
+
+def test_a_wrong_setting_ends_the_tuner_with_one_line_and_a_non_zero_code(tmp_path):
+    (tmp_path / ERROR_FILE).write_text("of the run before\n")
+    code = "from nni_gumbel.pipeline.tuner import GumbelSearchTuner; GumbelSearchTuner(learning_rat=1)"
+    channel = "ws://localhost:1/tuner"  # nobody is there, and nobody is asked
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "NNI_LOG_DIRECTORY": str(tmp_path), "NNI_TUNER_COMMAND_CHANNEL": channel},
+    )
+    assert run.returncode == 1
+    line = "learning_rat: there is no such setting; did you mean learning_rate?\n"
+    assert (tmp_path / ERROR_FILE).read_text() == line
+
+
+def test_the_tuner_imports_in_time_and_without_torch():
+    code = (
+        "import sys, time, nni_gumbel.pipeline.tuner; "
+        "print(time.process_time(), *{'torch', 'pytorch_lightning', 'torchvision'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, *heavy = run.stdout.split()
+    assert not heavy
+    # Its own time, so that whatever else runs on the machine does not count.
+    assert float(seconds) < 3
+
+
+def test_a_manager_that_does_not_answer_is_one_line():
+    with pytest.raises(ManagerUnreachable, match="127.0.0.1:1/api/v1/nni does not answer"):
+        Manager("http://127.0.0.1:1/api/v1/nni").trials()
+
+
+@pytest.mark.parametrize(
+    ("variables", "url"),
+    [
+        ({"NNI_TUNER_COMMAND_CHANNEL": "ws://localhost:8080/tuner"}, "http://127.0.0.1:8080/api/v1/nni"),
+        ({"NNI_TUNER_COMMAND_CHANNEL": "ws://localhost:80/a/b/tuner"}, "http://127.0.0.1:80/a/b/api/v1/nni"),
+        (
+            {"NNI_PLATFORM": "local", "NNI_TRIAL_COMMAND_CHANNEL": "http://localhost:8080/env/local-env/Ab3"},
+            "http://127.0.0.1:8080/api/v1/nni",
+        ),
+        (
+            {"NNI_PLATFORM": "local", "NNI_TRIAL_COMMAND_CHANNEL": "http://localhost:80/a/env/local-env/Ab3"},
+            "http://127.0.0.1:80/a/api/v1/nni",
+        ),
+    ],
+)
+def test_the_manager_is_found_from_what_nni_tells_its_processes(monkeypatch, variables, url):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    of_tuner = "NNI_TUNER_COMMAND_CHANNEL" in variables
+    manager = Manager.from_tuner_environment() if of_tuner else Manager.from_trial_environment()
+    assert manager.url == url
+
+
+def test_a_remote_trial_finds_the_manager_through_its_newest_keeper(monkeypatch, tmp_path):
+    for age, name in ((20, "trial_keeper"), (10, "trial_keeper_1")):
+        config = tmp_path / name / "trial_keeper_config.json"
+        config.parent.mkdir()
+        config.write_text(json.dumps({"managerCommandChannel": f"ws://10.0.0.7:80{age}/a/platform/remote/0"}))
+        os.utime(config, (time.time() - age,) * 2)
+    monkeypatch.setenv("NNI_PLATFORM", "remote")
+    monkeypatch.setenv("NNI_OUTPUT_DIR", str(tmp_path / "trials" / "Ab3"))
+    assert Manager.from_trial_environment().url == "http://10.0.0.7:8010/a/api/v1/nni"
+
+
+def test_registering_and_unregistering_twice_is_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("NNI_CONFIG_DIR", str(tmp_path))
+    assert not is_registered()
+    for _ in range(2):
+        register()
+        assert is_registered()
+    listed = yaml.safe_load((tmp_path / "registered_algorithms.yml").read_text())["tuners"]
+    assert [entry["className"] for entry in listed] == [CLASS_NAME]
+    for _ in range(2):
+        unregister()
+        assert not is_registered()
+
+
+def test_a_list_of_algorithms_that_cannot_be_read_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("NNI_CONFIG_DIR", str(tmp_path))
+    (tmp_path / "registered_algorithms.yml").write_text("tuners: [\n")
+    with pytest.raises(UsageError, match="NNI's list of algorithms: .*registered_algorithms.yml") as caught:
+        register()
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,269 @@
+"""Following an experiment: what is shown, and how every end of it is told."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from nni_gumbel.pipeline.experiments import Experiment, tuners_line, why_it_shut_down
+from nni_gumbel.pipeline.host import free_pair
+from nni_gumbel.pipeline.manager import ERROR_FILE
+from nni_gumbel.pipeline.settings import ExperimentSettings
+from nni_gumbel.pipeline.stages import Task, Trial, next_tasks
+from nni_gumbel.pipeline.watch import error_line, failed_trial_line, progress_of
+
+SPACE = """
+import torch
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+
+class Tiny(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        self.activation = LayerChoice({"relu": torch.nn.ReLU(), "tanh": torch.nn.Tanh()}, label="activation")
+        self.head = torch.nn.Linear(64, 2)
+
+    def forward(self, x):
+        return self.head(self.activation(x.flatten(1)))
+"""
+NOBODY = Experiment("abcd1234", "http://127.0.0.1:1", Path("nowhere"), pid=0, started=0.0)
+
+
+def done(task, number, **result):
+    return Trial(f"t{number}", number, "succeeded", task.parameters(), {"key": task.key, **result})
+
+
+def searched(task, number, default):
+    architecture = '{"activation": "relu"}'
+    return done(task, number, default=default, architecture=architecture, parameters=10, flops=20)
+
+
+# What is shown
+
+
+def test_progress_counts_trials_by_stage():
+    settings = ExperimentSettings(search_seeds=2, train_seeds=3)
+    first, second = next_tasks(settings, [{}], [])
+    trials = [searched(first, 0, 0.5), Trial("t1", 1, "pending", second.parameters())]
+    progress = progress_of("RUNNING", settings, [{}], trials, 12.0)
+    counts = {stage.stage: (stage.done, stage.running, stage.planned) for stage in progress.stages}
+    assert counts == {"search": (1, 1, 2), "train": (0, 0, 3), "export": (0, 0, 1)}
+
+
+@pytest.mark.parametrize(("mode", "best"), [("maximize", 0.8), ("minimize", 0.7)])
+def test_the_best_so_far_follows_the_mode_and_is_of_trainings_once_there_are_some(mode, best):
+    settings = ExperimentSettings(optimize_mode=mode, train_seeds=2)
+    (search,) = next_tasks(settings, [{}], [])
+    trials = [searched(search, 0, 0.75)]
+    assert progress_of("RUNNING", settings, [{}], trials, 0.0).best == 0.75
+    for number, (task, value) in enumerate(zip(next_tasks(settings, [{}], trials), (0.7, 0.8)), start=1):
+        trials.append(done(task, number, default=value, parameters=10, flops=20))
+    progress = progress_of("RUNNING", settings, [{}], trials, 0.0)
+    assert (progress.best, progress.best_stage) == (best, "train")
+
+
+def test_a_failed_trial_is_counted_and_its_second_attempt_is_planned():
+    settings = ExperimentSettings()
+    (search,) = next_tasks(settings, [{}], [])
+    progress = progress_of("RUNNING", settings, [{}], [Trial("t0", 0, "failed", search.parameters())], 0.0)
+    assert progress.failed == 1
+    assert progress.stages[0].planned == 1
+
+
+# What a failed trial says
+
+
+@pytest.mark.parametrize(
+    ("stderr", "line"),
+    [
+        ("a warning\nnni-gumbel: --data: no such set\n", "nni-gumbel: --data: no such set"),
+        ("Traceback:\n  line\nValueError: too small\n\n", "ValueError: too small"),
+        (
+            "torch.OutOfMemoryError: CUDA out of memory\n[W] teardown\n",
+            "torch.OutOfMemoryError: CUDA out of memory",
+        ),
+        ("/bin/sh: 1: nni-gumbel: not found\n", "/bin/sh: 1: nni-gumbel: not found"),
+        ("\n", None),
+    ],
+)
+def test_the_error_line_of_a_trial_is_its_last_error(stderr, line):
+    assert error_line(stderr) == line
+
+
+def test_a_result_that_is_not_finite_is_named_as_the_reason():
+    task = Task("search", 0, 1, ExperimentSettings().search_values())
+    trial = Trial("t0", 0, "failed", task.parameters(), {"default": float("nan"), "key": task.key})
+    line = failed_trial_line(NOBODY, trial)
+    assert line == "trial t0 (stage search, seed 0, attempt 1) failed: its result nan is not a finite number"
+
+
+def test_a_trial_without_a_word_on_stderr_was_killed():
+    assert "killed" in failed_trial_line(NOBODY, Trial("t0", 0, "failed"))
+
+
+# What an experiment leaves in its log directory
+
+
+def test_the_line_of_a_tuner_before_a_resume_does_not_count(tmp_path):
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / ERROR_FILE).write_text("seed: wrong\n")
+    assert tuners_line(Experiment("a", "", tmp_path, 0, started=time.time() - 60)) == "seed: wrong"
+    assert tuners_line(Experiment("a", "", tmp_path, 0, started=time.time() + 60)) is None
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        ("INFO (ShutdownManager) Initiate shutdown: SIGTERM\n", None),
+        (
+            "ERROR (TrainingServiceCompat) Training srevice initialize failed: Error: No GPU found\n"
+            "INFO (ShutdownManager) Initiate shutdown: training service initialize failed\n",
+            "Training srevice initialize failed: Error: No GPU found",
+        ),
+    ],
+)
+def test_a_manager_that_shut_down_by_itself_says_why_in_its_log(tmp_path, log, reason):
+    (tmp_path / "log").mkdir()
+    before = "INFO (main) Start NNI manager\nERROR (RestServer) of the run before\n"
+    (tmp_path / "log" / "nnimanager.log").write_text(before + "INFO (main) Start NNI manager\n" + log)
+    assert why_it_shut_down(Experiment("a", "", tmp_path, 0, 0.0)) == reason
+
+
+# Real experiments
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """A home, NNI's lists and a folder with a space and data, for these experiments alone."""
+    home = tmp_path_factory.mktemp("home")
+    programs, package = Path(sys.executable).parent, Path(__file__).parents[2]
+    (home / "tiny_space.py").write_text(SPACE)
+    generator = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    images = (generator.integers(0, 100, (200, 8, 8)) + 100 * labels[:, None, None]).astype(np.uint8)
+    np.savez(
+        home / "tiny.npz",
+        x_train=images[:160],
+        y_train=labels[:160],
+        x_test=images[160:],
+        y_test=labels[160:],
+    )
+    environment = {
+        **os.environ,
+        "HOME": str(home),
+        "NNI_CONFIG_DIR": str(home / "config"),
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(package),
+        "PYTHONWARNINGS": "ignore",
+    }
+    assert nni_gumbel(environment, "register").returncode == 0
+    return environment
+
+
+def nni_gumbel(environment, *words):
+    return subprocess.run(
+        [sys.executable, "-m", "nni_gumbel.cli", *words],
+        env=environment, cwd=environment["HOME"], capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def create(environment, **class_args):
+    config = {
+        "searchSpace": {},
+        "trialCommand": "nni-gumbel trial --space tiny_space:Tiny --data npz:tiny.npz",
+        "trialConcurrency": 2,
+        "tuner": {"name": "GumbelSearch", "classArgs": class_args},
+        "trainingService": {"platform": "local"},
+    }
+    path = Path(environment["HOME"], "experiment.yml")
+    path.write_text(yaml.safe_dump(config))
+    words = ["nnictl", "create", "--config", str(path), "--port", str(free_pair(8280))]
+    ran = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    return re.search(r"Experiment ID: \S*?(\w{8})\b", ran.stdout + ran.stderr).group(1)
+
+
+def stop(environment, name):
+    subprocess.run(["nnictl", "stop", name], env=environment, capture_output=True, check=True)
+
+
+@pytest.mark.slow
+def test_waiting_can_be_given_up_and_taken_up_again_until_the_networks_are_shown(environment):
+    name = create(environment, search_epochs=1, train_epochs=1, train_seeds=2)
+    try:
+        impatient = nni_gumbel(environment, "wait", "--timeout", "1")
+        assert impatient.returncode == 2
+        assert impatient.stderr == (
+            f"nni-gumbel: experiment {name} has not ended after 1 s and goes on; "
+            f"`nni-gumbel wait {name}` follows it again\n"
+        )
+
+        interrupted = subprocess.Popen(
+            [sys.executable, "-m", "nni_gumbel.cli", "wait", name],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        interrupted.stdout.readline()
+        interrupted.send_signal(signal.SIGINT)
+        _, told = interrupted.communicate(timeout=20)
+        assert interrupted.returncode == 130
+        assert told.startswith(f"nni-gumbel: experiment {name} goes on;") and told.count("\n") == 1
+
+        waited = nni_gumbel(environment, "wait")
+        assert waited.returncode == 0, waited.stdout + waited.stderr
+        assert "network-1 (chosen)" in waited.stdout and "activation=" in waited.stdout
+        assert f"gumbel-export/{name}" in waited.stdout and f"nnictl stop {name}" in waited.stdout
+        assert "http://127.0.0.1:82" in waited.stdout
+        assert not waited.stderr
+    finally:
+        stop(environment, name)
+    stopped = nni_gumbel(environment, "wait", name)
+    assert stopped.returncode == 2
+    assert (
+        stopped.stderr
+        == f"nni-gumbel: experiment {name} is stopped; `nnictl resume {name}` goes on with it\n"
+    )
+
+
+@pytest.mark.slow
+def test_a_wrong_setting_is_told_within_seconds(environment):
+    name = create(environment, temperature_strat=3)
+    try:
+        begun = time.monotonic()
+        waited = nni_gumbel(environment, "wait", name)
+        assert waited.returncode == 2 and time.monotonic() - begun < 15
+        assert waited.stderr == (
+            f"nni-gumbel: experiment {name} failed: temperature_strat: there is no such setting; "
+            f"did you mean temperature_start?; `nnictl stop {name}` ends it\n"
+        )
+    finally:
+        stop(environment, name)
+
+
+@pytest.mark.slow
+def test_a_manager_that_is_killed_ends_the_waiting(environment):
+    name = create(environment, search_epochs=200)
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "nni_gumbel.cli", "wait", name],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    waiting.stdout.readline()
+    pid = yaml.safe_load(Path(environment["HOME"], "nni-experiments", ".experiment").read_text())[name]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    _, told = waiting.communicate(timeout=40)
+    assert waiting.returncode == 2
+    assert told == (
+        f"nni-gumbel: experiment {name}: its manager (process {pid}) is gone; `nnictl resume {name}` goes on with it\n"
+    )
+
+
+@pytest.mark.slow
+def test_an_id_that_nni_does_not_know_is_one_line(environment):
+    waited = nni_gumbel(environment, "wait", "nosuchid")
+    assert waited.returncode == 2
+    assert waited.stderr.startswith("nni-gumbel: ID: there is no experiment 'nosuchid'")
+    assert waited.stderr.count("\n") == 1

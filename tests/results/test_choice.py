@@ -1,0 +1,130 @@
+"""The one-standard-error rule: simple enough, never worse than it may be, and blind to the test part."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nni_gumbel.results.choice import Network, TrainedRun, choose
+
+results = st.floats(0, 1)
+costs = st.integers(1, 5)
+tests = st.none() | st.floats(0, 1)
+
+
+@st.composite
+def networks(draw):
+    found = []
+    for index in range(draw(st.integers(1, 5))):
+        values = draw(st.lists(st.tuples(results, tests), min_size=1, max_size=4))
+        runs = tuple(TrainedRun(f"t{index}{seed}", seed, *value) for seed, value in enumerate(values))
+        size = draw(st.none() | st.integers(1, 1000))
+        found.append(Network(f"network-{index + 1}", {}, {}, draw(costs), draw(costs), runs, size))
+    return found
+
+
+def network(name, validations, parameters=100, flops=100, size=None):
+    runs = tuple(TrainedRun(f"{name}-{seed}", seed, value, None) for seed, value in enumerate(validations))
+    return Network(name, {}, {}, parameters, flops, runs, size)
+
+
+modes = st.sampled_from(["maximize", "minimize"])
+metrics = st.sampled_from(["acc", "val_accuracy", "loss"])
+
+
+@given(networks(), metrics, modes)
+def test_the_chosen_network_is_never_more_complex_than_the_best(found, metric, mode):
+    choice = choose(found, metric, mode)
+    assert (choice.network.parameters, choice.network.flops) <= (choice.best.parameters, choice.best.flops)
+
+
+@given(networks(), metrics, modes)
+def test_the_chosen_network_is_the_least_complex_within_one_standard_error(found, metric, mode):
+    choice = choose(found, metric, mode)
+    best = choice.best.validation_mean
+    pick = max if mode == "maximize" else min
+    assert best == pick(network.validation_mean for network in found)
+    near = [n for n in found if abs(n.validation_mean - best) <= choice.standard_error]
+    assert choice.network in near
+    assert choice.network.parameters == min(n.parameters for n in near)
+
+
+@given(networks(), metrics, modes, st.data())
+def test_permuted_test_results_leave_the_choice_alone(found, metric, mode, data):
+    permuted = data.draw(st.permutations([run.test for network in found for run in network.runs]))
+    others = iter(permuted)
+    shuffled = [replace(n, runs=tuple(replace(r, test=next(others)) for r in n.runs)) for n in found]
+    before, after = choose(found, metric, mode), choose(shuffled, metric, mode)
+    assert (before.network.name, before.run.seed, before.reason) == (
+        after.network.name,
+        after.run.seed,
+        after.reason,
+    )
+
+
+@given(networks(), metrics, st.data())
+def test_minimizing_is_maximizing_the_negative(found, metric, data):
+    negative = [
+        replace(n, runs=tuple(replace(r, validation=-r.validation) for r in n.runs), validation_size=None)
+        for n in found
+    ]
+    plain = [replace(n, validation_size=None) for n in found]
+    one, other = choose(plain, metric, "maximize"), choose(negative, metric, "minimize")
+    assert (one.network.name, one.run.seed) == (other.network.name, other.run.seed)
+
+
+def test_the_standard_error_is_at_least_that_of_a_proportion():
+    choice = choose([network("n", [0.9, 0.9, 0.9], size=1000)], "acc", "maximize")
+    assert choice.standard_error == pytest.approx(math.sqrt(0.9 * 0.1 / 1000))
+
+
+def test_seeds_that_scatter_more_than_a_proportion_decide_the_standard_error():
+    choice = choose([network("n", [0.8, 0.9, 1.0], size=1000)], "acc", "maximize")
+    assert choice.standard_error == pytest.approx(0.1 / math.sqrt(3))
+
+
+@pytest.mark.parametrize(
+    ("metric", "size", "value"), [("loss", 100, 0.5), ("acc", None, 0.5), ("acc", 100, 1.5)]
+)
+def test_what_is_no_proportion_of_a_known_part_has_only_its_seeds(metric, size, value):
+    assert choose([network("n", [value], size=size)], metric, "maximize").standard_error == 0
+
+
+def test_ties_in_parameters_are_decided_by_flops():
+    found = [network("big", [0.91], flops=300, size=100), network("small", [0.90], flops=200, size=100)]
+    choice = choose(found, "acc", "maximize")
+    assert choice.network.name == "small"
+    assert "200 FLOPs" in choice.reason and "\n" not in choice.reason
+
+
+def test_ties_in_complexity_are_decided_by_validation():
+    found = [network("worse", [0.90], size=100), network("better", [0.91], size=100)]
+    assert choose(found, "acc", "maximize").network.name == "better"
+
+
+@pytest.mark.parametrize(("mode", "seed"), [("maximize", 1), ("minimize", 2)])
+def test_the_weights_are_those_of_the_best_seed_on_validation(mode, seed):
+    assert choose([network("n", [0.5, 0.7, 0.4, 0.7, 0.4])], "loss", mode).run.seed == seed
+
+
+def test_a_simpler_network_beyond_one_standard_error_is_not_chosen():
+    found = [network("good", [0.99], size=1000), network("tiny", [0.90], parameters=1, size=1000)]
+    choice = choose(found, "acc", "maximize")
+    assert choice.network.name == "good"
+    assert "no simpler network" in choice.reason
+
+
+def test_a_mean_over_tests_needs_a_test_of_every_seed():
+    runs = (TrainedRun("a", 0, 0.5, 0.6), TrainedRun("b", 1, 0.5, None))
+    some = replace(network("n", [0.5]), runs=runs)
+    assert some.test_mean is None and some.test_std is None
+    every = replace(some, runs=tuple(replace(run, test=0.6 + 0.1 * run.seed) for run in runs))
+    assert every.test_mean == pytest.approx(0.65)
+    assert every.test_std == pytest.approx(0.1 / math.sqrt(2))
+
+
+def test_no_network_is_an_error():
+    with pytest.raises(ValueError, match="no trained network"):
+        choose([], "acc", "maximize")

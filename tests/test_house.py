@@ -1,0 +1,51 @@
+"""The house is in order: rooms, style, lazy imports, and a README that tells the truth."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nni_gumbel
+from nni_gumbel.pipeline.settings import settings_table
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*command):
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_modules_import_only_from_their_own_room_and_from_rooms_below():
+    result = run(
+        sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("command", [("check", "."), ("format", "--check", ".")])
+def test_the_style_is_ruffs(command):
+    result = run(sys.executable, "-m", "ruff", *command)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_every_public_name_can_be_imported():
+    assert all(getattr(nni_gumbel, name) is not None for name in nni_gumbel.__all__)
+
+
+@pytest.mark.parametrize(
+    "module", ["nni_gumbel", "nni_gumbel.cli", "nni_gumbel.pipeline.tuner", "nni_gumbel.pipeline.trial"]
+)
+def test_what_must_start_quickly_imports_no_torch(module):
+    program = f"import sys, {module}; sys.exit(bool({{'torch', 'pytorch_lightning'}} & set(sys.modules)))"
+    assert run(sys.executable, "-W", "ignore", "-c", program).returncode == 0
+
+
+def test_the_readme_shows_the_table_of_settings():
+    assert settings_table() in (ROOT / "README.md").read_text()
+
+
+def test_the_readme_links_to_files_that_exist():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text())
+    assert links and all((ROOT / link).exists() for link in links)
