@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from rich.console import Console
+
     from nni_gumbel.pipeline.watch import Outcome, Progress
 
 # What the shell shows for a program that Ctrl-C has ended.
@@ -34,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"nni-gumbel: {first_line(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return _INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -133,7 +137,6 @@ def _wait(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--timeout: {arguments.timeout:g} is no time to wait; give seconds, more than 0")
     console = Console(highlight=False)
     experiment = find_experiment(arguments.id)
-    console.print(f"experiment {experiment.id}, portal {experiment.portal}", soft_wrap=True)
     spinner = console.status("looking") if console.is_terminal else None
     shown = {"line": "", "at": 0.0}
 
@@ -149,6 +152,7 @@ def _wait(arguments: argparse.Namespace) -> int:
         console.print(f"warning: {line}", soft_wrap=True, markup=False, style="yellow")
 
     try:
+        console.print(f"experiment {experiment.id}, portal {experiment.portal}", soft_wrap=True)
         if spinner is not None:
             spinner.start()
         outcome = follow(experiment, show=show, warn=warn, timeout=arguments.timeout)
@@ -176,7 +180,9 @@ def progress_line(progress: Progress) -> str:
     for stage in progress.stages:
         more = "+" if stage.stage == "train" and searching else ""
         running = f" ({stage.running} running)" if stage.running else ""
-        parts.append(f"{nouns[stage.stage]} {stage.done}/{stage.planned}{more}{running}")
+        # Before a network is found, and after everything failed, no number is known.
+        of = f"/{stage.planned}{more}" if stage.planned else ""
+        parts.append(f"{nouns[stage.stage]} {stage.done}{of}{running}")
     if progress.failed:
         parts.append(f"{progress.failed} failed")
     if progress.best is not None:
@@ -185,21 +191,29 @@ def progress_line(progress: Progress) -> str:
     return ", ".join(parts)
 
 
-def _print_outcome(console: object, outcome: Outcome) -> None:
+def _print_outcome(console: Console, outcome: Outcome) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from nni_gumbel.results.report import network_header, network_rows
 
     if not console.is_terminal:
-        console.width = max(console.width, 160)
-    table = Table(show_lines=True)
-    for title in network_header(outcome.settings.metric):
-        table.add_column(title, overflow="fold")
-    for row in network_rows(outcome.networks, outcome.chosen):
-        is_chosen = outcome.chosen is not None and row[0].startswith(f"{outcome.chosen.name} ")
-        table.add_row(*row, style="bold" if is_chosen else None)
+        console.width = max(console.width, 120)  # so that nothing is wrapped in a log
+    rows = network_rows(outcome.networks, outcome.chosen)
+    table = Table(box=SIMPLE_HEAD)
+    for title in _without_choices(network_header(outcome.settings.metric)):
+        table.add_column(title)
+    for network, row in zip(outcome.networks, rows):
+        table.add_row(*_without_choices(row), style="bold" if network is outcome.chosen else None)
     console.print(table)
-    console.print(f"export   {outcome.path}", soft_wrap=True, markup=False)
+    # As many as a network has layers and more: too many for a column.
+    for name, choices, *_ in rows:
+        console.print(f"{name}: {choices}", soft_wrap=True, markup=False)
+    console.print(f"\nexport   {outcome.path}", soft_wrap=True, markup=False)
+
+
+def _without_choices(row: tuple[str, ...]) -> tuple[str, ...]:
+    return row[:1] + row[2:]
 
 
 def _clock(seconds: float) -> str:

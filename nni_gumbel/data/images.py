@@ -8,11 +8,12 @@ batches in one dict.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from pytorch_lightning import LightningDataModule
-from torch.nn.functional import pad
+from torch.nn.functional import affine_grid, grid_sample, pad
 from torch.utils.data import DataLoader, Dataset
 
 from nni_gumbel.data.sources import Images, Parts
@@ -23,15 +24,22 @@ _EVALUATION_BATCH = 256
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to training images: a random crop out of a black border, a mirror image or not."""
+    """What happens to training images, each by an amount of its own.
+
+    ``padding``: crop out of a black border of so many pixels; ``flip``: mirror half of them;
+    ``degrees``: turn by up to so many either way; ``zoom``: enlarge or shrink by up to that fraction.
+    """
 
     padding: int
     flip: bool
+    degrees: float = 0.0
+    zoom: float = 0.0
 
 
+_DIGITS = Augmentation(2, flip=False, degrees=12, zoom=0.1)
 _STANDARD = {
-    "mnist5k": Augmentation(2, False), "mnist": Augmentation(2, False), "kmnist": Augmentation(2, False),
-    "fashion-mnist": Augmentation(2, True), "cifar10": Augmentation(4, True), "cifar100": Augmentation(4, True),
+    "mnist5k": _DIGITS, "mnist": _DIGITS, "kmnist": _DIGITS, "fashion-mnist": Augmentation(2, flip=True),
+    "cifar10": Augmentation(4, flip=True), "cifar100": Augmentation(4, flip=True),
 }  # fmt: skip
 
 
@@ -121,15 +129,15 @@ class _Batches(Dataset):
 def augment(
     pixels: torch.Tensor, augmentation: Augmentation, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """Crop each image at a place of its own out of a black border, and mirror half of them.
+    """Mirror, crop, turn and zoom a batch of images, each by an amount of its own.
 
     Args:
         pixels: ``(B, C, H, W)``, any type; 0 is black.
-        augmentation: border in pixels, and whether to mirror.
+        augmentation: what happens, and how much of it.
         generator: source of randomness; the global one if omitted.
 
     Returns:
-        ``(B, C, H, W)``, same type.
+        ``(B, C, H, W)``; same type, float32 if the images are turned or zoomed.
     """
     count, _, height, width = pixels.shape
     if augmentation.flip:
@@ -140,7 +148,20 @@ def augment(
         windows = pad(pixels, [border] * 4).unfold(2, height, 1).unfold(3, width, 1)
         top, left = torch.randint(2 * border + 1, (2, count), generator=generator)
         pixels = windows[torch.arange(count), :, top, left]
+    if augmentation.degrees or augmentation.zoom:
+        pixels = _turned(pixels.float(), augmentation, generator)
     return pixels
+
+
+def _turned(
+    images: torch.Tensor, augmentation: Augmentation, generator: torch.Generator | None
+) -> torch.Tensor:
+    turn, zoom = 2 * torch.rand(2, len(images), generator=generator) - 1
+    angle, scale = turn * math.radians(augmentation.degrees), 1 + zoom * augmentation.zoom
+    cosine, sine, none = angle.cos() * scale, angle.sin() * scale, torch.zeros_like(angle)
+    rows = [torch.stack(row, dim=-1) for row in ((cosine, -sine, none), (sine, cosine, none))]
+    grid = affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
+    return grid_sample(images, grid, align_corners=False)
 
 
 def _moments(images: Images) -> tuple[torch.Tensor, torch.Tensor]:

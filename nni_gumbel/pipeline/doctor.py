@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from typing import Any
 import yaml
 
 from nni_gumbel.data import DIRECTORY_FIELD, DOWNLOADED, FILE_PREFIX, PACKAGED
-from nni_gumbel.data import FIELD as DATA_FIELD
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.combinations import combinations
 from nni_gumbel.pipeline.command import TrialCommand
@@ -189,7 +189,10 @@ class _Plan:
                 "(combinations x search_seeds x (1 + train_seeds) x attempts + 1) or leave it out"
             )
         usual = (needed - 1) // self.settings.attempts + 1
-        return f"{usual} if none fails and no two networks are alike, at most {needed} with attempts: {self.settings.attempts}"
+        return (
+            f"{usual} if none fails and no two networks are alike, "
+            f"at most {needed} with attempts: {self.settings.attempts}"
+        )
 
 
 def _found(subject: str, check: Callable[[], str]) -> Finding:
@@ -207,17 +210,16 @@ def _registration() -> str:
 
 def _space(command: TrialCommand) -> str:
     reference = SpaceReference.parse(command.space, command.space_arguments)
-    labels = reference.build().simplify()
+    with warnings.catch_warnings():
+        # NNI wonders about classes that torch has added since; nobody can do anything about it.
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"nni\.nas")
+        labels = reference.build().simplify()
     return f"{reference}, {len(labels)} choices"
 
 
 def _data(command: TrialCommand) -> str:
     name, folder = command.data, Path(command.data_dir).expanduser()
     if name is None:
-        if command.evaluator is None:
-            raise UsageError(
-                f"{DATA_FIELD}: the built-in evaluator needs one; add e.g. {DATA_FIELD} {PACKAGED}"
-            )
         return "the evaluator's own"
     if name in DOWNLOADED:
         # The nearest folder that exists is the one in which the others would be made.
@@ -243,8 +245,8 @@ def _torch_finding(gpus: int) -> Finding:
 
     seen = torch.cuda.device_count()
     if seen < gpus:
-        text = f"torch {torch.__version__} sees {seen} of {gpus} GPUs; install a CUDA build of torch that fits the driver"
-        return Finding(WARN, "torch", text)
+        remedy = "install a CUDA build of torch that fits the driver"
+        return Finding(WARN, "torch", f"{torch.__version__} sees {seen} of {gpus} GPUs; {remedy}")
     return Finding(OK, "torch", f"sees {seen} GPU(s)")
 
 

@@ -176,8 +176,8 @@ def given_up(
     ledger = _Ledger.of(trials)
     work = _searches(settings, combinations) + _trainings(settings, combinations, ledger)
     return [
-        f"{task.identity} is left out: it failed {len(ledger.failed[task.identity])} times "
-        f"(trials {', '.join(trial.id for _, trial in ledger.failed[task.identity])})"
+        f"{task.identity} is left out, its attempts failed: trials "
+        f"{', '.join(trial.id for _, trial in ledger.failed[task.identity])}"
         for task in work
         if task.identity not in ledger.done and ledger.is_over(task, settings.attempts)
     ]

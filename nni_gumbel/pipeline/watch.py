@@ -112,13 +112,14 @@ def follow(
             profile = manager.experiment()
             trials = manager.trials() if profile else []
             last_answer = now
-        except ManagerUnreachable as error:
+        except ManagerUnreachable:
             profile = None
             _raise_if_over(experiment, reachable=False)
             if now - last_answer > _PATIENCE:
                 raise UsageError(
-                    f"experiment {experiment.id}: {error}; its process {experiment.pid} still lives: "
-                    f"`nni-gumbel doctor` names what freezes it, `kill {experiment.pid}` ends it"
+                    f"experiment {experiment.id}: its manager at {experiment.portal} does not answer, although its "
+                    f"process {experiment.pid} lives; `nni-gumbel doctor experiment.yml` tells GPU lines that freeze "
+                    f"it, `kill {experiment.pid}` ends it"
                 ) from None
         if profile:
             settings, combinations = _plan(experiment, profile)
@@ -242,14 +243,10 @@ def _raise_if_over(experiment: Experiment, *, reachable: bool) -> None:
     if reachable:
         return
     if has_ended(experiment):
-        reason = why_it_shut_down(experiment)
-        if reason is not None:
-            raise UsageError(f"experiment {experiment.id} failed: {reason}; see {experiment.logs}")
-        resume = f"`nnictl resume {experiment.id}` goes on with it"
         if is_marked_stopped(experiment):
-            raise UsageError(f"experiment {experiment.id} is stopped; {resume}")
+            raise UsageError(_stopped(experiment))
         raise UsageError(
-            f"experiment {experiment.id}: its manager (process {experiment.pid}) is gone; {resume}"
+            f"experiment {experiment.id}: its manager (process {experiment.pid}) is gone; {_go_on(experiment)}"
         )
 
 
@@ -267,7 +264,7 @@ def _raise_if_ended(
         reason = " ".join(errors[-1].split()) if errors else "NNI gives no reason"
         raise UsageError(f"{name} failed: {reason}; see {experiment.logs}; {_end_it(experiment)}")
     if status in ("STOPPING", "STOPPED"):
-        raise UsageError(f"{name} is stopped; `nnictl resume {experiment.id}` goes on with it")
+        raise UsageError(_stopped(experiment))
     if status == "VIEWED":
         raise UsageError(
             f"{name} was stopped before its export and is only viewed; {_end_it(experiment)}, then resume it"
@@ -307,6 +304,18 @@ def _stderr(experiment: Experiment, trial_id: str) -> str:
             return ""
     text = answer.text if answer.ok else ""
     return "" if text == "stderr is empty." else text
+
+
+def _stopped(experiment: Experiment) -> str:
+    """The line for an experiment that a person stopped, or that shut down because it could not go on."""
+    reason = why_it_shut_down(experiment)
+    if reason is not None:
+        return f"experiment {experiment.id} failed: {reason}; see {experiment.logs}"
+    return f"experiment {experiment.id} is stopped; {_go_on(experiment)}"
+
+
+def _go_on(experiment: Experiment) -> str:
+    return f"`nnictl resume {experiment.id}` goes on with it"
 
 
 def _end_it(experiment: Experiment) -> str:

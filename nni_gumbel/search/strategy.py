@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nni.nas.evaluator.pytorch import LightningModule
+from nni.nas.evaluator.pytorch import Lightning, LightningModule
 from nni.nas.nn.pytorch import ModelSpace, MutableModule
 from nni.nas.oneshot.pytorch.strategy import DARTS
 
@@ -44,6 +44,7 @@ class GumbelSearch(DARTS):
         self.settings = SearchSettings(**settings)
         self._distribution: Distribution | None = None
         self._expected_parameters: ExpectedParameters | None = None
+        self._structure_dataloader: Any = None
 
     @property
     def distribution(self) -> Distribution:
@@ -69,6 +70,20 @@ class GumbelSearch(DARTS):
         return GumbelSearchModule(
             training_module, self.distribution, self._expected_parameters, self.settings
         )
+
+    def mutate_evaluator(self, evaluator: Lightning) -> Lightning:
+        """Wrap the evaluator for the search.
+
+        A data module may have a ``structure_dataloader``: the validation data as the structure step
+        takes it, shuffled and in batches of the training's size. Else it takes ``val_dataloader``.
+        """
+        self._structure_dataloader = getattr(evaluator.datamodule, "structure_dataloader", None)
+        return super().mutate_evaluator(evaluator)
+
+    def train_dataloader(self, train_dataloader_fn: Any, val_dataloader_fn: Any) -> Any:
+        """Pairs of a training batch and a batch for the structure; the shorter loader starts again."""
+        structure_dataloader_fn = self._structure_dataloader or val_dataloader_fn
+        return super().train_dataloader(train_dataloader_fn, structure_dataloader_fn)
 
     def val_dataloader(self, train_dataloader_fn: Any, val_dataloader_fn: Any) -> Any:
         """The validation data also validates the mixture after each epoch; DARTS runs no validation."""

@@ -23,7 +23,7 @@ FULL = TrialCommand(
     ],
 )
 def test_the_command_is_found_in_a_shell_line(text):
-    assert TrialCommand.from_trial_command(text) == TrialCommand("spaces.mnist:Space")
+    assert TrialCommand.from_trial_command(text) == TrialCommand("spaces.mnist:Space", data="mnist5k")
 
 
 def test_every_word_of_the_command_is_read():

@@ -194,7 +194,7 @@ def stop(environment, name):
 
 @pytest.mark.slow
 def test_waiting_can_be_given_up_and_taken_up_again_until_the_networks_are_shown(environment):
-    name = create(environment, search_epochs=1, train_epochs=1, train_seeds=2)
+    name = create(environment, search_epochs=2, train_epochs=1, train_seeds=1)
     try:
         impatient = nni_gumbel(environment, "wait", "--timeout", "1")
         assert impatient.returncode == 2

@@ -1,0 +1,426 @@
+"""The doctor: each mistake is told in one line with its remedy, and nothing is told of what is right."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import nni_node
+import numpy as np
+import pytest
+import yaml
+
+from nni_gumbel.errors import UsageError
+from nni_gumbel.pipeline.doctor import config_findings, examine, read_config
+from nni_gumbel.pipeline.gpus import Gpu, gpu_findings
+from nni_gumbel.pipeline.host import (
+    FAIL,
+    OK,
+    WARN,
+    command_findings,
+    free_pair,
+    port_findings,
+    python_finding,
+    version_findings,
+)
+
+REPOSITORY = Path(__file__).parents[2]
+SPACE = """
+import torch
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+
+class Tiny(ModelSpace):
+    def __init__(self, width: int = 4):
+        super().__init__()
+        layers = [torch.nn.Linear(64, width), torch.nn.Linear(64, width, bias=False)]
+        self.layer = LayerChoice(layers, label="layer")
+
+class Plain(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(64, 4)
+
+def loader():
+    ...
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "doctored.py").write_text(SPACE)
+    labels = np.arange(40) % 2
+    images = np.zeros((40, 8, 8), np.uint8)
+    np.savez(
+        tmp_path / "tiny.npz",
+        x_train=images[:30],
+        y_train=labels[:30],
+        x_test=images[30:],
+        y_test=labels[30:],
+    )
+    return tmp_path
+
+
+def write(folder, *, command="--space doctored:Tiny --data npz:tiny.npz", class_args=None, **changes):
+    config = {
+        "searchSpace": {},
+        "trialCommand": f"nni-gumbel trial {command}",
+        "trialConcurrency": 1,
+        "tuner": {"name": "GumbelSearch", "classArgs": class_args or {}},
+        "trainingService": {"platform": "local"},
+        **changes,
+    }
+    path = folder / "experiment.yml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def bad(findings):
+    found = [finding for finding in findings if finding.level != OK]
+    assert all("\n" not in finding.text for finding in found)
+    return found
+
+
+def check(folder, **changes):
+    return bad(config_findings(read_config(write(folder, **changes))))
+
+
+# The YAML
+
+
+def test_a_sound_experiment_has_nothing_to_mend(folder):
+    assert check(folder, maxTrialNumber=9) == []
+
+
+def test_the_main_job_has_nothing_to_mend():
+    assert bad(config_findings(read_config(REPOSITORY / "experiment.yml"))) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [1", ["line 1", "is not YAML"]),
+        ("- 1", ["holds no names and values"]),
+        ("a: \x01", ["is not YAML"]),
+    ],
+)
+def test_a_file_that_is_no_experiment_is_one_line(tmp_path, text, words):
+    path = tmp_path / "experiment.yml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        read_config(path)
+    assert all(word in str(caught.value) for word in [str(path), *words])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    with pytest.raises(UsageError, match=r"nowhere.yml: cannot be read .*`nni-gumbel init DIR` writes one"):
+        read_config(tmp_path / "nowhere.yml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"trialConcurency": 2}, ["trialconcurency"]),
+        ({"trialConcurrency": 0}, ["trialConcurrency: 0", "at least 1"]),
+        ({"maxTrialNumber": -1}, ["max_trial_number"]),
+        ({"trainingService": {"platform": "locl"}}, ["trainingService", "locl", "local or remote"]),
+        ({"trainingService": {"platform": "local", "useActveGpu": True}}, ["useactvegpu"]),
+        ({"trialGpuNumber": 1}, ["use_active_gpu"]),
+        ({"trialCodeDirectory": "elsewhere"}, ["elsewhere", "not a directory"]),
+    ],
+)
+def test_what_nni_refuses_is_one_line(folder, changes, words):
+    with pytest.raises(UsageError) as caught:
+        read_config(write(folder, **changes))
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_can_be_read_after_one_that_nni_refuses(folder):
+    with pytest.raises(UsageError):
+        read_config(write(folder, trialCodeDirectory="elsewhere"))
+    assert read_config(write(folder))["trialCodeDirectory"] == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "subject", "words"),
+    [
+        ({"tuner": {"name": "TPE"}}, "tuner", ["'TPE'", "GumbelSearch"]),
+        ({"class_args": {"temperature_strat": 1}}, "settings", ["temperature_strat", "temperature_start?"]),
+        ({"class_args": {"temperature_end": 0}}, "settings", ["temperature_end: 0", "greater than 0"]),
+        (
+            {"class_args": {"temperature_start": 1, "temperature_end": 2}},
+            "settings",
+            ["temperature_start: 1"],
+        ),
+        ({"class_args": {"search_epochs": 0}}, "settings", ["search_epochs: 0", "at least 1"]),
+        ({"class_args": {"train_seeds": "three"}}, "settings", ["train_seeds: 'three'", "whole number"]),
+        (
+            {"searchSpace": {"learning_rat": {"_type": "choice", "_value": [1]}}},
+            "searchSpace",
+            ["learning_rat", "learning_rate?"],
+        ),
+        (
+            {"searchSpace": {"learning_rate": {"_type": "uniform", "_value": [0, 1]}}},
+            "searchSpace",
+            ["learning_rate", "'uniform'", "samples: N"],
+        ),
+        ({"maxTrialNumber": 8}, "trials", ["maxTrialNumber: 8", "at least 9"]),
+        ({"command": "--space doctored:Tinny --data mnist5k"}, "trial command", ["'Tinny'", "Tiny?"]),
+        ({"command": "--space nowhere:Tiny --data mnist5k"}, "trial command", ["'nowhere'", "nowhere.py"]),
+        ({"command": "--space doctored:Tiny --data minst"}, "trial command", ["'minst'", "mnist"]),
+        (
+            {"command": "--space doctored:Tiny --evaluator doctored:lodaer"},
+            "trial command",
+            ["--evaluator", "loader?"],
+        ),
+        ({"trialCommand": "python train.py"}, "trial command", ["python train.py", "nni-gumbel trial"]),
+        ({"command": "--space doctored:Plain --data npz:tiny.npz"}, "space", ["nothing to choose"]),
+        ({"command": "--space doctored:loader --data npz:tiny.npz"}, "space", ["ModelSpace"]),
+        (
+            {"command": "--space doctored:Tiny wdth=3 --data npz:tiny.npz"},
+            "space",
+            ["wdth", "width: int = 4"],
+        ),
+        ({"command": "--space doctored:Tiny --data npz:none.npz"}, "data", ["none.npz", "no such file"]),
+        (
+            {"command": "--space doctored:Tiny --data mnist --data-dir doctored.py/data"},
+            "data",
+            ["--data-dir", "cannot be written"],
+        ),
+        (
+            {"trainingService": {"platform": "local", "reuseMode": True}},
+            "trainingService",
+            ["reuseMode", "remove"],
+        ),
+    ],
+)
+def test_a_mistake_in_the_yaml_is_one_line_with_its_remedy(folder, changes, subject, words):
+    (finding,) = check(folder, **changes)
+    assert (finding.level, finding.subject) == (FAIL, subject)
+    assert all(word in finding.text for word in words), finding.text
+
+
+def test_an_npz_that_is_cut_off_is_told(folder):
+    whole = (folder / "tiny.npz").read_bytes()
+    (folder / "tiny.npz").write_bytes(whole[: len(whole) // 2])
+    (finding,) = check(folder)
+    assert finding.level == FAIL and "tiny.npz" in finding.text and "numpy.savez" in finding.text
+
+
+def test_an_assessor_and_too_many_trials_at_a_time_are_warnings(folder):
+    found = check(folder, assessor={"name": "Medianstop"}, trialConcurrency=1000)
+    assert {(finding.level, finding.subject) for finding in found} == {
+        (WARN, "assessor"),
+        (WARN, "trialConcurrency"),
+    }
+
+
+# Versions and commands
+
+
+@pytest.mark.parametrize(
+    ("requirement", "installed", "words"),
+    [
+        ("nni==3.0", {"nni": "3.1"}, ["3.1", 'pip install "nni==3.0"']),
+        ("setuptools<81", {"setuptools": "82.0.1"}, ["82.0.1", 'pip install "setuptools<81"']),
+        ("torch<2.15,>=2.0", {"torch": "1.13.1+cu117"}, ["1.13.1+cu117"]),
+        ("mlxtend>=0.22", {}, ["is not installed", 'pip install "mlxtend>=0.22"']),
+    ],
+)
+def test_a_version_that_does_not_fit_is_told_with_the_command_that_mends_it(requirement, installed, words):
+    (finding,) = version_findings([requirement], installed)
+    assert finding.level == FAIL
+    assert all(word in finding.text for word in words), finding.text
+
+
+def test_a_version_that_fits_is_right_also_with_a_local_part_and_another_spelling():
+    requirements = ["torch==2.14.1", "PyYAML", 'ruff>=99; extra == "test"']
+    found = version_findings(requirements, {"torch": "2.14.1+cpu", "pyyaml": "6.0"})
+    assert [finding.level for finding in found] == [OK, OK]
+
+
+@pytest.mark.parametrize(("version", "level"), [("3.11.7", OK), ("3.12.0", FAIL), ("3.8.1", FAIL)])
+def test_a_python_that_does_not_fit_is_told(version, level):
+    assert python_finding(">=3.9,<3.12", version).level == level
+
+
+def test_commands_of_another_environment_are_told(tmp_path, monkeypatch):
+    for name in ("nnictl", "nni-gumbel"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = list(command_findings())
+    assert [finding.subject for finding in found] == ["nnictl", "nni-gumbel"]
+    assert all(finding.level == FAIL and "another environment" in finding.text for finding in found)
+
+
+def test_commands_that_are_not_on_the_path_are_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert all(finding.level == FAIL and "export PATH=" in finding.text for finding in command_findings())
+
+
+# Ports
+
+
+def test_a_port_in_use_is_told_with_free_ones_and_with_the_experiment_on_it():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        first, _ = port_findings(port, next_is_used=True, owners={port: "abcd1234"})
+    assert first.level == FAIL
+    assert "in use" in first.text and "nnictl stop abcd1234" in first.text and "--port" in first.text
+
+
+@pytest.mark.parametrize(("next_is_used", "level"), [(True, FAIL), (False, WARN)])
+def test_the_next_port_matters_where_nni_listens_on_it(next_is_used, level):
+    port = free_pair(8300)
+    with socket.create_server(("127.0.0.1", port + 1)):
+        first, second = port_findings(port, next_is_used=next_is_used, owners={})
+    assert (first.level, second.level) == (OK, level)
+
+
+def test_a_number_that_is_no_port_is_told():
+    first, _ = port_findings(65536, next_is_used=False, owners={})
+    assert first.level == FAIL and "no port number" in first.text
+
+
+# GPUs
+
+
+def gpus(count, active=()):
+    return [Gpu("H100", index in active) for index in range(count)]
+
+
+def gpu_config(concurrency=1, **service):
+    return {"trialConcurrency": concurrency, "trainingService": {"platform": "local", **service}}
+
+
+def gpu_level(config, found):
+    return bad(gpu_findings(config, found))
+
+
+def test_without_gpus_and_gpu_lines_nothing_is_wrong():
+    assert gpu_level(gpu_config(), []) == []
+
+
+def test_gpus_that_nobody_asked_for_are_a_warning():
+    (finding,) = gpu_level(gpu_config(), gpus(1))
+    assert finding.level == WARN and "uncomment" in finding.text
+
+
+def test_the_gpu_lines_of_the_main_job_start_on_a_host_with_one_gpu(tmp_path):
+    lines = (REPOSITORY / "experiment.yml").read_text()
+    for name in ("trialGpuNumber", "useActiveGpu", "maxTrialNumberPerGpu"):
+        lines = lines.replace(f"# {name}:", f"{name}:")
+    (tmp_path / "experiment.yml").write_text(lines.replace("trialCodeDirectory: .", ""))
+    config = read_config(tmp_path / "experiment.yml")
+    assert config["trainingService"]["trialGpuNumber"] == 1
+    assert gpu_level(config, gpus(1)) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "found", "words"),
+    [
+        (gpu_config(trialGpuNumber=1), gpus(0), ["trialGpuNumber: 1", "sees no GPU"]),
+        (
+            gpu_config(trialGpuNumber=1, useActiveGpu=True),
+            gpus(1),
+            ["never starts", "maxTrialNumberPerGpu: 2"],
+        ),
+        (
+            gpu_config(trialGpuNumber=3, useActiveGpu=True),
+            gpus(2),
+            ["never starts", "maxTrialNumberPerGpu: 2"],
+        ),
+        (
+            gpu_config(3, trialGpuNumber=1, maxTrialNumberPerGpu=2, useActiveGpu=True),
+            gpus(1),
+            ["trialConcurrency: 3", "freezes", "set trialConcurrency: 2"],
+        ),
+        (
+            gpu_config(2, trialGpuNumber=1, useActiveGpu=True, gpuIndices=[0]),
+            gpus(2),
+            ["set trialConcurrency: 1"],
+        ),
+        (
+            gpu_config(trialGpuNumber=1, useActiveGpu=True, gpuIndices=[2]),
+            gpus(2),
+            ["gpuIndices: 2", "0 to 1"],
+        ),
+        (gpu_config(trialGpuNumber=1, useActiveGpu=False), gpus(2, active=[1]), ["useActiveGpu: true"]),
+        (gpu_config(2, trialGpuNumber=1, useActiveGpu=False), gpus(2), ["useActiveGpu: true"]),
+    ],
+)
+def test_gpu_lines_that_would_never_start_a_trial_are_told_with_the_remedy(config, found, words):
+    (finding,) = gpu_level(config, found)
+    assert finding.level == FAIL
+    assert all(word in finding.text for word in words), finding.text
+
+
+SCHEDULE = """
+require("common/globals");
+global.nni.args = {logLevel: "critical"};
+const scheduling = require("common/trial_keeper/task_scheduler/scheduler");
+async function started(gpus, share, concurrency) {
+    const info = {gpuNumber: gpus, gpus: [...Array(gpus).keys()].map(index => ({index})), processes: []};
+    scheduling.UnitTestHelpers.mockGpuInfo(info);
+    const scheduler = new scheduling.TaskScheduler();
+    await scheduler.init();
+    let count = 0;
+    for (let trial = 0; trial < concurrency; trial++) {
+        const variables = await scheduler.schedule("experiment", "t" + trial, share, {rejectActive: false});
+        count += Number(variables !== null);
+    }
+    return count;
+}
+(async () => {
+    const counts = [];
+    for (const [gpus, share, concurrency] of JSON.parse(process.argv[1]))
+        counts.push(await started(gpus, share, concurrency));
+    console.log(JSON.stringify(counts));
+    process.exit(0);
+})();
+"""
+
+
+def test_the_doctor_agrees_with_the_scheduler_of_nni():
+    # Every case in which all trials that run at a time get their GPUs is right, every other one is not.
+    cases = [
+        (count, number, slots, concurrency)
+        for count in (1, 2, 3, 4)
+        for number in (1, 2, 3, 4)
+        for slots in (1, 2, 3, 4)
+        for concurrency in (1, 2, 3, 5, 8)
+    ]
+    node = Path(nni_node.__file__).parent
+    questions = json.dumps([(count, number / slots, trials) for count, number, slots, trials in cases])
+    answer = subprocess.run(
+        [node / "node", "-e", SCHEDULE, questions],
+        env={**os.environ, "NODE_PATH": str(node)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for case, started in zip(cases, json.loads(answer.stdout)):
+        count, number, slots, concurrency = case
+        config = gpu_config(concurrency, trialGpuNumber=number, maxTrialNumberPerGpu=slots, useActiveGpu=True)
+        assert (gpu_level(config, gpus(count)) == []) == (started == concurrency), case
+
+
+# All of it
+
+
+def test_a_broken_yaml_does_not_keep_the_doctor_from_the_rest(tmp_path, monkeypatch):
+    (tmp_path / "experiment.yml").write_text("a: [1")
+    monkeypatch.setenv("NNI_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    found = list(examine(tmp_path / "experiment.yml", free_pair(8310)))
+    by_subject = {finding.subject: finding.level for finding in found}
+    assert by_subject["YAML"] == FAIL
+    assert by_subject["nni"] == by_subject["nnictl"] == OK
+    assert "GPUs" in by_subject
+
+
+def test_a_tuner_that_is_not_registered_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("NNI_CONFIG_DIR", str(tmp_path))
+    (finding,) = [each for each in examine(None, free_pair(8320)) if each.subject == "tuner"]
+    assert finding.level == FAIL and "nni-gumbel register" in finding.text

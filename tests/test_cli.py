@@ -1,0 +1,126 @@
+"""The command's words: what goes in, what comes out, and with which exit code."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from nni_gumbel import __version__
+from nni_gumbel.cli import main, progress_line
+from nni_gumbel.pipeline.watch import Progress, StageProgress
+
+
+def test_help_names_every_subcommand_with_a_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for name in ("register", "unregister", "init", "doctor", "wait", "trial"):
+        assert re.search(rf"^    {name}\s+\w+ \w+", text, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("name", ["register", "unregister", "init", "doctor", "wait", "trial"])
+def test_every_subcommand_has_help(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: nni-gumbel {name}")
+
+
+def test_the_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"nni-gumbel {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "COMMAND"),
+        (["serach"], "'serach'"),
+        (["wait", "--timeout", "soon"], "'soon'"),
+        (["wait", "--timeout", "0"], "--timeout: 0"),
+        (["doctor", "--port", "http"], "'http'"),
+        (["init"], "DIR"),
+    ],
+)
+def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(words, line, capsys):
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith("nni-gumbel: ") and err.count("\n") == 1 and line in err
+
+
+def test_init_writes_the_starter_and_says_what_comes_next(tmp_path, capsys):
+    assert main(["init", str(tmp_path / "mine")]) == 0
+    assert (tmp_path / "mine" / "search_spaces" / "mnist.py").is_file()
+    assert f"cd {tmp_path / 'mine'}" in capsys.readouterr().out
+    assert main(["init", str(tmp_path / "mine")]) == 2
+    assert "not overwritten" in capsys.readouterr().err
+
+
+def test_registering_says_what_can_be_written_now(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NNI_CONFIG_DIR", str(tmp_path))
+    assert main(["register"]) == 0
+    assert "tuner: {name: GumbelSearch}" in capsys.readouterr().out
+    assert main(["unregister"]) == 0
+
+
+def test_the_doctor_fails_with_a_line_for_each_check(tmp_path, capsys):
+    assert main(["doctor", str(tmp_path / "nowhere.yml"), "--port", "8330"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert all(re.match(r"(ok|warn|FAIL) +\S", line) for line in lines[:-1])
+    assert any(line.startswith("FAIL") and "nowhere.yml" in line for line in lines)
+    assert lines[-1].endswith("to mend.")
+
+
+def test_waiting_where_no_experiment_was_started_is_one_line(tmp_path):
+    code = "import sys; from nni_gumbel.cli import main; sys.exit(main(['wait']))"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env={"HOME": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert ran.returncode == 2
+    assert ran.stderr == (
+        "nni-gumbel: no experiment was started on this machine; run `nnictl create --config experiment.yml`\n"
+    )
+
+
+def test_a_trial_imports_nothing_before_its_own_module():
+    # A trial asks NNI for its parameters first of all; torch would keep it from that for seconds.
+    code = (
+        "import sys\n"
+        "import nni_gumbel.cli\n"
+        "print(*sorted({'argparse', 'torch', 'nni', 'rich', 'requests'} & set(sys.modules)))\n"
+        "import nni_gumbel.pipeline.trial\n"
+        "print(*sorted({'torch', 'pytorch_lightning', 'rich'} & set(sys.modules)))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "\n\n"
+
+
+def test_a_trial_gets_all_words_after_its_name(capsys):
+    assert main(["trial", "--space", "no_colon"]) != 0
+    assert "no_colon" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stages", "best", "line"),
+    [
+        (((0, 1, 2), (0, 0, 0), (0, 0, 1)), None, "searches 0/2 (1 running), trainings 0, export 0/1"),
+        (
+            ((1, 1, 2), (1, 0, 3), (0, 0, 1)),
+            (0.97531, "train"),
+            "searches 1/2 (1 running), trainings 1/3+, export 0/1, best validation acc 0.9753",
+        ),
+        (
+            ((2, 0, 2), (0, 2, 6), (0, 0, 1)),
+            (0.5, "search"),
+            "searches 2/2, trainings 0/6 (2 running), export 0/1, best validation acc of a search 0.5",
+        ),
+    ],
+)
+def test_progress_is_one_line(stages, best, line):
+    counts = tuple(StageProgress(name, *count) for name, count in zip(("search", "train", "export"), stages))
+    value, stage = best or (None, None)
+    assert progress_line(Progress("RUNNING", counts, 0, "acc", value, stage, 10.0)) == line

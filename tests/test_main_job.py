@@ -1,0 +1,196 @@
+"""The whole main job on a tiny space, by the real manager: what it leaves behind, and what it never looks at."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import SMALL
+from nni.nas.nn.pytorch import MutableModule
+from real_experiments import Experiment, free_port, of_stage
+from safetensors.torch import load_file
+
+import nni_gumbel
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def shuffled_experiment(nni_environment, user_folder):
+    """The finished experiment once more, with the labels of the test part shuffled."""
+    command = "nni-gumbel trial --space tiny_space:Tiny --data npz:shuffled.npz"
+    experiment = Experiment.create(nni_environment, user_folder, free_port(), SMALL, trialCommand=command)
+    try:
+        experiment.wait_for_status("DONE", 240)
+        yield experiment
+    finally:
+        experiment.stop()
+
+
+def export_of(experiment, user_folder):
+    return user_folder / "gumbel-export" / experiment.id
+
+
+def intermediate_results(experiment, trial):
+    records = experiment.manager._get(f"metric-data/{trial.id}?type=PERIODICAL")
+    return [(record["sequence"], json.loads(json.loads(record["data"]))) for record in records]
+
+
+def test_the_export_lies_where_it_was_started_and_in_the_export_trials_directory(
+    finished_experiment, user_folder
+):
+    export = export_of(finished_experiment, user_folder)
+    names = {"architecture.json", "model.safetensors", "bundle.json", "probe.safetensors", "README.md"}
+    assert {path.name for path in export.iterdir()} == names
+    (trial,) = of_stage(finished_experiment, "export")
+    copy = finished_experiment.output_of(trial) / "gumbel-export"
+    assert {path.name for path in copy.iterdir()} == names
+    assert trial.result["path"] == str(export)
+
+
+def test_an_export_is_rebuilt_in_eval_mode_without_any_choice(finished_experiment, user_folder, monkeypatch):
+    monkeypatch.chdir(user_folder)
+    export = export_of(finished_experiment, user_folder)
+    network = nni_gumbel.load(export)
+    probe = load_file(export / "probe.safetensors")
+    assert not network.training
+    assert not any(isinstance(module, MutableModule) for module in network.children())
+    with torch.no_grad():
+        assert torch.allclose(network(probe["input"]), probe["output"], atol=1e-6)
+
+
+def test_the_readme_of_an_export_tells_accuracy_cost_and_how_to_load_it(finished_experiment, user_folder):
+    text = (export_of(finished_experiment, user_folder) / "README.md").read_text()
+    assert "held-out part of npz:tiny.npz" in text and "parameters" in text and "FLOPs" in text
+    assert f'nni_gumbel.load("{export_of(finished_experiment, user_folder)}")' in text
+
+
+def test_shuffled_test_labels_leave_searches_networks_and_choice_bit_identical(
+    finished_experiment, shuffled_experiment, user_folder
+):
+    def seen(experiment):
+        results = {}
+        for trial in experiment.manager.trials():
+            result = {
+                name: value for name, value in trial.result.items() if "test" not in name and name != "path"
+            }
+            results[result["key"]] = result
+        return results
+
+    assert seen(finished_experiment) == seen(shuffled_experiment)
+    first, second = (export_of(e, user_folder) for e in (finished_experiment, shuffled_experiment))
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+    assert (first / "architecture.json").read_bytes() == (second / "architecture.json").read_bytes()
+    # The labels really were others.
+    tests = [
+        [trial.result["test"] for trial in of_stage(e, "train")]
+        for e in (finished_experiment, shuffled_experiment)
+    ]
+    assert sorted(tests[0]) != sorted(tests[1])
+
+
+def test_each_epoch_is_an_intermediate_result_without_a_gap(finished_experiment):
+    for stage, epochs in (("search", SMALL["search_epochs"]), ("train", SMALL["train_epochs"])):
+        for trial in of_stage(finished_experiment, stage):
+            results = intermediate_results(finished_experiment, trial)
+            # A missing number makes the portal show a blank page.
+            assert [sequence for sequence, _ in results] == list(range(epochs))
+
+
+def test_intermediate_results_of_a_search_tell_the_state_of_the_structure(finished_experiment):
+    results = intermediate_results(finished_experiment, of_stage(finished_experiment, "search")[0])
+    names = {"default", "train_loss", "temperature", "entropy", "expected_params", "max_probability"}
+    assert all(set(numbers) == names for _, numbers in results)
+    assert results[-1][1]["temperature"] == pytest.approx(0.1)
+
+
+def test_a_training_shows_the_choices_of_its_network_and_every_trial_its_stage_and_seed(finished_experiment):
+    for trial in finished_experiment.manager.trials():
+        assert {"stage", "seed", "attempt", "key"} <= set(trial.parameters)
+    for trial in of_stage(finished_experiment, "train"):
+        assert {"choice/layer", "choice/activation"} <= set(trial.parameters)
+
+
+def test_a_trial_takes_its_share_of_the_cores(finished_experiment):
+    cores = len(os.sched_getaffinity(0))
+    for trial in of_stage(finished_experiment, "search"):
+        said = (finished_experiment.output_of(trial) / "trial.stdout").read_text()
+        assert f"threads: {max(1, cores // 2)}" in said
+
+
+def test_tensorboard_has_the_curves_of_a_search(finished_experiment):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trial = of_stage(finished_experiment, "search")[0]
+    # Where the portal's button looks, whatever the trial's own output directory is.
+    linked = finished_experiment.directory / "trials" / trial.id / "output" / "tensorboard"
+    events = EventAccumulator(str(linked))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"temperature", "entropy", "expected_params", "val_acc", "train_loss"} <= tags
+    assert {"probability/layer/0", "probability/layer/1", "probability/activation/relu"} <= tags
+    assert len(events.Scalars("probability/layer/0")) == SMALL["search_epochs"]
+
+
+def test_wait_prints_the_table_and_ends_with_0(finished_experiment, nni_environment):
+    program = Path(sys.executable).parent / "nni-gumbel"
+    run = subprocess.run(
+        [program, "wait", finished_experiment.id],
+        env=nni_environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 0, run.stderr
+    for words in ("network-1", "parameters", "gumbel-export", f"nnictl stop {finished_experiment.id}"):
+        assert words in run.stdout
+
+
+def test_nnis_own_export_lists_the_trials(finished_experiment, nni_environment, tmp_path):
+    program, target = Path(sys.executable).parent / "nnictl", tmp_path / "trials.json"
+    command = [
+        program,
+        "experiment",
+        "export",
+        finished_experiment.id,
+        "--filename",
+        target,
+        "--type",
+        "json",
+    ]
+    subprocess.run(list(map(str, command)), env=nni_environment, check=True, capture_output=True)
+    listed = json.loads(target.read_text())
+    assert len(listed) == len(finished_experiment.manager.trials())
+
+
+def test_the_regression_example_minimises_its_metric(nni_environment, tmp_path):
+    shutil.copy(ROOT / "examples" / "regression.py", tmp_path)
+    config = yaml.safe_load((ROOT / "examples" / "regression.yml").read_text())
+    settings = config["tuner"]["classArgs"] | {"search_epochs": 3, "train_epochs": 3, "train_seeds": 2}
+    experiment = Experiment.create(
+        nni_environment,
+        tmp_path,
+        free_port(),
+        settings,
+        trialCommand=config["trialCommand"],
+        searchSpace={"cost_weight": {"_type": "choice", "_value": [0.0, 1.0]}},
+    )
+    try:
+        experiment.wait_for_status("DONE", 300)
+        (export,) = of_stage(experiment, "export")
+        means = {}
+        for trial in of_stage(experiment, "train"):
+            network = json.dumps({k: v for k, v in trial.parameters.items() if k.startswith("choice/")})
+            means.setdefault(network, []).append(trial.result["default"])
+        best = min(sum(values) / len(values) for values in means.values())
+        worst = max(sum(values) / len(values) for values in means.values())
+        assert best <= export.result["default"] <= worst
+    finally:
+        experiment.stop()

@@ -1,0 +1,101 @@
+"""What a person sees in NNI's real portal, in a real browser."""
+
+import json
+import re
+import shutil
+
+import pytest
+from real_experiments import of_stage
+
+pytestmark = pytest.mark.slow
+
+CHROMIUM = shutil.which("chromium")
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium; install it with: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def errors():
+    """What the portal's own code throws."""
+    return []
+
+
+@pytest.fixture
+def page(browser, finished_experiment, errors):
+    """The portal's page of trials."""
+    page = browser.new_page(viewport={"width": 1500, "height": 1200})
+    page.on("pageerror", errors.append)
+    page.goto(f"http://127.0.0.1:{finished_experiment.port}/detail")
+    page.wait_for_selector(".ms-DetailsRow", timeout=30_000)
+    yield page
+    page.close()
+
+
+def row_of(page, trial):
+    """The row of a trial in the portal's list."""
+    return page.locator(".ms-DetailsRow", has_text=trial.id)
+
+
+def test_every_trial_is_listed_with_its_final_metric(page, finished_experiment):
+    for trial in finished_experiment.manager.trials():
+        text = row_of(page, trial).inner_text()
+        assert "SUCCEEDED" in text
+        shown = float(re.search(r"([\d.]+) \(FINAL\)", text).group(1))
+        assert shown == pytest.approx(trial.result["default"], abs=1e-6)
+
+
+def test_a_trials_parameters_are_those_that_it_really_ran_with(page, finished_experiment):
+    trial = of_stage(finished_experiment, "train")[0]
+    row_of(page, trial).locator("[data-automation-key=_expand] i").click()
+    shown = page.locator(".ms-DetailsList").inner_text()
+    wrote = json.loads((finished_experiment.output_of(trial) / "task.json").read_text())
+    for name, value in wrote.items():
+        assert f"{name}:{json.dumps(value)}" in shown
+
+
+def test_the_hyper_parameter_plot_has_an_axis_for_each_choice(page):
+    page.click("text=Hyper-parameter")
+    page.wait_for_selector(".parcoords .dimension", timeout=10_000)
+    axes = page.locator(".parcoords").inner_text()
+    assert "choice/layer" in axes and "choice/activation" in axes and "seed" in axes
+
+
+def test_intermediate_results_are_drawn(page, errors):
+    page.click("text=Intermediate result")
+    page.wait_for_selector("text=# Intermediate result")
+    assert not errors
+
+
+def test_the_tensorboard_button_shows_the_selected_trials(page, finished_experiment):
+    trials = of_stage(finished_experiment, "search")
+    for trial in trials:
+        row_of(page, trial).locator("label.ms-Checkbox-label").click()
+    page.click("button:has-text('TensorBoard')")
+    with page.context.expect_page() as opened:
+        page.click("button:has-text('Ok')", timeout=30_000)
+    tensorboard = opened.value
+    # TensorBoard takes a few seconds to answer after NNI has opened its page.
+    for name in ("entropy", "temperature", "probability/layer/0"):
+        tensorboard.wait_for_selector(f"text={name}", timeout=60_000)
+    text = tensorboard.inner_text("body")
+    assert all(trial.id in text for trial in trials)
