@@ -65,7 +65,7 @@ class Layer(nn.Module):
 class MnistSpace(ModelSpace):
     """10 operations and 9 activations in each of 4 layers, 6 ways to connect them: 3.9e8 networks."""
 
-    def __init__(self, channels: int = 16, in_channels: int = 1, num_classes: int = 10) -> None:
+    def __init__(self, channels: int = 20, in_channels: int = 1, num_classes: int = 10) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, channels, 5, stride=2, padding=2, bias=False),

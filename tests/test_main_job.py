@@ -121,7 +121,8 @@ def test_a_training_shows_the_choices_of_its_network_and_every_trial_its_stage_a
 def test_a_trial_takes_its_share_of_the_cores(finished_experiment):
     cores = len(os.sched_getaffinity(0))
     for trial in of_stage(finished_experiment, "search"):
-        said = (finished_experiment.output_of(trial) / "trial.stdout").read_text()
+        # NNI sends what a trial prints to its log.
+        said = (finished_experiment.output_of(trial) / "trial.log").read_text()
         assert f"threads: {max(1, cores // 2)}" in said
 
 

@@ -33,11 +33,12 @@ from nni_gumbel.pipeline.host import (
     command_findings,
     installed_version_findings,
     port_findings,
+    usable_cores,
 )
 from nni_gumbel.pipeline.manager import trial_command_of
 from nni_gumbel.pipeline.registration import NAME, is_registered
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.stages import largest_trial_count
+from nni_gumbel.pipeline.stages import check_trial_limit, largest_trial_count
 from nni_gumbel.results.space import SpaceReference
 
 
@@ -131,7 +132,7 @@ def config_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(
             WARN, "assessor", "a trial that it stops counts as failed and is tried again; remove it"
         )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     if config["trialConcurrency"] > cores:
         slower = f"{config['trialConcurrency']} trials share {cores} cores and slow each other down"
         yield Finding(WARN, "trialConcurrency", f"{slower}; give at most {cores}")
@@ -182,12 +183,8 @@ class _Plan:
         return f"{len(self.combinations)} combination(s), {searches} search(es)"
 
     def compare_trials(self, most: int | None) -> str:
+        check_trial_limit(self.settings, self.combinations, most)
         needed = largest_trial_count(self.settings, self.combinations)
-        if most is not None and most < needed:
-            raise UsageError(
-                f"maxTrialNumber: {most} may be too few, the export would never come; give at least {needed} "
-                "(combinations x search_seeds x (1 + train_seeds) x attempts + 1) or leave it out"
-            )
         usual = (needed - 1) // self.settings.attempts + 1
         return (
             f"{usual} if none fails and no two networks are alike, "

@@ -1,4 +1,4 @@
-"""What the doctor finds on this machine: installed versions, `nnictl`, ports.
+"""What there is on this machine: cores, installed versions, `nnictl`, ports.
 
 The bounds of versions are written once, in `setup.cfg`; they are read from the installed package's own
 metadata. Every finding is one line, and a bad one ends with its remedy.
@@ -36,6 +36,11 @@ class Finding:
     level: str
     subject: str
     text: str
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on: fewer than the machine has, in a container."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def version_findings(requirements: Iterable[str], installed: Mapping[str, str]) -> list[Finding]:

@@ -169,6 +169,22 @@ def largest_trial_count(settings: ExperimentSettings, combinations: Sequence[Map
     return len(combinations) * settings.search_seeds * (1 + settings.train_seeds) * settings.attempts + 1
 
 
+def check_trial_limit(
+    settings: ExperimentSettings, combinations: Sequence[Mapping[str, Any]], limit: int | None
+) -> None:
+    """See that ``maxTrialNumber`` leaves room for the export.
+
+    Raises:
+        UsageError: it may not.
+    """
+    needed = largest_trial_count(settings, combinations)
+    if limit is not None and limit < needed:
+        raise UsageError(
+            f"maxTrialNumber: {limit} may be too few, the export would never come; give at least {needed} "
+            "(combinations x search_seeds x (1 + train_seeds) x attempts + 1) or leave it out"
+        )
+
+
 def given_up(
     settings: ExperimentSettings, combinations: Sequence[Mapping[str, Any]], trials: Sequence[Trial]
 ) -> list[str]:

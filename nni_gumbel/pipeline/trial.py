@@ -24,6 +24,7 @@ import nni
 
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.command import TrialCommand
+from nni_gumbel.pipeline.host import usable_cores
 from nni_gumbel.pipeline.manager import Manager, plan_of
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.stages import EXPORT, SEARCH, TRAIN, Task, networks
@@ -44,7 +45,6 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit code; a person's mistake is one line on stderr and 1.
     """
-    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(message)s")
     try:
         command = TrialCommand.parse(arguments)
         if "NNI_TRIAL_JOB_ID" not in os.environ:
@@ -194,7 +194,7 @@ def _use_share_of_cores(manager: Manager) -> None:
 
     Must run before torch is imported, which reads the variable once.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     threads = max(1, cores // manager.experiment()["params"]["trialConcurrency"])
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(threads)

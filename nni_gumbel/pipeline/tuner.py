@@ -38,6 +38,7 @@ from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.stages import (
     Task,
     Trial,
+    check_trial_limit,
     failure,
     finished,
     given_up,
@@ -109,16 +110,13 @@ class GumbelSearchTuner(Tuner):
         self._combinations = combinations(params.get("searchSpace"), self._settings)
         command, directory = trial_command_of(experiment)
         command.check(directory)
-        most, needed = params.get("maxTrialNumber"), largest_trial_count(self._settings, self._combinations)
         # After the export it is the number of trials that there were.
-        if most is not None and most < needed and not finished(self._manager.trials()):
-            raise UsageError(
-                f"maxTrialNumber: {most} may be too few, the export would never come; give at least {needed} "
-                "(combinations x search_seeds x (1 + train_seeds) x attempts + 1) or leave it out"
-            )
+        if not finished(self._manager.trials()):
+            check_trial_limit(self._settings, self._combinations, params.get("maxTrialNumber"))
         if params.get("assessor"):
             _logger.warning("assessor: a trial that it stops early counts as failed and is tried again")
-        _logger.info("%d combinations, at most %d trials", len(self._combinations), needed)
+        most = largest_trial_count(self._settings, self._combinations)
+        _logger.info("%d combinations, at most %d trials", len(self._combinations), most)
 
     @_ends_the_experiment
     def update_search_space(self, search_space: Any) -> None:

@@ -103,7 +103,7 @@ def test_a_free_slot_is_filled_across_the_border_of_two_stages(lived_through):
 
 @pytest.mark.slow
 def test_a_bug_in_the_tuner_ends_the_experiment_with_its_line(nni_environment, user_folder, port):
-    tuner = {"className": "crashing_tuner.CrashingTuner", "codeDirectory": str(folder)}
+    tuner = {"className": "crashing_tuner.CrashingTuner", "codeDirectory": str(user_folder)}
     experiment = Experiment.create(nni_environment, user_folder, port, tuner=tuner)
     try:
         experiment.wait_until(lambda experiment: experiment.error_file.exists(), 10)
