@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     wait = add("wait", "follow an experiment until it ends and show the networks found", _wait)
     wait.add_argument("id", metavar="ID", nargs="?", help="the experiment's id (default: the newest)")
     wait.add_argument("--timeout", metavar="SECONDS", type=float, help="give up waiting after this time")
+    add("settings", "print every setting of an experiment: default, range, meaning", _settings)
     trial = add("trial", "what NNI runs as trialCommand, not started by hand", None)
     trial.usage = USAGE
     return parser
@@ -104,6 +105,13 @@ def _init(arguments: argparse.Namespace) -> int:
         f"\nNext:\n  cd {arguments.directory}\n  nni-gumbel register\n  nni-gumbel doctor experiment.yml\n"
         "  nnictl create --config experiment.yml\n  nni-gumbel wait"
     )
+    return 0
+
+
+def _settings(_: argparse.Namespace) -> int:
+    from nni_gumbel.pipeline.settings import settings_table
+
+    print(settings_table())
     return 0
 
 

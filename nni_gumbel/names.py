@@ -8,7 +8,9 @@ from a parameter that NNI's manager hands out.
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +61,29 @@ def import_named(field: str, module: str, name: str) -> Any:
         there = ", ".join(sorted(own)) or "nothing"
         raise UsageError(f"{field}: module {module!r} has no {name!r}; it defines {there}")
     return getattr(loaded, name)
+
+
+def call_with(field: str, reference: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Call a person's function with those of ``arguments`` that it has parameters for, by keyword.
+
+    Raises:
+        UsageError: it cannot be called, asks for something else, or fails.
+    """
+    if not callable(function):
+        raise UsageError(f"{field}: {reference} is no function; name one")
+    parameters = inspect.signature(function).parameters.values()
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    for parameter in parameters:
+        has_default = parameter.default is not parameter.empty
+        is_rest = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if not has_default and not is_rest and parameter.name not in arguments:
+            raise UsageError(
+                f"{field}: {reference} asks for {parameter.name!r}; it can be given {', '.join(arguments)}"
+            )
+    names = set(arguments) if takes_all else {parameter.name for parameter in parameters}
+    try:
+        return function(**{name: value for name, value in arguments.items() if name in names})
+    except UsageError:
+        raise
+    except Exception as error:  # whatever a person's code raises
+        raise UsageError(f"{field}: {reference} fails: {first_line(error)}; correct that function") from error

@@ -20,7 +20,7 @@ from nni_gumbel.pipeline.manager import ERROR_FILE, Manager, ManagerUnreachable
 
 SPACE = """
 import torch
-from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace
 
 class Tiny(ModelSpace):
     def __init__(self):
@@ -28,10 +28,28 @@ class Tiny(ModelSpace):
         print("threads:", torch.get_num_threads())
         self.layer = LayerChoice([torch.nn.Linear(64, 8), torch.nn.Linear(64, 8, bias=False)], label="layer")
         self.activation = LayerChoice({"relu": torch.nn.ReLU(), "tanh": torch.nn.Tanh()}, label="activation")
+        self.skip = InputChoice(2, n_chosen=1, label="skip")
         self.head = torch.nn.Linear(8, 2)
 
     def forward(self, x):
-        return self.head(self.activation(self.layer(x.flatten(1))))
+        first = self.layer(x.flatten(1))
+        return self.head(self.skip([self.activation(first), first + self.activation(first)]))
+
+class Shapes(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        self.size = LayerChoice([torch.nn.Linear(64, 2), torch.nn.Linear(64, 3)], label="size")
+
+    def forward(self, x):
+        return self.size(x.flatten(1))
+
+class Infinite(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        self.layer = LayerChoice([torch.nn.Linear(64, 2), torch.nn.Linear(64, 2)], label="layer")
+
+    def forward(self, x):
+        return self.layer(x.flatten(1)) * float("nan")
 """
 CRASHING_TUNER = """
 from nni_gumbel.pipeline.tuner import GumbelSearchTuner
@@ -74,6 +92,9 @@ class Experiment:
 
     def resume(self):
         nnictl(self.environment, "resume", self.id, "--port", self.port)
+
+    def view(self):
+        nnictl(self.environment, "view", self.id, "--port", self.port)
 
     @property
     def manager(self):

@@ -192,8 +192,8 @@ def test_training_batches_are_full_and_normalised():
     assert {len(y) for _, y in batches} == {64}
     images = torch.cat([x for x, _ in batches])
     assert images.dtype == torch.float32
-    # Cropping moves a few bright pixels out of the picture: the moments are near 0 and 1, not equal.
-    assert abs(images.mean()) < 0.05 and abs(images.std() - 1) < 0.05
+    # Pixels leave the picture and are blurred when it is turned: the moments are near 0 and 1, not equal.
+    assert abs(images.mean()) < 0.05 and abs(images.std() - 1) < 0.1
 
 
 def test_one_image_is_what_the_batch_has():

@@ -24,8 +24,12 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def shuffled_experiment(nni_environment, user_folder):
-    """The finished experiment once more, with the labels of the test part shuffled."""
-    command = "nni-gumbel trial --space tiny_space:Tiny --data npz:shuffled.npz"
+    """The finished experiment once more, with the labels of the test part shuffled.
+
+    Its first trial starts late, so that NNI gives its parameters to the second one.
+    """
+    late = 'if [ "$NNI_TRIAL_SEQ_ID" = 0 ]; then sleep 5; fi; '
+    command = late + "nni-gumbel trial --space tiny_space:Tiny --data npz:shuffled.npz"
     experiment = Experiment.create(nni_environment, user_folder, free_port(), SMALL, trialCommand=command)
     try:
         experiment.wait_for_status("DONE", 240)
@@ -96,6 +100,30 @@ def test_shuffled_test_labels_leave_searches_networks_and_choice_bit_identical(
     assert sorted(tests[0]) != sorted(tests[1])
 
 
+def test_a_trial_runs_what_the_portal_shows_although_nni_swaps_parameters(shuffled_experiment):
+    swapped = 0
+    records = {record["trialJobId"]: record for record in shuffled_experiment.manager._get("trial-jobs")}
+    for trial in shuffled_experiment.manager.trials():
+        shown = json.loads(records[trial.id]["hyperParameters"][0])["parameter_id"]
+        received = json.loads(records[trial.id]["finalMetricData"][0]["parameterId"])
+        swapped += shown != received
+        assert trial.result["key"] == trial.parameters["key"]
+    assert swapped >= 2
+    for trial in of_stage(shuffled_experiment, "train"):
+        bundle = shuffled_experiment.output_of(trial) / "bundle"
+        choices = json.loads((bundle / "architecture.json").read_text())
+        assert json.loads((bundle / "bundle.json").read_text())["seed"] == trial.parameters["seed"]
+        assert all(trial.parameters[f"choice/{label}"] == value for label, value in choices.items())
+
+
+def test_the_exported_weights_are_those_of_the_run_that_the_readme_names(finished_experiment, user_folder):
+    export = export_of(finished_experiment, user_folder)
+    text = (export / "README.md").read_text()
+    (trial,) = [t for t in of_stage(finished_experiment, "train") if f"trial {t.id}" in text]
+    source = finished_experiment.output_of(trial) / "bundle" / "model.safetensors"
+    assert (export / "model.safetensors").read_bytes() == source.read_bytes()
+
+
 def test_each_epoch_is_an_intermediate_result_without_a_gap(finished_experiment):
     for stage, epochs in (("search", SMALL["search_epochs"]), ("train", SMALL["train_epochs"])):
         for trial in of_stage(finished_experiment, stage):
@@ -115,7 +143,7 @@ def test_a_training_shows_the_choices_of_its_network_and_every_trial_its_stage_a
     for trial in finished_experiment.manager.trials():
         assert {"stage", "seed", "attempt", "key"} <= set(trial.parameters)
     for trial in of_stage(finished_experiment, "train"):
-        assert {"choice/layer", "choice/activation"} <= set(trial.parameters)
+        assert {"choice/layer", "choice/activation", "choice/skip"} <= set(trial.parameters)
 
 
 def test_a_trial_takes_its_share_of_the_cores(finished_experiment):

@@ -68,18 +68,25 @@ class ExpectedParameters:
         self.largest = self._largest_bound()
 
     def __call__(self, probabilities: Mapping[str, Tensor]) -> Tensor:
-        """Scalar, float32: the expected number of parameters.
+        """Scalar: the expected number of parameters, ``sum_t numel_t P(t is part of the network)``.
 
         Args:
-            probabilities: ``(K,)`` per label, on the simplex.
+            probabilities: ``(K,)`` per label, on the simplex, float; at least one label.
+
+        Returns:
+            Scalar in the dtype of the probabilities, added up in float64.
         """
-        total: Any = float(self.constant)
+        first = next(iter(probabilities.values()))
+        total = torch.tensor(float(self.constant), dtype=torch.float64, device=first.device)
         for labels, table in self._tables.items():
-            term = table.to(probabilities[labels[0]])
+            if table.device != first.device:
+                table = self._tables[labels] = table.to(first.device)
             for label in labels:
-                term = torch.tensordot(probabilities[label], term, dims=1)
-            total = total + term
-        return total if isinstance(total, Tensor) else torch.tensor(total)
+                # Not a matrix product, which autocast would lower to half precision.
+                probability = probabilities[label].double()
+                table = (probability.view(-1, *[1] * (table.dim() - 1)) * table).sum(dim=0)
+            total = total + table
+        return total.to(first.dtype)
 
     def _largest_bound(self) -> float:
         """An upper bound on the parameters of any network: the scale that makes costs comparable."""
@@ -134,11 +141,15 @@ def count_flops(network: nn.Module, example: Tensor) -> int:
 
     NNI's formulas for convolution, linear layers and BatchNorm, applied per call to the real shapes of
     a forward pass (a module called twice counts twice); every elementwise activation except Identity
-    costs 1 per element of its input. Everything else (pooling, additions) is free.
+    costs 1 per element of its input. Everything else counts 0: pooling, additions, and layers that have
+    no formula here (transposed convolution, attention, other norms).
 
     Args:
         network: a frozen network; run once in eval mode, left as it was.
         example: a batch of inputs; the count is per example.
+
+    Returns:
+        Multiply-adds for one example.
     """
     total = 0
 

@@ -5,7 +5,6 @@ What the pipeline needs and the module does not offer is read off its loaders, o
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from nni_gumbel.data import FIELD
 from nni_gumbel.errors import UsageError, first_line
-from nni_gumbel.names import import_named, split_name
+from nni_gumbel.names import call_with, import_named, split_name
 
 
 def build_custom(reference: str, **arguments: Any) -> LightningDataModule:
@@ -27,10 +26,8 @@ def build_custom(reference: str, **arguments: Any) -> LightningDataModule:
         UsageError: it is not found, fails, or returns something else.
     """
     function = import_named(FIELD, *split_name(FIELD, reference))
-    if not callable(function):
-        raise UsageError(f"{FIELD}: {reference} is no function; name one that returns a LightningDataModule")
     try:
-        data = function(**_accepted(function, arguments))
+        data = call_with(FIELD, reference, function, arguments)
         if not isinstance(data, LightningDataModule):
             raise UsageError(
                 f"{FIELD}: {reference} returns {type(data).__name__}; return a LightningDataModule"
@@ -41,11 +38,6 @@ def build_custom(reference: str, **arguments: Any) -> LightningDataModule:
     except Exception as error:  # whatever a person's code raises
         raise UsageError(f"{FIELD}: {reference} fails: {first_line(error)}; correct that function") from error
     return data
-
-
-def _accepted(function: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    parameters = inspect.signature(function).parameters
-    return {name: value for name, value in arguments.items() if name in parameters}
 
 
 def _complete(data: LightningDataModule, batch_size: int, seed: int) -> None:

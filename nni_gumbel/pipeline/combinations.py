@@ -86,15 +86,17 @@ def _values(name: str, kind: str, value: list[Any]) -> list[Any] | range:
         )
     length = {"randint": 2, "quniform": 3}[kind]
     numeric = all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in value)
+    if numeric and kind == "randint":
+        # NNI: integers, the upper bound excluded; fractional bounds are rounded up.
+        value = [math.ceil(each) for each in value]
     if len(value) != length or not numeric or value[0] >= value[1] or value[2:] and value[2] <= 0:
         form = {
-            "randint": "[lower, upper] with lower < upper",
+            "randint": "[lower, upper] with whole numbers, lower < upper",
             "quniform": "[low, high, step] with low < high",
         }[kind]
         raise UsageError(f"searchSpace.{name}: {value!r} is no _value of {kind}; give {form}")
     if kind == "randint":
-        # NNI: integers, the upper bound excluded; fractional bounds are rounded up.
-        return range(math.ceil(value[0]), math.ceil(value[1]))
+        return range(*value)
     # NNI: round(uniform(low, high) / step) * step, clipped to the bounds.
     low, high, step = value
     steps = range(round(low / step), round(high / step) + 1)

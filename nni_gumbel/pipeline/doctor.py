@@ -39,6 +39,7 @@ from nni_gumbel.pipeline.manager import trial_command_of
 from nni_gumbel.pipeline.registration import NAME, is_registered
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.stages import check_trial_limit, largest_trial_count
+from nni_gumbel.pipeline.tuner import ASSESSOR_REFUSED
 from nni_gumbel.results.space import SpaceReference
 
 
@@ -128,10 +129,12 @@ def config_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
     service = config["trainingService"]
     if service.get("reuseMode"):
         yield Finding(FAIL, "trainingService", "reuseMode: true ends in an error in NNI 3.0; remove it")
-    if config.get("assessor"):
+    if service.get("platform") != "local":
         yield Finding(
-            WARN, "assessor", "a trial that it stops counts as failed and is tried again; remove it"
+            FAIL, "trainingService", "weights stay on the machine that trained them; give platform: local"
         )
+    if config.get("assessor"):
+        yield Finding(FAIL, "assessor", ASSESSOR_REFUSED.removeprefix("assessor: "))
     cores = usable_cores()
     if config["trialConcurrency"] > cores:
         slower = f"{config['trialConcurrency']} trials share {cores} cores and slow each other down"

@@ -6,7 +6,6 @@ changes, to AdamW under a one-cycle learning rate, which trains small networks i
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from nni.nas.evaluator.pytorch import ClassificationModule, Lightning, Trainer
 from pytorch_lightning import LightningDataModule
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.names import import_named, split_name
+from nni_gumbel.names import call_with, import_named, split_name
 
 
 class Classification(ClassificationModule):
@@ -68,22 +67,13 @@ def build_evaluator(
     }
     if name is None:
         return _classification(**arguments)
-    function = import_named("evaluator", *split_name("evaluator", name))
-    parameters = inspect.signature(function).parameters
-    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    for parameter in parameters.values():
-        required = parameter.default is inspect.Parameter.empty and parameter.kind in (
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            inspect.Parameter.KEYWORD_ONLY,
-        )
-        if required and parameter.name not in arguments:
-            raise UsageError(
-                f"evaluator: {name!r} asks for {parameter.name!r}; it is given {', '.join(arguments)}"
-            )
-    evaluator = function(**{key: value for key, value in arguments.items() if takes_all or key in parameters})
+    function = import_named("--evaluator", *split_name("--evaluator", name))
+    if data is None:
+        del arguments["data"]  # a function that needs it is told so
+    evaluator = call_with("--evaluator", name, function, arguments)
     if not isinstance(evaluator, Lightning):
         raise UsageError(
-            f"evaluator: {name!r} returns {type(evaluator).__name__}; "
+            f"--evaluator: {name} returns {type(evaluator).__name__}; "
             "return a Lightning evaluator of nni.nas.evaluator.pytorch"
         )
     return evaluator
@@ -94,7 +84,7 @@ def _classification(
 ) -> Lightning:
     if getattr(data, "num_classes", None) is None:
         raise UsageError(
-            "data: its number of classes is not known; give the data module an attribute num_classes, "
+            "--data: its number of classes is not known; give the data module an attribute num_classes, "
             "or name an --evaluator of your own"
         )
     module = Classification(

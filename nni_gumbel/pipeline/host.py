@@ -39,7 +39,7 @@ class Finding:
 
 
 def usable_cores() -> int:
-    """The cores that this process may run on: fewer than the machine has, in a container."""
+    """The cores that this process may run on (its CPU affinity): what a trial shares with the others."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -94,9 +94,11 @@ class Progress(pl.Callback):
             **self.extra_numbers(pl_module),
         }
         self._losses.clear()
-        default = metric_value(trainer, "val", self.metric)
-        nni.report_intermediate_result(Metrics(default=default, **numbers))
-        for name, value in {f"val_{self.metric}": default, **numbers}.items():
+        default = logged_metric(trainer, "val", self.metric)
+        if default is not None:  # an evaluator need not validate in every epoch
+            nni.report_intermediate_result(Metrics(default=default, **numbers))
+            self._writer.add_scalar(f"val_{self.metric}", default, trainer.current_epoch)
+        for name, value in numbers.items():
             self._writer.add_scalar(name, value, trainer.current_epoch)
         self.write_more(self._writer, trainer.current_epoch, pl_module)
         self._writer.flush()
@@ -124,23 +126,31 @@ class SearchProgress(Progress):
                 writer.add_scalar(f"probability/{label}/{candidate}", probability, epoch)
 
 
-def metric_value(trainer: pl.Trainer, part: str, metric: str) -> float:
-    """The last value of a metric that the evaluator logged.
+def logged_metric(trainer: pl.Trainer, part: str, metric: str) -> float | None:
+    """The last value of a metric that the evaluator logged; ``None`` if it logged none.
 
     Args:
         trainer: after an epoch, or after a test.
         part: ``val`` or ``test``.
         metric: its name, without the part's prefix.
+    """
+    for name in (f"{part}_{metric}", f"{part}/{metric}"):
+        if name in trainer.callback_metrics:
+            return float(trainer.callback_metrics[name])
+    return None
+
+
+def validation_metric(trainer: pl.Trainer, metric: str) -> float:
+    """The metric that networks are compared by, after a run.
 
     Raises:
         UsageError: the evaluator logs no such metric.
     """
-    logged = trainer.callback_metrics
-    for name in (f"{part}_{metric}", f"{part}/{metric}"):
-        if name in logged:
-            return float(logged[name])
-    there = ", ".join(sorted(name for name in logged if name.startswith(part))) or "nothing of that kind"
-    raise UsageError(
-        f"metric: the evaluator logs no {part}_{metric}, it logs {there}; set metric to one of them "
-        f"(without `{part}_`)"
-    )
+    value = logged_metric(trainer, "val", metric)
+    if value is None:
+        names = sorted(name for name in trainer.callback_metrics if name.startswith("val"))
+        there = ", ".join(names) or "nothing of that kind"
+        raise UsageError(
+            f"metric: the evaluator logs no val_{metric}, it logs {there}; set metric to one of them (without `val_`)"
+        )
+    return value

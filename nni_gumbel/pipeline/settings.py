@@ -39,7 +39,7 @@ class ExperimentSettings:
         3, "trainings from scratch with different seeds, for every network found", minimum=1
     )
     search_epochs: int = setting(8, "epochs of a search", minimum=1)
-    train_epochs: int = setting(30, "epochs of a training", minimum=1)
+    train_epochs: int = setting(36, "epochs of a training", minimum=1)
     batch_size: int = setting(64, "examples in a batch", minimum=1)
     learning_rate: float = setting(1e-2, "largest learning rate of the weights", above=0)
     weight_decay: float = setting(1e-4, "weight decay of the weights", minimum=0)

@@ -31,11 +31,14 @@ from nni_gumbel.pipeline.stages import EXPORT, SEARCH, TRAIN, Task, networks
 
 if TYPE_CHECKING:
     from nni.nas.evaluator.pytorch import Lightning
+    from nni.nas.nn.pytorch import ModelSpace
     from torch import Tensor
+
+    from nni_gumbel.results.space import SpaceReference
 
 logger = logging.getLogger(__name__)
 
-BUNDLE = "bundle"
+BUNDLE, TENSORBOARD = "bundle", "tensorboard"
 EXPORT_FOLDER = "gumbel-export"
 
 
@@ -58,6 +61,7 @@ def main(arguments: list[str]) -> int:
         output = Path(os.environ["NNI_OUTPUT_DIR"])
         with _alone_in(output):
             (output / "task.json").write_text(json.dumps(task.parameters(), indent=2) + "\n")
+            _show_tensorboard_to_the_portal(output)
             run = {SEARCH: run_search, TRAIN: run_training, EXPORT: run_export}[task.stage]
             run(task, command, manager, output)
     except UsageError as error:
@@ -72,7 +76,7 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
     import pytorch_lightning as pl
 
     from nni_gumbel.complexity.cost import count_flops, count_parameters
-    from nni_gumbel.pipeline.reporting import Metrics, SearchProgress, metric_value, our_reports_only
+    from nni_gumbel.pipeline.reporting import Metrics, SearchProgress, our_reports_only, validation_metric
     from nni_gumbel.results.space import SpaceReference
     from nni_gumbel.search.strategy import GumbelSearch
 
@@ -83,18 +87,22 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
     evaluator = _evaluator(command, settings, settings.search_epochs, task.seed)
     supernet = strategy.mutate_model(reference.build())
     evaluator = strategy.mutate_evaluator(evaluator)
-    evaluator.trainer.callbacks.append(SearchProgress(settings.metric, _tensorboard_directory(output)))
+    # The built-in evaluator needs an output for every class; another one's needs are its own.
+    classes = evaluator.datamodule.num_classes if command.evaluator is None else None
+    example = _example_input(evaluator)
+    _check_space(supernet, reference, example, classes)
+    evaluator.trainer.callbacks.append(SearchProgress(settings.metric, output / TENSORBOARD))
     with our_reports_only():
         evaluator.evaluate(supernet)
         architecture = evaluator.module.export()
         found = reference.build().freeze(architecture)
         nni.report_final_result(
             Metrics(
-                default=metric_value(evaluator.trainer, "val", settings.metric),
+                default=validation_metric(evaluator.trainer, settings.metric),
                 key=task.key,
                 architecture=json.dumps(architecture),
                 parameters=count_parameters(found),
-                flops=count_flops(found, _example_input(evaluator)),
+                flops=count_flops(found, example),
                 **evaluator.module.structure_summary(),
             )
         )
@@ -106,7 +114,7 @@ def run_training(task: Task, command: TrialCommand, manager: Manager, output: Pa
     import pytorch_lightning as pl
 
     from nni_gumbel.complexity.cost import count_flops, count_parameters
-    from nni_gumbel.pipeline.reporting import Metrics, Progress, metric_value, our_reports_only
+    from nni_gumbel.pipeline.reporting import Metrics, Progress, our_reports_only, validation_metric
     from nni_gumbel.results.bundle import write_bundle
     from nni_gumbel.results.space import SpaceReference
 
@@ -115,10 +123,10 @@ def run_training(task: Task, command: TrialCommand, manager: Manager, output: Pa
     reference = SpaceReference.parse(command.space, command.space_arguments)
     network = reference.build().freeze(task.architecture)
     evaluator = _evaluator(command, settings, settings.train_epochs, task.seed)
-    evaluator.trainer.callbacks.append(Progress(settings.metric, _tensorboard_directory(output)))
+    evaluator.trainer.callbacks.append(Progress(settings.metric, output / TENSORBOARD))
     with our_reports_only():
         evaluator.evaluate(network)
-        validation = metric_value(evaluator.trainer, "val", settings.metric)
+        validation = validation_metric(evaluator.trainer, settings.metric)
         example = _example_input(evaluator)
         parameters, flops = count_parameters(network), count_flops(network, example)
         facts = {
@@ -136,8 +144,7 @@ def run_training(task: Task, command: TrialCommand, manager: Manager, output: Pa
                 test=_test_metric(evaluator, settings.metric),
                 parameters=parameters,
                 flops=flops,
-                validation_size=_size_of(evaluator, "val_dataloader"),
-                test_size=_size_of(evaluator, "test_dataloader"),
+                validation_size=_validation_size(evaluator),
             )
         )
 
@@ -217,62 +224,103 @@ def _evaluator(command: TrialCommand, settings: ExperimentSettings, epochs: int,
         weight_decay=settings.weight_decay,
         seed=seed,
     )
-    logger.info("this trial runs on %s", evaluator.trainer.strategy.root_device)
+    logger.info("this trial runs on %s", _device_name(evaluator))
     return evaluator
 
 
-def _tensorboard_directory(output: Path) -> Path:
-    """Where the events go, so that the portal's TensorBoard button finds them.
+def _device_name(evaluator: Lightning) -> str:
+    import torch
 
-    The button reads ``<experiment>/trials/<id>/output/tensorboard``, whatever ``$NNI_OUTPUT_DIR`` is.
+    device = evaluator.trainer.strategy.root_device
+    if device.type != "cuda":
+        return str(device)
+    # NNI assigns a GPU by hiding the others: inside the trial it is always number 0.
+    assigned = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    return f"{torch.cuda.get_device_name(device)} (CUDA_VISIBLE_DEVICES={assigned})"
+
+
+def _show_tensorboard_to_the_portal(output: Path) -> None:
+    """Link the events to where the portal's TensorBoard button looks.
+
+    The button reads ``<experiment>/trials/<id>/output/tensorboard``, whatever ``$NNI_OUTPUT_DIR`` is, and
+    makes that folder itself when it is pressed before there is one.
     """
-    events = output / "tensorboard"
-    events.mkdir(exist_ok=True)
-    # <experiment>/environments/local-env/trials/<id>; on another machine there is no portal to link to.
-    if os.environ.get("NNI_PLATFORM") == "local":
-        expected = output.parents[3] / "trials" / output.name / "output" / "tensorboard"
-        expected.parent.mkdir(parents=True, exist_ok=True)
-        if not expected.is_symlink():
-            expected.symlink_to(events)
-    return events
+    events = output / TENSORBOARD
+    if os.environ.get("NNI_PLATFORM") != "local":
+        return
+    # <experiment>/environments/local-env/trials/<id>
+    expected = output.parents[3] / "trials" / output.name / "output" / "tensorboard"
+    expected.parent.mkdir(parents=True, exist_ok=True)
+    if expected.is_dir() and not expected.is_symlink():
+        events.symlink_to(expected)
+    elif not expected.is_symlink():
+        events.mkdir(exist_ok=True)
+        expected.symlink_to(events)
+
+
+def _check_space(space: ModelSpace, reference: SpaceReference, example: Tensor, classes: int | None) -> None:
+    """Run the space once on real inputs, before the search: does it take them, does it fit the classes?"""
+    import torch
+
+    space.eval()
+    try:
+        with torch.no_grad():
+            output = space(example)
+    except UsageError:
+        raise
+    except Exception as error:  # whatever a person's forward raises
+        raise UsageError(
+            f"--space: {reference} fails on inputs of shape {tuple(example.shape[1:])}: {first_line(error)}; "
+            "correct it, or give it arguments that fit (key=value after --space)"
+        ) from error
+    finally:
+        space.train()
+    if classes is not None and output.shape != (len(example), classes):
+        raise UsageError(
+            f"--space: {reference} gives {tuple(output.shape[1:])} an image, the data has {classes} classes; "
+            f"give it as many outputs, e.g. num_classes={classes} after --space"
+        )
 
 
 def _example_input(evaluator: Lightning) -> Tensor:
     """Two inputs of the validation part."""
     from torch import Tensor
 
-    batch = next(iter(_loader(evaluator, "val_dataloader")))
+    batch = next(iter(_validation_loader(evaluator)))
     inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
     if not isinstance(inputs, Tensor):
         raise UsageError(
-            f"evaluator: a batch begins with {type(inputs).__name__}; give batches (inputs, targets) of tensors"
+            f"--evaluator: a batch begins with {type(inputs).__name__}; give batches (inputs, targets) of tensors"
         )
     return inputs[:2]
 
 
-def _loader(evaluator: Lightning, name: str) -> Any:
-    """A loader of the evaluator, from its data module or its own attributes; ``None`` if it has none."""
-    if evaluator.datamodule is not None:
-        return getattr(evaluator.datamodule, name)()
-    return getattr(evaluator, name + "s", None)
+def _validation_loader(evaluator: Lightning) -> Any:
+    """The first validation loader: NNI allows several."""
+    data = evaluator.datamodule
+    loader = evaluator.val_dataloaders if data is None else data.val_dataloader()
+    return loader[0] if isinstance(loader, (list, tuple)) else loader
 
 
-def _size_of(evaluator: Lightning, name: str) -> int | None:
-    """Number of examples behind a loader, if it is known."""
+def _validation_size(evaluator: Lightning) -> int | None:
+    """Number of validation examples, if it is known."""
     try:
-        return len(_loader(evaluator, name).dataset)
+        return len(_validation_loader(evaluator).dataset)
     except (AttributeError, TypeError):
         return None
 
 
 def _test_metric(evaluator: Lightning, metric: str) -> float | None:
-    """The metric on the test part; ``None`` where there is none."""
-    from pytorch_lightning import LightningDataModule
+    """The metric on the test part; ``None`` where there is none: a finished training is not lost to that."""
+    from pytorch_lightning.utilities.model_helpers import is_overridden
 
-    from nni_gumbel.pipeline.reporting import metric_value
+    from nni_gumbel.pipeline.reporting import logged_metric
 
-    data = evaluator.datamodule
-    if data is None or type(data).test_dataloader is LightningDataModule.test_dataloader:
+    data, module = evaluator.datamodule, evaluator.module
+    if data is None or not (is_overridden("test_dataloader", data) and is_overridden("test_step", module)):
         return None
-    evaluator.trainer.test(evaluator.module, datamodule=data, verbose=False)
-    return metric_value(evaluator.trainer, "test", metric)
+    evaluator.trainer.test(module, datamodule=data, verbose=False)
+    value = logged_metric(evaluator.trainer, "test", metric)
+    if value is None:
+        logger.warning("the evaluator logs no test_%s: the test result is left out", metric)
+    return value

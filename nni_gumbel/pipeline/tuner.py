@@ -50,6 +50,11 @@ _logger = logging.getLogger(__name__)
 
 _LOOK_EVERY = 5.0
 
+ASSESSOR_REFUSED = (
+    "assessor: networks are compared after trainings of equal length, so none may be stopped early; "
+    "remove the assessor"
+)
+
 
 def _ends_the_experiment(method: Callable[..., Any]) -> Callable[..., Any]:
     """Let no exception leave a method: NNI would go on `RUNNING` without a tuner, for ever.
@@ -114,14 +119,20 @@ class GumbelSearchTuner(Tuner):
         if not finished(self._manager.trials()):
             check_trial_limit(self._settings, self._combinations, params.get("maxTrialNumber"))
         if params.get("assessor"):
-            _logger.warning("assessor: a trial that it stops early counts as failed and is tried again")
+            raise UsageError(ASSESSOR_REFUSED)
         most = largest_trial_count(self._settings, self._combinations)
         _logger.info("%d combinations, at most %d trials", len(self._combinations), most)
 
     @_ends_the_experiment
     def update_search_space(self, search_space: Any) -> None:
+        try:
+            changed = combinations(search_space, self._settings)
+        except UsageError as error:
+            # That of the YAML was checked at the start: this one was typed into the portal.
+            _logger.error("the search space stays as it was: %s", error)
+            return
         with self._lock:
-            self._combinations = combinations(search_space, self._settings)
+            self._combinations = changed
             self._look()
 
     @_ends_the_experiment

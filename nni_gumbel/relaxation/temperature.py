@@ -33,8 +33,10 @@ def temperature_at(progress: float, start: float, end: float, schedule: str) -> 
         progress: in [0, 1], see :func:`progress_of`.
         start: > 0, the temperature at progress 0.
         end: > 0, the temperature at progress 1.
-        schedule: ``constant``, ``linear``, ``exponential`` (equal ratios per step) or ``cosine``
-            (slow at both ends).
+        schedule: with ``t`` the progress, ``constant``: ``start``; ``linear``:
+            ``start + (end - start) t``; ``exponential`` (equal ratios per step):
+            ``start (end / start)^t``; ``cosine`` (slow at both ends):
+            ``end + (start - end) (1 + cos(pi t)) / 2``.
 
     Returns:
         The temperature, exactly ``start`` and ``end`` at the two ends, between them otherwise.
@@ -51,7 +53,7 @@ def temperature_at(progress: float, start: float, end: float, schedule: str) -> 
     if schedule == "linear":
         return linear(start, end, progress)
     if schedule == "exponential":
-        return start * math.exp(progress * math.log(end / start))
+        return start * (end / start) ** progress
     if schedule == "cosine":
         return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
     raise UsageError(

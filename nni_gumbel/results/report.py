@@ -18,13 +18,27 @@ def network_header(metric: str) -> tuple[str, ...]:
 
 
 def network_rows(networks: Sequence[Network], chosen: Network | None = None) -> list[tuple[str, ...]]:
-    """One row a network, in the order given; the chosen one is marked."""
+    """One row a network, in the order given; the chosen one is marked.
+
+    Settings that networks were trained with and that differ stand before their choices.
+    """
+    varied = [
+        name
+        for name in (networks[0].settings if networks else ())
+        if any(network.settings[name] != networks[0].settings[name] for network in networks)
+    ]
     return [
         (
             f"{network.name} (chosen)"
             if chosen is not None and network.name == chosen.name
             else network.name,
-            ", ".join(f"{label}={chosen_value(value)}" for label, value in network.architecture.items()),
+            ", ".join(
+                f"{label}={chosen_value(value)}"
+                for label, value in (
+                    *((name, network.settings[name]) for name in varied),
+                    *network.architecture.items(),
+                )
+            ),
             mean_and_std(network.validation_mean, network.validation_std),
             mean_and_std(network.test_mean, network.test_std),
             f"{network.parameters:,}",

@@ -8,6 +8,7 @@ entropy weight follow the progress of the search, step by step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -48,13 +49,14 @@ class GumbelSearchModule(BaseOneShotLightningModule):
         self.expected_parameters = expected_parameters
         self.settings = settings
         self._step = 0
+        self._total_steps = 1  # known when the training starts
 
     # -- progress ------------------------------------------------------------------------------
 
     @property
     def progress(self) -> float:
         """Fraction of the search done, 0 at its first step and 1 at its last; survives a checkpoint."""
-        return progress_of(self._step, int(self._total_steps))
+        return progress_of(self._step, self._total_steps)
 
     @property
     def temperature(self) -> float:
@@ -74,24 +76,33 @@ class GumbelSearchModule(BaseOneShotLightningModule):
                 f"warmup_epochs: {self.settings.warmup_epochs} leaves no epoch of {trainer.max_epochs} in which "
                 "the structure learns; give less, or more epochs"
             )
+        # Lightning marks such a scheduler only where it steps it itself.
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+        if any(isinstance(config.scheduler, plateau) for config in trainer.lr_scheduler_configs):
+            raise UsageError(
+                "lr_scheduler: ReduceLROnPlateau cannot follow a search, whose loss changes with the temperature; "
+                "give a scheduler that follows steps or epochs"
+            )
         batches = trainer.num_training_batches
-        epochs_steps = (
-            batches * trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else float("inf")
-        )
-        # Lightning counts an optimiser step per step(), and a step of ours takes two.
-        own_limit = trainer.max_steps / 2 if trainer.max_steps > 0 else float("inf")
-        self._total_steps = min(epochs_steps, own_limit)
-        if self._total_steps == float("inf"):
+        limits = [batches * trainer.max_epochs] if trainer.max_epochs and trainer.max_epochs > 0 else []
+        if trainer.max_steps > 0:
+            # Lightning counts both optimisers' steps: one a batch during the warm-up, two after it.
+            warmup = min(trainer.max_steps, batches * self.settings.warmup_epochs)
+            limits.append(warmup + math.ceil((trainer.max_steps - warmup) / 2))
+        if not limits or math.isinf(min(limits)):
             raise UsageError(
                 "max_epochs: a search needs an end for its temperature; give the Trainer max_epochs"
             )
+        self._total_steps = int(min(limits))
         super().on_train_start()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["gumbel_search_step"] = self._step
+        self.training_module.on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._step = checkpoint["gumbel_search_step"]
+        self.training_module.on_load_checkpoint(checkpoint)
 
     # -- the two steps -------------------------------------------------------------------------
 
@@ -109,8 +120,8 @@ class GumbelSearchModule(BaseOneShotLightningModule):
         self.distribution.sample(temperature)
         with self._logging_under("structure/"):
             loss = _loss_of(self.training_module.training_step(batch, batch_idx))
-        _check_finite(loss, "structure step", self._step)
         objective = loss + self._structure_penalty()
+        _check_finite(objective, "structure step", self._step)
         optimizer = self.architecture_optimizers()
         optimizer.zero_grad()
         # Only the logits need a gradient here: that of the weights would be a third of the work.
@@ -129,13 +140,20 @@ class GumbelSearchModule(BaseOneShotLightningModule):
         result = self.training_module.training_step(batch, batch_idx)
         loss = _loss_of(result)
         _check_finite(loss, "weight step", self._step)
-        self.advance_optimization(loss, batch_idx, self.settings.gradient_clip_val, "norm")
+        # NNI and Lightning say "no limit" with None.
+        self.advance_optimization(loss, batch_idx, self.settings.gradient_clip_val or None, "norm")
         return result
 
-    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        """The evaluator's own, on the noise-free mixture."""
+    def on_validation_epoch_start(self) -> None:
+        """Validate the noise-free mixture."""
         self.distribution.use_probabilities()
+        self.training_module.on_validation_epoch_start()
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         return self.training_module.validation_step(*args, **kwargs)
+
+    def on_validation_epoch_end(self) -> None:
+        self.training_module.on_validation_epoch_end()
 
     # -- what is reported ----------------------------------------------------------------------
 
@@ -175,12 +193,14 @@ class GumbelSearchModule(BaseOneShotLightningModule):
 
     @contextmanager
     def _logging_under(self, prefix: str) -> Iterator[None]:
-        """Log the evaluator's metrics under a prefix: those of the two steps must not mix."""
+        """Log what the evaluator logs under a prefix, so that numbers of the two steps do not mix.
+
+        A torchmetrics object that is logged itself still accumulates over both: it is one object.
+        """
         plain: Callable[..., None] = self.training_module.log
 
-        def log(name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-            # A torchmetrics object accumulates over both steps; its value for this batch does not.
-            plain(prefix + name, value, *args, **{**kwargs, "prog_bar": False})
+        def log(name: str, value: Any, prog_bar: bool = False, *args: Any, **kwargs: Any) -> None:
+            plain(prefix + name, value, False, *args, **kwargs)
 
         self.training_module.log = log
         try:

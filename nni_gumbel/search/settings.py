@@ -101,7 +101,7 @@ class SearchSettings:
         "exponential", "how the temperature falls, step by step", choices=SCHEDULES
     )
     warmup_epochs: int = setting(
-        1, "first epochs in which only weights learn, candidates equally likely", minimum=0
+        0, "first epochs in which only weights learn, candidates equally likely", minimum=0
     )
     arc_learning_rate: float = setting(0.05, "learning rate of the logits (Adam)", above=0)
     cost_weight: float = setting(
@@ -111,7 +111,7 @@ class SearchSettings:
         0.0, "weight of the structure's mean entropy at the first step; below 0 explores"
     )
     entropy_weight_end: float = setting(0.1, "the same at the last step; above 0 commits")
-    gradient_clip_val: float = setting(5.0, "largest norm of the weights' gradient", above=0)
+    gradient_clip_val: float = setting(5.0, "largest norm of the weights' gradient; 0 is no limit", minimum=0)
 
     def __post_init__(self) -> None:
         check_settings(self)

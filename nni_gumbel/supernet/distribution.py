@@ -8,6 +8,7 @@ probabilities, entropy, mode - is a function of the logits alone and carries no 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,8 +39,9 @@ class JointSample:
     def set(self, weights: Mapping[str, Tensor]) -> None:
         """Make ``weights`` (``(K,)`` per label, on the simplex) the current sample."""
         self._weights = dict(weights)
-        # Read once a step, not once a module: on a GPU each read waits for the device.
-        self._active = {label: torch.nonzero(w.detach()).flatten().tolist() for label, w in weights.items()}
+        # Read once a sample, all labels together: on a GPU each read waits for the device.
+        nonzero = iter(torch.cat([w.detach() for w in weights.values()]).ne(0).tolist())
+        self._active = {label: [k for k in range(len(w)) if next(nonzero)] for label, w in weights.items()}
 
     def weights(self, label: str) -> Tensor:
         """``(K,)``, the weight of each candidate of ``label``."""
@@ -110,12 +112,14 @@ class Distribution(nn.Module):
         return {label: torch.softmax(logits, dim=-1) for label, logits in self.logits.items()}
 
     def entropy(self) -> Tensor:
-        """Scalar in [0, 1]: mean over labels of the entropy relative to the uniform one; differentiable."""
+        """Scalar in [0, 1]: mean over labels of the entropy relative to the uniform one; differentiable.
+
+        ``mean_label( -sum_k p_k log p_k / log K )``; a label with a single candidate counts as 0.
+        """
         terms = []
         for logits in self.logits.values():
             log_p = torch.log_softmax(logits, dim=-1)
-            uniform = torch.log(torch.tensor(float(max(len(logits), 2)), device=logits.device))
-            terms.append(-(log_p.exp() * log_p).sum() / uniform)
+            terms.append(-(log_p.exp() * log_p).sum() / math.log(max(len(logits), 2)))
         return torch.stack(terms).mean()
 
     def log_prob(self, architecture: Mapping[str, Any]) -> Tensor:
@@ -134,12 +138,25 @@ class Distribution(nn.Module):
         return mode
 
     def indices(self, architecture: Mapping[str, Any]) -> dict[str, int]:
-        """Position of the chosen candidate of every label of an NNI sample."""
+        """Position of the chosen candidate of every label of an NNI sample.
+
+        Raises:
+            UsageError: the sample lacks a label, or names a candidate that is not there.
+        """
         index = {}
         for label, variable in self.variables.items():
-            value = architecture[label]
-            chosen = value[0] if isinstance(variable, CategoricalMultiple) else value
-            index[label] = list(variable.values).index(chosen)
+            values, value = list(variable.values), architecture.get(label)
+            if (
+                isinstance(variable, CategoricalMultiple)
+                and isinstance(value, (list, tuple))
+                and len(value) == 1
+            ):
+                value = value[0]
+            if value not in values:
+                raise UsageError(
+                    f"choice {label!r}: {value!r} is none of its candidates; give one of {values}"
+                )
+            index[label] = values.index(value)
         return index
 
 

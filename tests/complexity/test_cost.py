@@ -28,7 +28,7 @@ def test_expected_parameters_equal_the_enumeration_of_all_networks(plan):
     assume(len(samples) < 100)
     distribution = random_distribution(space)
     enumerated = sum(
-        float(distribution.log_prob(sample).exp()) * count_parameters(space.freeze(sample))
+        distribution.log_prob(sample).exp().item() * count_parameters(space.freeze(sample))
         for sample in samples
     )
     assert float(ExpectedParameters(space)(distribution.probs())) == pytest.approx(enumerated, rel=1e-9)
@@ -68,6 +68,21 @@ def test_tied_weights_count_once():
     probabilities = {"first": torch.tensor([0.5, 0.5]), "second": torch.tensor([0.2, 0.8])}
     # The layer is there unless both choices leave it out: 1 - 0.5 * 0.8.
     assert float(ExpectedParameters(space)(probabilities)) == pytest.approx(12 * 0.6)
+
+
+def test_expected_parameters_are_exact_under_autocast():
+    class Nested(ModelSpace):
+        def __init__(self):
+            super().__init__()
+            inner = LayerChoice([nn.Linear(200, 200), nn.Identity()], label="inner")
+            self.layer = LayerChoice(
+                [nn.Sequential(nn.Linear(200, 200), inner), nn.Identity()], label="outer"
+            )
+
+    probabilities = {"outer": torch.tensor([0.75, 0.25]), "inner": torch.tensor([0.5, 0.5])}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = ExpectedParameters(Nested())(probabilities)
+    assert float(expected) == 40_200 * 0.75 + 40_200 * 0.375
 
 
 def test_flops_follow_the_formulas_of_nni():

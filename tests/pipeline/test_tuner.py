@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -102,6 +103,49 @@ def test_a_free_slot_is_filled_across_the_border_of_two_stages(lived_through):
 
 
 @pytest.mark.slow
+def test_a_stopped_experiment_can_be_viewed(lived_through):
+    experiment, _, _ = lived_through
+    trials = experiment.manager.trials()
+    experiment.stop()
+    experiment.view()
+    experiment.wait_for_status("VIEWED", 20)
+    assert {trial.id for trial in experiment.manager.trials()} == {trial.id for trial in trials}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        ("Shapes", ["choice 'size'", "different shapes", "make all of them equal"]),
+        ("Infinite", ["loss: nan", "is not finite", "lower learning_rate"]),
+        ("Tiny width=3", ["--space", "cannot be built with width=3", "its arguments are"]),
+    ],
+)
+def test_what_only_a_trial_can_see_is_told_by_the_trial_and_by_wait(
+    nni_environment, user_folder, port, space, words
+):
+    command = TRIAL_COMMAND.replace("Tiny", space)
+    experiment = Experiment.create(
+        nni_environment, user_folder, port, {"attempts": 1, "search_epochs": 1}, trialCommand=command
+    )
+    try:
+        program = Path(sys.executable).parent / "nni-gumbel"
+        run = subprocess.run(
+            [program, "wait", experiment.id],
+            env=nni_environment, capture_output=True, text=True, timeout=90,
+        )  # fmt: skip
+        (trial,) = experiment.manager.trials()
+        said = (experiment.output_of(trial) / "trial.stderr").read_text()
+        (line,) = [line for line in said.splitlines() if line.startswith("nni-gumbel: ")]
+        assert all(word in line for word in words), line
+        assert "Traceback" not in said
+        assert line.removeprefix("nni-gumbel: ") in run.stdout
+        assert run.returncode == 2 and "every search failed" in run.stderr
+    finally:
+        experiment.stop()
+
+
+@pytest.mark.slow
 def test_a_bug_in_the_tuner_ends_the_experiment_with_its_line(nni_environment, user_folder, port):
     tuner = {"className": "crashing_tuner.CrashingTuner", "codeDirectory": str(user_folder)}
     experiment = Experiment.create(nni_environment, user_folder, port, tuner=tuner)
@@ -116,11 +160,8 @@ def test_a_bug_in_the_tuner_ends_the_experiment_with_its_line(nni_environment, u
 @pytest.mark.slow
 def test_an_experiment_whose_searches_all_fail_ends_and_says_why(nni_environment, user_folder, port):
     command = TRIAL_COMMAND.replace("tiny.npz", "missing.npz")
-    assessor = {"name": "Medianstop"}
     class_args = {"attempts": 1}
-    experiment = Experiment.create(
-        nni_environment, user_folder, port, class_args, trialCommand=command, assessor=assessor
-    )
+    experiment = Experiment.create(nni_environment, user_folder, port, class_args, trialCommand=command)
     try:
         experiment.wait_until(lambda experiment: experiment.error_file.exists(), 60)
         line = experiment.error_file.read_text()
@@ -128,7 +169,6 @@ def test_an_experiment_whose_searches_all_fail_ends_and_says_why(nni_environment
         assert any(trial.id in line for trial in experiment.manager.trials())
         log = experiment.log_file.read_text()
         assert "is left out, its attempts failed" in log
-        assert "assessor: a trial that it stops early counts as failed" in log
     finally:
         experiment.stop()
 
@@ -138,6 +178,7 @@ def test_an_experiment_whose_searches_all_fail_ends_and_says_why(nni_environment
     ("changes", "words"),
     [
         ({"maxTrialNumber": 8}, ["maxTrialNumber: 8", "at least 9"]),
+        ({"assessor": {"name": "Medianstop"}}, ["assessor:", "remove the assessor"]),
         (
             {"trialCommand": TRIAL_COMMAND.replace("Tiny", "Tony")},
             ["--space:", "'Tony'", "did you mean Tiny?"],

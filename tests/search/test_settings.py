@@ -24,7 +24,7 @@ def test_the_defaults_are_valid():
         ("arc_learning_rate", 0.0, "greater than 0"),
         ("cost_weight", -0.1, "at least 0"),
         ("entropy_weight_end", float("inf"), "any"),
-        ("gradient_clip_val", 0, "greater than 0"),
+        ("gradient_clip_val", -1.0, "at least 0"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(name, value, words):

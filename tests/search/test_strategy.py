@@ -182,9 +182,60 @@ def test_learning_rate_schedulers_of_the_evaluator_advance():
     assert module.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05 / 8)
 
 
+def test_a_scheduler_that_follows_the_loss_is_refused():
+    plateau = evaluator(epochs=1)
+    plain = plateau.module.configure_optimizers
+
+    def configure():
+        optimizer = plain()
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "train_loss"}}
+
+    plateau.module.configure_optimizers = configure
+    with pytest.raises(UsageError, match="ReduceLROnPlateau cannot follow a search"):
+        search(evaluate=plateau)
+
+
+def test_the_evaluators_own_validation_hooks_run():
+    calls, own = [], evaluator(epochs=2)
+    own.module.on_validation_epoch_end = lambda: calls.append("end")
+    search(evaluate=own)
+    assert calls == ["end", "end"]
+
+
+@pytest.mark.parametrize("warmup_epochs", [0, 2])
+def test_a_limit_of_steps_ends_the_fall_of_the_temperature_too(warmup_epochs):
+    temperatures = Temperatures()
+    search(
+        epochs=50,
+        trainer={"callbacks": [temperatures], "max_steps": 40},
+        warmup_epochs=warmup_epochs,
+        temperature_end=0.5,
+    )
+    assert temperatures.seen[-1] == 0.5 and temperatures.seen.count(0.5) == 1
+
+
+def test_a_resumed_search_goes_on_at_its_temperature(tmp_path):
+    saving = pl.callbacks.ModelCheckpoint(dirpath=tmp_path, every_n_epochs=1, save_top_k=-1)
+    whole, rest = Temperatures(), Temperatures()
+    search(trainer={"enable_checkpointing": True, "callbacks": [whole, saving]})
+    resumed = evaluator(callbacks=[rest])
+    resumed.fit_kwargs["ckpt_path"] = str(next(tmp_path.glob("epoch=1*")))
+    search(evaluate=resumed)
+    assert rest.seen == whole.seen[-16:]
+
+
+@pytest.mark.gpu
+def test_a_search_runs_on_a_gpu():
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    module = search(epochs=2, trainer={"accelerator": "gpu"})
+    assert module.export()["first"] in {"erase", "good", "square"}
+
+
 def test_a_loss_that_is_not_finite_is_told_in_one_line():
     x = torch.full((64, 4), float("nan"))
     bad = DataLoader(TensorDataset(x, torch.zeros(64, 1)), batch_size=32)
     broken = Regression(train_dataloaders=bad, val_dataloaders=bad, max_epochs=1, **QUIET)
-    with pytest.raises(UsageError, match="loss: nan in the weight step 0 is not finite"):
+    with pytest.raises(UsageError, match="loss: nan in the structure step 0 is not finite"):
         search(evaluate=broken)
