@@ -13,7 +13,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from itertools import combinations
-from typing import Any
 
 import torch
 from nni.nas.nn.pytorch import LayerChoice
