@@ -11,7 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from real_experiments import Experiment, fill_folder, free_port, new_environment
+from real_experiments import SMALL, Experiment, fill_folder, free_port, new_environment
 
 # The tests' networks are tiny: more threads than one only wait for each other.
 torch.set_num_threads(1)
@@ -44,10 +44,6 @@ def user_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("code")
     fill_folder(folder)
     return folder
-
-
-# Two searches and two trainings a network: enough for every stage, a choice and a spread.
-SMALL = {"search_seeds": 2, "train_seeds": 2, "search_epochs": 2, "warmup_epochs": 0, "train_epochs": 2}
 
 
 @pytest.fixture(scope="session")

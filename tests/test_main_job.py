@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import SMALL
 from nni.nas.nn.pytorch import MutableModule
-from real_experiments import Experiment, free_port, of_stage
+from real_experiments import SMALL, Experiment, free_port, of_stage
 from safetensors.torch import load_file
 
 import nni_gumbel
