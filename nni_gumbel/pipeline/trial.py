@@ -27,7 +27,8 @@ from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.host import usable_cores
 from nni_gumbel.pipeline.manager import Manager, plan_of
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.stages import EXPORT, SEARCH, TRAIN, Task, networks
+from nni_gumbel.pipeline.stages import networks
+from nni_gumbel.pipeline.task import EXPORT, SEARCH, TRAIN, Task
 
 if TYPE_CHECKING:
     from nni.nas.evaluator.pytorch import Lightning

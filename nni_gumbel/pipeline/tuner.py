@@ -36,7 +36,6 @@ from nni_gumbel.pipeline.combinations import combinations
 from nni_gumbel.pipeline.manager import ERROR_FILE, Manager, ManagerUnreachable, trial_command_of
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.stages import (
-    Task,
     Trial,
     check_trial_limit,
     failure,
@@ -45,6 +44,7 @@ from nni_gumbel.pipeline.stages import (
     largest_trial_count,
     next_tasks,
 )
+from nni_gumbel.pipeline.task import Task
 
 _logger = logging.getLogger(__name__)
 

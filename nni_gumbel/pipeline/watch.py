@@ -30,15 +30,8 @@ from nni_gumbel.pipeline.experiments import (
 from nni_gumbel.pipeline.manager import Manager, ManagerUnreachable, plan_of
 from nni_gumbel.pipeline.registration import NAME
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.stages import (
-    EXPORT,
-    STAGES,
-    Trial,
-    failure,
-    finished,
-    networks,
-    next_tasks,
-)
+from nni_gumbel.pipeline.stages import Trial, failure, finished, networks, next_tasks
+from nni_gumbel.pipeline.task import EXPORT, STAGES
 from nni_gumbel.results.choice import Network
 
 # Longer than a manager is silent when it is busy.

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.stages import (
-    Task,
     Trial,
     failure,
     finished,
@@ -22,6 +21,7 @@ from nni_gumbel.pipeline.stages import (
     networks,
     next_tasks,
 )
+from nni_gumbel.pipeline.task import Task
 
 SETTINGS = ExperimentSettings.from_flat({"search_seeds": 2, "train_seeds": 2})
 NOTHING_VARIED = [{}]

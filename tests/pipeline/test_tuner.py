@@ -14,7 +14,7 @@ from real_experiments import TRIAL_COMMAND, Experiment, free_port, kill_trial, o
 from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.manager import ERROR_FILE, Manager, ManagerUnreachable
 from nni_gumbel.pipeline.registration import CLASS_NAME, is_registered, register, unregister
-from nni_gumbel.pipeline.stages import Task
+from nni_gumbel.pipeline.task import Task
 
 
 @pytest.fixture

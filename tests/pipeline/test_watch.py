@@ -16,7 +16,8 @@ from nni_gumbel.pipeline.experiments import Experiment, tuners_line, why_it_shut
 from nni_gumbel.pipeline.host import free_pair
 from nni_gumbel.pipeline.manager import ERROR_FILE
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.stages import Task, Trial, next_tasks
+from nni_gumbel.pipeline.stages import Trial, next_tasks
+from nni_gumbel.pipeline.task import Task
 from nni_gumbel.pipeline.watch import error_line, failed_trial_line, progress_of
 
 SPACE = """
