@@ -1,38 +1,24 @@
 """Following an experiment: what is shown, and how every end of it is told."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
+from real_experiments import Experiment as RealExperiment
+from real_experiments import fill_folder, free_port, new_environment
 
 from nni_gumbel.pipeline.experiments import Experiment, tuners_line, why_it_shut_down
-from nni_gumbel.pipeline.host import free_pair
 from nni_gumbel.pipeline.manager import ERROR_FILE
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.stages import Trial, next_tasks
 from nni_gumbel.pipeline.task import Task
 from nni_gumbel.pipeline.watch import error_line, failed_trial_line, progress_of
 
-SPACE = """
-import torch
-from nni.nas.nn.pytorch import LayerChoice, ModelSpace
-
-class Tiny(ModelSpace):
-    def __init__(self):
-        super().__init__()
-        self.activation = LayerChoice({"relu": torch.nn.ReLU(), "tanh": torch.nn.Tanh()}, label="activation")
-        self.head = torch.nn.Linear(64, 2)
-
-    def forward(self, x):
-        return self.head(self.activation(x.flatten(1)))
-"""
 NOBODY = Experiment("abcd1234", "http://127.0.0.1:1", Path("nowhere"), pid=0, started=0.0)
 
 
@@ -141,30 +127,10 @@ def test_a_manager_that_shut_down_by_itself_says_why_in_its_log(tmp_path, log, r
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """A home, NNI's lists and a folder with a space and data, for these experiments alone."""
+    """An NNI of its own, so that the newest experiment is one of these tests."""
     home = tmp_path_factory.mktemp("home")
-    programs, package = Path(sys.executable).parent, Path(__file__).parents[2]
-    (home / "tiny_space.py").write_text(SPACE)
-    generator = np.random.default_rng(0)
-    labels = np.arange(200) % 2
-    images = (generator.integers(0, 100, (200, 8, 8)) + 100 * labels[:, None, None]).astype(np.uint8)
-    np.savez(
-        home / "tiny.npz",
-        x_train=images[:160],
-        y_train=labels[:160],
-        x_test=images[160:],
-        y_test=labels[160:],
-    )
-    environment = {
-        **os.environ,
-        "HOME": str(home),
-        "NNI_CONFIG_DIR": str(home / "config"),
-        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(package),
-        "PYTHONWARNINGS": "ignore",
-    }
-    assert nni_gumbel(environment, "register").returncode == 0
-    return environment
+    fill_folder(home)
+    return new_environment(home)
 
 
 def nni_gumbel(environment, *words):
@@ -175,27 +141,13 @@ def nni_gumbel(environment, *words):
 
 
 def create(environment, **class_args):
-    config = {
-        "searchSpace": {},
-        "trialCommand": "nni-gumbel trial --space tiny_space:Tiny --data npz:tiny.npz",
-        "trialConcurrency": 2,
-        "tuner": {"name": "GumbelSearch", "classArgs": class_args},
-        "trainingService": {"platform": "local"},
-    }
-    path = Path(environment["HOME"], "experiment.yml")
-    path.write_text(yaml.safe_dump(config))
-    words = ["nnictl", "create", "--config", str(path), "--port", str(free_pair(8280))]
-    ran = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
-    return re.search(r"Experiment ID: \S*?(\w{8})\b", ran.stdout + ran.stderr).group(1)
-
-
-def stop(environment, name):
-    subprocess.run(["nnictl", "stop", name], env=environment, capture_output=True, check=True)
+    return RealExperiment.create(environment, Path(environment["HOME"]), free_port(), class_args)
 
 
 @pytest.mark.slow
 def test_waiting_can_be_given_up_and_taken_up_again_until_the_networks_are_shown(environment):
-    name = create(environment, search_epochs=2, train_epochs=1, train_seeds=1)
+    experiment = create(environment, search_epochs=2, train_epochs=1, train_seeds=1)
+    name = experiment.id
     try:
         impatient = nni_gumbel(environment, "wait", "--timeout", "1")
         assert impatient.returncode == 2
@@ -218,10 +170,10 @@ def test_waiting_can_be_given_up_and_taken_up_again_until_the_networks_are_shown
         assert waited.returncode == 0, waited.stdout + waited.stderr
         assert "network-1 (chosen)" in waited.stdout and "activation=" in waited.stdout
         assert f"gumbel-export/{name}" in waited.stdout and f"nnictl stop {name}" in waited.stdout
-        assert "http://127.0.0.1:82" in waited.stdout
+        assert "http://127.0.0.1:81" in waited.stdout
         assert not waited.stderr
     finally:
-        stop(environment, name)
+        experiment.stop()
     stopped = nni_gumbel(environment, "wait", name)
     assert stopped.returncode == 2
     assert (
@@ -232,7 +184,8 @@ def test_waiting_can_be_given_up_and_taken_up_again_until_the_networks_are_shown
 
 @pytest.mark.slow
 def test_a_wrong_setting_is_told_within_seconds(environment):
-    name = create(environment, temperature_strat=3)
+    experiment = create(environment, temperature_strat=3)
+    name = experiment.id
     try:
         begun = time.monotonic()
         waited = nni_gumbel(environment, "wait", name)
@@ -242,12 +195,12 @@ def test_a_wrong_setting_is_told_within_seconds(environment):
             f"did you mean temperature_start?; `nnictl stop {name}` ends it\n"
         )
     finally:
-        stop(environment, name)
+        experiment.stop()
 
 
 @pytest.mark.slow
 def test_a_manager_that_is_killed_ends_the_waiting(environment):
-    name = create(environment, search_epochs=200)
+    name = create(environment, search_epochs=200).id
     waiting = subprocess.Popen(
         [sys.executable, "-m", "nni_gumbel.cli", "wait", name],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
