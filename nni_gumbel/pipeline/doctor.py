@@ -146,11 +146,11 @@ def config_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
         yield _found("searchSpace", lambda: plan.read_combinations(config.get("searchSpace")))
     if plan.combinations is not None:
         yield _found("trials", lambda: plan.compare_trials(config.get("maxTrialNumber")))
-    yield from command_and_data_findings(config)
+    yield from command_and_data_findings(config, plan.settings.metric if plan.settings else None)
 
 
-def command_and_data_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
-    """The trial command: its words, its space (which is built), its data and its evaluator."""
+def command_and_data_findings(config: Mapping[str, Any], metric: str | None) -> Iterator[Finding]:
+    """The trial command: its words, its space (which is built and tried), its data and its evaluator."""
     try:
         command, directory = trial_command_of({"params": config})
         command.check(directory)
@@ -159,9 +159,11 @@ def command_and_data_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
         return
     yield Finding(OK, "trial command", f"runs in {directory}")
     with _inside(directory):
-        yield _found("space", lambda: _space(command))
-        yield _found("data", lambda: _data(command))
-    yield Finding(OK, "evaluator", command.evaluator or "the built-in classification")
+        found = [_found("space", lambda: _space(command)), _found("data", lambda: _data(command))]
+        yield from found
+        if all(finding.level == OK for finding in found):
+            yield _found("rehearsal", lambda: _rehearsal(command))
+    yield _found("evaluator", lambda: _evaluator(command, metric))
 
 
 @dataclass
@@ -215,6 +217,34 @@ def _space(command: TrialCommand) -> str:
         warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"nni\.nas")
         labels = reference.build().simplify()
     return f"{reference}, {len(labels)} choices"
+
+
+def _rehearsal(command: TrialCommand) -> str:
+    from nni_gumbel.pipeline.rehearsal import rehearse
+    from nni_gumbel.search.strategy import GumbelSearch
+
+    reference = SpaceReference.parse(command.space, command.space_arguments)
+    supernet = GumbelSearch().mutate_model(reference.build())
+    if command.data != PACKAGED and not str(command.data).startswith(FILE_PREFIX):
+        return "every choice can be relaxed; the first trial tries the space on its data"
+    import torch
+
+    from nni_gumbel.data.sources import read_parts
+
+    parts = read_parts(command.data, command.data_dir)
+    example = torch.from_numpy(parts.validation.pixels[:2]).float()
+    classes = None if command.evaluator else int(parts.train.labels.max()) + 1
+    rehearse(supernet, reference, example, classes)
+    return "every choice can be relaxed, and the space takes the data"
+
+
+def _evaluator(command: TrialCommand, metric: str | None) -> str:
+    if command.evaluator is None and metric not in (None, "acc", "loss"):
+        raise UsageError(
+            f"metric: the built-in classification logs acc and loss, not {metric!r}; set metric: acc, "
+            "or name an --evaluator of your own"
+        )
+    return command.evaluator or "the built-in classification"
 
 
 def _data(command: TrialCommand) -> str:

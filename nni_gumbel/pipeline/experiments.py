@@ -16,6 +16,7 @@ import psutil
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.manager import ERROR_FILE
+from nni_gumbel.pipeline.task import EXPORT_FOLDER
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Experiment:
     @property
     def logs(self) -> Path:
         return self.directory / "log"
+
+    @property
+    def exported(self) -> bool:
+        """Whether one of its trials has written an export."""
+        return any(self.directory.glob(f"environments/*/trials/*/{EXPORT_FOLDER}/architecture.json"))
 
 
 def running_experiments() -> dict[int, str]:

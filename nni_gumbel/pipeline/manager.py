@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.combinations import combinations
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.stages import Trial, judged
+from nni_gumbel.pipeline.stages import Failure, Trial, judged
 
 # In the experiment's log directory: the one line with which the tuner ended. A tuner that starts
 # removes what one before it has left.
@@ -97,6 +98,19 @@ class Manager:
         profile["params"]["maxTrialNumber"] = number
         self._request("PUT", "experiment?update_type=MAX_TRIAL_NUM", json=profile)
 
+    def stderr(self, trial_id: str) -> str:
+        """What a trial wrote to stderr; empty if that cannot be had. Also from a remote machine."""
+        try:
+            answer = self._request("GET", f"trial-file/{trial_id}/stderr")
+        except ManagerUnreachable:
+            return ""
+        return "" if answer.text == "stderr is empty." else answer.text
+
+    def explained(self, failure: Failure) -> str:
+        """A failure with the last word of the trial that failed last."""
+        reason = error_line(self.stderr(failure.last_trial)) or "it ended without a word on stderr"
+        return f"{failure.line}; the last was trial {failure.last_trial}: {reason}"
+
     def _get(self, path: str) -> Any:
         response = self._request("GET", path)
         try:
@@ -115,6 +129,15 @@ class Manager:
                 f"NNI's manager at {self.url} does not answer ({why}); is the experiment running?"
             ) from None
         return response
+
+
+def error_line(stderr: str) -> str | None:
+    """The line of a trial's stderr that says why it failed: the last error, else the last line."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    errors = [
+        line for line in lines if re.match(r"nni-gumbel: |[\w.]*(Error|Exception|Interrupt|Exit)\b", line)
+    ]
+    return (errors or lines or [None])[-1]
 
 
 def plan_of(experiment: Mapping[str, Any]) -> tuple[ExperimentSettings, list[dict[str, Any]]]:

@@ -72,10 +72,18 @@ def next_tasks(
     return [ledger.attempt(task) for task in work if ledger.may_start(task, settings.attempts)]
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Why no export can come any more: a line, and the trial that failed last."""
+
+    line: str
+    last_trial: str
+
+
 def failure(
     settings: ExperimentSettings, combinations: Sequence[Mapping[str, Any]], trials: Sequence[Trial]
-) -> str | None:
-    """One line that says why no export can come any more; ``None`` as long as one can."""
+) -> Failure | None:
+    """Why no export can come any more; ``None`` as long as one can."""
     ledger = _Ledger.of(trials)
     if EXPORT in ledger.done or ledger.pending or next_tasks(settings, combinations, trials):
         return None
@@ -91,7 +99,7 @@ def failure(
         trial for trials_of in ledger.failed.values() for task, trial in trials_of if task.stage == stage
     ]
     last = max(failed, key=lambda trial: (trial.end or 0, trial.sequence))
-    return f"{what} (attempts: {settings.attempts}); the last was trial {last.id}, its stderr says why"
+    return Failure(f"{what} (attempts: {settings.attempts})", last.id)
 
 
 def finished(trials: Sequence[Trial]) -> bool:

@@ -19,6 +19,9 @@ from nni_gumbel.pipeline.settings import ExperimentSettings
 SEARCH, TRAIN, EXPORT = STAGES = ("search", "train", "export")
 CHOICE_PREFIX = "choice/"
 
+# Of an export, in its trial's output directory and in the trial code directory.
+EXPORT_FOLDER = "gumbel-export"
+
 
 @dataclass(frozen=True)
 class Task:

@@ -28,19 +28,15 @@ from nni_gumbel.pipeline.host import usable_cores
 from nni_gumbel.pipeline.manager import Manager, plan_of
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.stages import networks
-from nni_gumbel.pipeline.task import EXPORT, SEARCH, TRAIN, Task
+from nni_gumbel.pipeline.task import EXPORT, EXPORT_FOLDER, SEARCH, TRAIN, Task
 
 if TYPE_CHECKING:
     from nni.nas.evaluator.pytorch import Lightning
-    from nni.nas.nn.pytorch import ModelSpace
     from torch import Tensor
-
-    from nni_gumbel.results.space import SpaceReference
 
 logger = logging.getLogger(__name__)
 
 BUNDLE, TENSORBOARD = "bundle", "tensorboard"
-EXPORT_FOLDER = "gumbel-export"
 
 
 def main(arguments: list[str]) -> int:
@@ -77,6 +73,7 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
     import pytorch_lightning as pl
 
     from nni_gumbel.complexity.cost import count_flops, count_parameters
+    from nni_gumbel.pipeline.rehearsal import rehearse
     from nni_gumbel.pipeline.reporting import Metrics, SearchProgress, our_reports_only, validation_metric
     from nni_gumbel.results.space import SpaceReference
     from nni_gumbel.search.strategy import GumbelSearch
@@ -91,7 +88,7 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
     # The built-in evaluator needs an output for every class; another one's needs are its own.
     classes = evaluator.datamodule.num_classes if command.evaluator is None else None
     example = _example_input(evaluator)
-    _check_space(supernet, reference, example, classes)
+    rehearse(supernet, reference, example, classes)
     evaluator.trainer.callbacks.append(SearchProgress(settings.metric, output / TENSORBOARD))
     with our_reports_only():
         evaluator.evaluate(supernet)
@@ -131,6 +128,7 @@ def run_training(task: Task, command: TrialCommand, manager: Manager, output: Pa
         example = _example_input(evaluator)
         parameters, flops = count_parameters(network), count_flops(network, example)
         facts = {
+            "settings": task.settings,
             "metric": settings.metric,
             "validation": validation,
             "seed": task.seed,
@@ -257,30 +255,6 @@ def _show_tensorboard_to_the_portal(output: Path) -> None:
     elif not expected.is_symlink():
         events.mkdir(exist_ok=True)
         expected.symlink_to(events)
-
-
-def _check_space(space: ModelSpace, reference: SpaceReference, example: Tensor, classes: int | None) -> None:
-    """Run the space once on real inputs, before the search: does it take them, does it fit the classes?"""
-    import torch
-
-    space.eval()
-    try:
-        with torch.no_grad():
-            output = space(example)
-    except UsageError:
-        raise
-    except Exception as error:  # whatever a person's forward raises
-        raise UsageError(
-            f"--space: {reference} fails on inputs of shape {tuple(example.shape[1:])}: {first_line(error)}; "
-            "correct it, or give it arguments that fit (key=value after --space)"
-        ) from error
-    finally:
-        space.train()
-    if classes is not None and output.shape != (len(example), classes):
-        raise UsageError(
-            f"--space: {reference} gives {tuple(output.shape[1:])} an image, the data has {classes} classes; "
-            f"give it as many outputs, e.g. num_classes={classes} after --space"
-        )
 
 
 def _example_input(evaluator: Lightning) -> Tensor:

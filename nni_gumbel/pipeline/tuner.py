@@ -185,9 +185,9 @@ class GumbelSearchTuner(Tuner):
             if warning not in self._told:
                 self._told.add(warning)
                 _logger.warning("%s", warning)
-        line = failure(self._settings, self._combinations, trials)
-        if line is not None:
-            raise UsageError(line)
+        failed = failure(self._settings, self._combinations, trials)
+        if failed is not None:
+            raise UsageError(self._manager.explained(failed))
         return next_tasks(self._settings, self._combinations, trials)
 
     def _fill(self, tasks: list[Task]) -> None:

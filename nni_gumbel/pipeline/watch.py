@@ -10,14 +10,11 @@ Only the experiment itself is truth: nothing is kept here but what has been told
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import requests
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.experiments import (
@@ -27,7 +24,7 @@ from nni_gumbel.pipeline.experiments import (
     tuners_line,
     why_it_shut_down,
 )
-from nni_gumbel.pipeline.manager import Manager, ManagerUnreachable, plan_of
+from nni_gumbel.pipeline.manager import Manager, ManagerUnreachable, error_line, plan_of
 from nni_gumbel.pipeline.registration import NAME
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.stages import Trial, failure, finished, networks, next_tasks
@@ -120,7 +117,7 @@ def follow(
             for trial in sorted(trials, key=lambda trial: trial.sequence):
                 if trial.state == "failed" and trial.id not in told:
                     told.add(trial.id)
-                    warn(failed_trial_line(experiment, trial))
+                    warn(failed_trial_line(manager, trial))
             show(progress)
             if finished(trials):
                 done_at = done_at or now
@@ -128,9 +125,9 @@ def follow(
                     return _outcome(settings, combinations, trials)
             else:
                 _raise_if_over(experiment, reachable=True)
-                _raise_if_ended(
-                    experiment, status, errors, profile, trials, failure(settings, combinations, trials)
-                )
+                failed = failure(settings, combinations, trials)
+                failed_line = manager.explained(failed) if failed else None
+                _raise_if_ended(experiment, status, errors, profile, trials, failed_line)
                 if any(stage.running for stage in progress.stages):
                     last_running = now
                 elif now - last_running > _NOTHING_RUNS and "stall" not in told:
@@ -188,7 +185,7 @@ def progress_of(
     )
 
 
-def failed_trial_line(experiment: Experiment, trial: Trial) -> str:
+def failed_trial_line(manager: Manager, trial: Trial) -> str:
     """One line about a trial that failed: which one it was, and its own last word."""
     parameters = trial.parameters or {}
     what = ", ".join(
@@ -197,19 +194,8 @@ def failed_trial_line(experiment: Experiment, trial: Trial) -> str:
     if trial.result is not None:
         reason = f"its result {trial.result.get('default')!r} is not a finite number"
     else:
-        reason = (
-            error_line(_stderr(experiment, trial.id)) or "it was killed, or ended without a word on stderr"
-        )
+        reason = error_line(manager.stderr(trial.id)) or "it was killed, or ended without a word on stderr"
     return f"trial {trial.id} ({what}) failed: {reason}"
-
-
-def error_line(stderr: str) -> str | None:
-    """The line of a trial's stderr that says why it failed: the last error, else the last line."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    errors = [
-        line for line in lines if re.match(r"nni-gumbel: |[\w.]*(Error|Exception|Interrupt|Exit)\b", line)
-    ]
-    return (errors or lines or [None])[-1]
 
 
 def _plan(
@@ -255,6 +241,8 @@ def _raise_if_ended(
     name = f"experiment {experiment.id}"
     if status == "ERROR":
         reason = " ".join(errors[-1].split()) if errors else "NNI gives no reason"
+        if "did not connect" in reason:
+            reason += " If it is not registered, run `nni-gumbel register`; else the machine was too busy: try again"
         raise UsageError(f"{name} failed: {reason}; see {experiment.logs}; {_end_it(experiment)}")
     if status in ("STOPPING", "STOPPED"):
         raise UsageError(_stopped(experiment))
@@ -265,10 +253,10 @@ def _raise_if_ended(
     if failed is not None:
         raise UsageError(f"{name} failed: {failed}; {_end_it(experiment)}")
     if status == "DONE" and not any(trial.state == "pending" for trial in trials):
-        most, longest = (profile["params"].get(key) for key in ("maxTrialNumber", "maxExperimentDuration"))
+        limits = {key: profile["params"].get(key) for key in ("maxTrialNumber", "maxExperimentDuration")}
+        used_up = " or ".join(f"{key} ({value})" for key, value in limits.items() if value is not None)
         raise UsageError(
-            f"{name} ended without an export: maxTrialNumber ({most}) or maxExperimentDuration ({longest}) "
-            f"is used up; give more, `nni-gumbel doctor experiment.yml` says how many; {_end_it(experiment)}"
+            f"{name} ended without an export: {used_up} is used up; give more or leave it out; {_end_it(experiment)}"
         )
 
 
@@ -287,23 +275,14 @@ def _stage(trial: Trial) -> str | None:
     return str(key).split("-")[0] if key else None
 
 
-def _stderr(experiment: Experiment, trial_id: str) -> str:
-    # Through the manager, which also fetches it from a remote machine.
-    with requests.Session() as session:
-        session.trust_env = False
-        try:
-            answer = session.get(f"{experiment.api}/trial-file/{trial_id}/stderr", timeout=5)
-        except requests.RequestException:
-            return ""
-    text = answer.text if answer.ok else ""
-    return "" if text == "stderr is empty." else text
-
-
 def _stopped(experiment: Experiment) -> str:
     """The line for an experiment that a person stopped, or that shut down because it could not go on."""
     reason = why_it_shut_down(experiment)
     if reason is not None:
         return f"experiment {experiment.id} failed: {reason}; see {experiment.logs}"
+    if experiment.exported:
+        again = f"`nnictl view {experiment.id}` and then `nni-gumbel wait {experiment.id}` show its networks again"
+        return f"experiment {experiment.id} has exported a network and is stopped; {again}"
     return f"experiment {experiment.id} is stopped; {_go_on(experiment)}"
 
 

@@ -15,6 +15,7 @@ tells when the space's code has changed since. A folder appears under its name c
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import shutil
 import uuid
@@ -137,13 +138,16 @@ def load(path: str | Path, space: type[ModelSpace] | ModelSpace | None = None) -
     if isinstance(space, ModelSpace):
         # NNI's frozen network shares candidates with the space that it comes from.
         built = copy.deepcopy(space)
-    elif space is not None:
+    elif inspect.isclass(space) and issubclass(space, ModelSpace):
         built = reference.construct(space)
+    elif space is not None:
+        raise UsageError(f"space: {space!r} is no ModelSpace; give the class or an instance of it")
     else:
         try:
             built = reference.build()
         except UsageError as error:
-            raise UsageError(f"{error}, or give the class: load(path, space=...)") from error
+            line = str(error).replace("--space:", "space:")
+            raise UsageError(f"{line}, or give the class: load(path, space=...)") from error
 
     changed = f"space: {reference} is not the space that {folder} was searched in"
     remedy = "give the class as it was then, or search again"

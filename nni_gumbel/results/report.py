@@ -83,12 +83,14 @@ def export_readme(
     network, seeds = choice.network, len(choice.network.runs)
     over = f"mean ± std over {seeds} seeds" if seeds > 1 else "one seed"
     held_out = f"held-out part of {data}" if data else "held-out part"
+    trained = ", ".join(f"{name} {value}" for name, value in network.settings.items())
     facts = [
         (f"test {metric}, {held_out} ({over})", mean_and_std(network.test_mean, network.test_std)),
         (f"validation {metric} ({over})", mean_and_std(network.validation_mean, network.validation_std)),
         ("parameters", f"{network.parameters:,}"),
         ("FLOPs", f"{network.flops:,}"),
         ("weights", _weights(choice, metric)),
+        ("trained with", trained),
     ]
     choices = [(label, chosen_value(value)) for label, value in network.architecture.items()]
     return "\n\n".join(

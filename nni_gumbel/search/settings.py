@@ -74,6 +74,10 @@ def check_settings(settings: Any) -> None:
         fits_type = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
         if not fits_type:
             name = {int: "a whole number", float: "a number", str: "a word"}[kind]
+            if kind is float and _is_number(value):
+                # YAML 1.1 reads 1e-3 as text: it wants a dot and a sign.
+                plain = f"{float(value):.12f}".rstrip("0")
+                raise UsageError(f"{spec.name}: YAML reads {value} as text; write {plain} instead")
             raise UsageError(f"{spec.name}: {value!r} is not {name}; give {name}, {range_of(spec.metadata)}")
         minimum, above, maximum = (spec.metadata[key] for key in ("minimum", "above", "maximum"))
         outside = (
@@ -85,6 +89,13 @@ def check_settings(settings: Any) -> None:
         )
         if outside:
             raise UsageError(f"{spec.name}: {value!r} is out of range; give {range_of(spec.metadata)}")
+
+
+def _is_number(text: Any) -> bool:
+    try:
+        return isinstance(text, str) and math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)

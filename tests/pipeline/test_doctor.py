@@ -29,13 +29,21 @@ from nni_gumbel.pipeline.host import (
 REPOSITORY = Path(__file__).parents[2]
 SPACE = """
 import torch
-from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace
 
 class Tiny(ModelSpace):
-    def __init__(self, width: int = 4):
+    def __init__(self, width: int = 2, other: int = 0):
         super().__init__()
-        layers = [torch.nn.Linear(64, width), torch.nn.Linear(64, width, bias=False)]
+        layers = [torch.nn.Linear(64, width), torch.nn.Linear(64, other or width, bias=False)]
         self.layer = LayerChoice(layers, label="layer")
+
+    def forward(self, x):
+        return self.layer(x.flatten(1))
+
+class Two(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        self.inputs = InputChoice(3, n_chosen=2, label="inputs")
 
 class Plain(ModelSpace):
     def __init__(self):
@@ -91,6 +99,25 @@ def check(folder, **changes):
 
 def test_a_sound_experiment_has_nothing_to_mend(folder):
     assert check(folder, maxTrialNumber=9) == []
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        ("Tiny width=3", ["gives (3,) an image, the data has 2 classes", "num_classes=2"]),
+        ("Tiny other=5", ["choice 'layer'", "different shapes"]),
+        ("Two", ["choice 'inputs'", "n_chosen=2 cannot be relaxed"]),
+    ],
+)
+def test_a_space_that_does_not_fit_shows_in_the_rehearsal(folder, space, words):
+    (finding,) = check(folder, command=f"--space doctored:{space} --data npz:tiny.npz")
+    assert (finding.level, finding.subject) == (FAIL, "rehearsal")
+    assert all(word in finding.text for word in words), finding.text
+
+
+def test_a_metric_that_the_built_in_classification_does_not_log_is_told(folder):
+    (finding,) = check(folder, class_args={"metric": "f1"})
+    assert finding.level == FAIL and "logs acc and loss, not 'f1'" in finding.text
 
 
 def test_the_main_job_has_nothing_to_mend():
@@ -182,7 +209,7 @@ def test_a_file_can_be_read_after_one_that_nni_refuses(folder):
         (
             {"command": "--space doctored:Tiny wdth=3 --data npz:tiny.npz"},
             "space",
-            ["wdth", "width: int = 4"],
+            ["wdth", "width: int = 2"],
         ),
         ({"command": "--space doctored:Tiny --data npz:none.npz"}, "data", ["none.npz", "no such file"]),
         (

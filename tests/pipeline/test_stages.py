@@ -206,17 +206,17 @@ def test_the_failure_of_everything_is_told_in_one_line():
     once = SETTINGS.with_values({"attempts": 1, "search_seeds": 1, "train_seeds": 1})
     (search,) = next_tasks(once, NOTHING_VARIED, [])
     trials = [trial_of(search, "failed", "SRCH")]
-    assert "every search failed" in failure(once, NOTHING_VARIED, trials)
-    assert "SRCH" in failure(once, NOTHING_VARIED, trials)
+    found = failure(once, NOTHING_VARIED, trials)
+    assert "every search failed" in found.line and found.last_trial == "SRCH"
     trials = [trial_of(search, "succeeded")]
     (training,) = next_tasks(once, NOTHING_VARIED, trials)
-    assert "every training failed" in failure(
-        once, NOTHING_VARIED, [*trials, trial_of(training, "failed", "TRN")]
-    )
+    found = failure(once, NOTHING_VARIED, [*trials, trial_of(training, "failed", "TRN")])
+    assert "every training failed" in found.line and found.last_trial == "TRN"
     trials.append(trial_of(training, "succeeded"))
     (export,) = next_tasks(once, NOTHING_VARIED, trials)
     assert export.stage == "export"
-    assert "the export failed" in failure(once, NOTHING_VARIED, [*trials, trial_of(export, "failed", "EXP")])
+    found = failure(once, NOTHING_VARIED, [*trials, trial_of(export, "failed", "EXP")])
+    assert "the export failed" in found.line and found.last_trial == "EXP"
 
 
 @pytest.mark.parametrize("parameters", FOREIGN)

@@ -141,6 +141,7 @@ def test_what_only_a_trial_can_see_is_told_by_the_trial_and_by_wait(
         assert "Traceback" not in said
         assert line.removeprefix("nni-gumbel: ") in run.stdout
         assert run.returncode == 2 and "every search failed" in run.stderr
+        assert line.removeprefix("nni-gumbel: ") in run.stderr
     finally:
         experiment.stop()
 

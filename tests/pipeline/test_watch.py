@@ -13,13 +13,13 @@ from real_experiments import Experiment as RealExperiment
 from real_experiments import fill_folder, free_port, new_environment
 
 from nni_gumbel.pipeline.experiments import Experiment, tuners_line, why_it_shut_down
-from nni_gumbel.pipeline.manager import ERROR_FILE
+from nni_gumbel.pipeline.manager import ERROR_FILE, Manager, error_line
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.stages import Trial, next_tasks
 from nni_gumbel.pipeline.task import Task
-from nni_gumbel.pipeline.watch import error_line, failed_trial_line, progress_of
+from nni_gumbel.pipeline.watch import failed_trial_line, progress_of
 
-NOBODY = Experiment("abcd1234", "http://127.0.0.1:1", Path("nowhere"), pid=0, started=0.0)
+NOBODY = Manager("http://127.0.0.1:1/api/v1/nni")
 
 
 def done(task, number, **result):

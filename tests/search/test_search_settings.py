@@ -15,6 +15,7 @@ def test_the_defaults_are_valid():
     [
         ("temperature_start", 0, "greater than 0"),
         ("temperature_start", "hot", "not a number"),
+        ("arc_learning_rate", "1e-3", "YAML reads 1e-3 as text; write 0.001 instead"),
         ("temperature_end", -1.0, "greater than 0"),
         ("temperature_end", float("nan"), "greater than 0"),
         ("temperature_schedule", "cubic", "one of constant, linear, exponential, cosine"),

@@ -1,0 +1,45 @@
+"""A rehearsal of a search: one forward pass, in which most mistakes of a space show.
+
+The doctor does it before an experiment starts, a trial before its search.
+"""
+
+from __future__ import annotations
+
+import torch
+from nni.nas.nn.pytorch import ModelSpace
+from torch import Tensor
+
+from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.results.space import SpaceReference
+
+
+def rehearse(space: ModelSpace, reference: SpaceReference, example: Tensor, classes: int | None) -> None:
+    """Run a space once on real inputs: does it take them, and does it fit the classes?
+
+    Args:
+        space: the supernet of a space; left as it is.
+        reference: what a person called it.
+        example: a batch of inputs.
+        classes: how many outputs an image needs; ``None`` if that is not known.
+
+    Raises:
+        UsageError: it fails, its candidates do not fit together, or it has another number of outputs.
+    """
+    space.eval()
+    try:
+        with torch.no_grad():
+            output = space(example)
+    except UsageError:
+        raise
+    except Exception as error:  # whatever a person's forward raises
+        raise UsageError(
+            f"--space: {reference} fails on inputs of shape {tuple(example.shape[1:])}: {first_line(error)}; "
+            "correct it, or give it arguments that fit (key=value after --space)"
+        ) from error
+    finally:
+        space.train()
+    if classes is not None and output.shape != (len(example), classes):
+        raise UsageError(
+            f"--space: {reference} gives {tuple(output.shape[1:])} an image, the data has {classes} classes; "
+            f"give it as many outputs, e.g. num_classes={classes} after --space"
+        )
