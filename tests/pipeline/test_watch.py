@@ -176,9 +176,9 @@ def test_waiting_can_be_given_up_and_taken_up_again_until_the_networks_are_shown
         experiment.stop()
     stopped = nni_gumbel(environment, "wait", name)
     assert stopped.returncode == 2
-    assert (
-        stopped.stderr
-        == f"nni-gumbel: experiment {name} is stopped; `nnictl resume {name}` goes on with it\n"
+    assert stopped.stderr == (
+        f"nni-gumbel: experiment {name} has exported a network and is stopped; "
+        f"`nnictl view {name}` and then `nni-gumbel wait {name}` show its networks again\n"
     )
 
 
