@@ -38,7 +38,13 @@ def rehearse(space: ModelSpace, reference: SpaceReference, example: Tensor, clas
         ) from error
     finally:
         space.train()
-    if classes is not None and output.shape != (len(example), classes):
+    if classes is None:
+        return
+    if not isinstance(output, Tensor):
+        raise UsageError(
+            f"--space: {reference} returns {type(output).__name__}; return one tensor of class scores"
+        )
+    if output.shape != (len(example), classes):
         raise UsageError(
             f"--space: {reference} gives {tuple(output.shape[1:])} an image, the data has {classes} classes; "
             f"give it as many outputs, e.g. num_classes={classes} after --space"

@@ -40,6 +40,10 @@ class Tiny(ModelSpace):
     def forward(self, x):
         return self.layer(x.flatten(1))
 
+class Pair(Tiny):
+    def forward(self, x):
+        return super().forward(x), x
+
 class Two(ModelSpace):
     def __init__(self):
         super().__init__()
@@ -105,6 +109,7 @@ def test_a_sound_experiment_has_nothing_to_mend(folder):
     ("space", "words"),
     [
         ("Tiny width=3", ["gives (3,) an image, the data has 2 classes", "num_classes=2"]),
+        ("Pair", ["returns tuple", "return one tensor"]),
         ("Tiny other=5", ["choice 'layer'", "different shapes"]),
         ("Two", ["choice 'inputs'", "n_chosen=2 cannot be relaxed"]),
     ],
