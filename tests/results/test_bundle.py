@@ -55,7 +55,8 @@ class OtherLabels(NestedSpace):
 
 class OtherActivation(NestedSpace):
     def forward(self, x):
-        return super().forward(x).relu()
+        # Not relu: where no output is negative it changes nothing.
+        return super().forward(x).sigmoid()
 
 
 REFERENCE = SpaceReference(__name__, "NestedSpace", {"width": 6})
