@@ -1,0 +1,108 @@
+"""Any candidates of ``n``, but at least one: the law of an input choice without a number.
+
+Each candidate has a gate that is open with probability ``sigmoid(theta_i)``, independent of the others;
+the whole is conditioned on at least one open gate, since NNI's frozen module has no output for the empty
+set. What makes the conditioning easy is to sort outcomes by their *first* open gate ``i``: the gates before
+it are closed, those after it free, so ``Z = sum_i exp(theta_i) prod_{j > i} (1 + exp(theta_j))``.
+
+Source: the gates' relaxation is the binary Concrete variable of Maddison, Mnih, Teh (arXiv 1611.00712);
+that its noise can be drawn after the outcome is from Tucker et al. (arXiv 1703.07370, REBAR).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from nni_gumbel.relaxation.gumbel import gumbel_noise
+from nni_gumbel.relaxation.law import Law, check_temperature
+
+
+@final
+@dataclass(frozen=True)
+class OpenSubset(Law):
+    """``P(s) = exp(sum_{i in s} theta_i) / Z`` over all sets of candidates but the empty one.
+
+    Outcomes and draws are ``(..., n)``: the gate of each candidate, in [0, 1]; no need to sum to anything.
+    """
+
+    @property
+    def outcomes(self) -> int:
+        """``2^n - 1``."""
+        return 2**self.size - 1
+
+    def log_partition(self, logits: Tensor) -> Tensor:
+        """``(...)``, ``log(prod_i (1 + exp(theta_i)) - 1)``; differentiable."""
+        return torch.logsumexp(_first_open(logits.double()), -1).to(logits.dtype)
+
+    def probs(self, logits: Tensor) -> Tensor:
+        """``(..., n)``, ``sigmoid(theta_i) / P(at least one is open)``; differentiable."""
+        theta = logits.double()
+        log_any = torch.logsumexp(_first_open(theta), -1, keepdim=True) - _softplus(theta).sum(
+            -1, keepdim=True
+        )
+        return (logsigmoid(theta) - log_any).exp().clamp_max(1).to(logits.dtype)
+
+    def mode(self, logits: Tensor) -> Tensor:
+        """``(..., n)`` of 0 and 1: all positive logits, else the first largest one; no gradient."""
+        theta = logits.detach()
+        largest = torch.zeros_like(theta).scatter_(-1, theta.argmax(-1, keepdim=True), 1)
+        return torch.maximum((theta > 0).to(theta.dtype), largest)
+
+    def draw(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """``(..., n)`` of 0 and 1, an exact draw: the first open gate, then those after it; no gradient.
+
+        ``P(first = i) ~ exp(theta_i) prod_{j > i} (1 + exp(theta_j))``.
+        """
+        theta = logits.detach().double()
+        scores = _first_open(theta)
+        first = (scores + gumbel_noise(scores, generator)).argmax(-1, keepdim=True)
+        candidates = torch.arange(self.size, device=theta.device)
+        free = _uniform(theta, generator) < torch.sigmoid(theta)
+        return ((candidates == first) | (free & (candidates > first))).to(logits.dtype)
+
+    def exact(self, logits: Tensor) -> Tensor:
+        """``(..., n)``, :meth:`probs`."""
+        return self.probs(logits)
+
+    def soft(
+        self, logits: Tensor, outcome: Tensor, temperature: float, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """``(..., n)``, gates ``sigmoid(z_i / temperature)``, above 1/2 where open, below where closed.
+
+        ``z_i = theta_i + noise_i``, the noise standard logistic given that ``z_i > 0`` where ``outcome`` is
+        1 and ``z_i < 0`` elsewhere, held constant in derivatives. By inversion, with ``v ~ Uniform(0, 1)``:
+        open ``z = softplus(theta + log v) - log(1 - v)``; closed the negative of that at ``-theta``. Tends to
+        ``outcome`` as the temperature tends to 0, to 1/2 as it grows; the open gates are never below 1/2,
+        so the sum of all gates is at least that.
+
+        See :meth:`Law.soft`.
+        """
+        check_temperature(temperature)
+        theta = logits.double()
+        sign = 2.0 * outcome.to(torch.float64) - 1.0
+        # Away from 0, where z would be exactly 0 and the gate neither open nor closed.
+        uniform = _uniform(torch.broadcast_tensors(theta, sign)[0], generator).clamp_min_(2.0**-53)
+        size = _softplus(sign * theta.detach() + uniform.log()) - torch.log1p(-uniform)
+        # The difference is exactly 0, so the sign survives; it carries the derivative.
+        perturbed = sign * size + (theta - theta.detach())
+        return torch.sigmoid(perturbed / temperature).to(logits.dtype)
+
+
+def _first_open(theta: Tensor) -> Tensor:
+    """``(..., n)``, log-weight of all outcomes whose first open gate is ``i``."""
+    free = _softplus(theta)
+    return theta + free.sum(-1, keepdim=True) - free.cumsum(-1)
+
+
+def _softplus(x: Tensor) -> Tensor:
+    # torch's own drops the exponential above 20, which leaves an error of 2e-9.
+    return -logsigmoid(-x)
+
+
+def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.rand(like.shape, dtype=torch.float64, device=like.device, generator=generator)

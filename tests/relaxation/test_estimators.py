@@ -1,0 +1,279 @@
+"""Estimators against full enumeration: what their table says of value, bias and variance is so."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from enumeration import LAWS, LOGITS, all_outcomes, counts, probabilities
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.integrate import quad
+from scipy.stats import chisquare, logistic
+
+from nni_gumbel.errors import UsageError
+from nni_gumbel.relaxation import estimators
+from nni_gumbel.relaxation.categorical import Categorical
+from nni_gumbel.relaxation.estimators import (
+    ESTIMATORS,
+    SUBSET_ESTIMATORS,
+    check_supported,
+    estimate,
+    surrogate,
+)
+from nni_gumbel.relaxation.gates import OpenSubset
+from nni_gumbel.relaxation.subset import KSubset
+
+PAIRS = [
+    (law, name)
+    for law in LAWS
+    for name in (ESTIMATORS if isinstance(law, Categorical) else SUBSET_ESTIMATORS)
+]
+HARD = [(law, name) for law, name in PAIRS if name != "soft"]
+FOUR = LOGITS[:4]
+
+
+def exact_gradient(law, logits, loss):
+    """Gradient of the expected loss of a hard draw, by enumeration."""
+    theta = logits.clone().requires_grad_()
+    losses = torch.stack([loss(law.hard(outcome)) for outcome in all_outcomes(law)])
+    return torch.autograd.grad(probabilities(law, theta) @ losses, theta)[0]
+
+
+def expected_estimate(law, logits, loss, estimator, temperature=1.0):
+    """Mean of an estimator that has no noise besides its outcome, by enumeration."""
+    mean = torch.zeros_like(logits)
+    for outcome, p in zip(all_outcomes(law), probabilities(law, logits)):
+        theta = logits.clone().requires_grad_()
+        draw = law.hard(outcome).clone().requires_grad_()
+        (slope,) = torch.autograd.grad(loss(draw), draw)
+        tangent = surrogate(law, theta, outcome, temperature, estimator)
+        mean += p * torch.autograd.grad(tangent, theta, slope)[0]
+    return mean
+
+
+def gradients(law, logits, loss, estimator, temperature, count):
+    """``(count, n)``, independent estimates."""
+    theta = logits.expand(count, -1).clone().requires_grad_()
+    draws = estimate(law, theta, temperature, estimator, torch.Generator().manual_seed(0))
+    return torch.autograd.grad(loss(draws).sum(), theta)[0]
+
+
+def polynomial(law, degree):
+    """A random polynomial of all entries of a draw, mixed terms included."""
+    size = law.hard(all_outcomes(law)[0]).numel()
+    forms = torch.randn(3, size, dtype=torch.float64)
+    return lambda draw: sum((draw.flatten() @ form + shift) ** degree for shift, form in enumerate(forms))
+
+
+@pytest.mark.parametrize("law, estimator", HARD, ids=str)
+def test_hard_values_follow_the_law_and_are_exactly_0_and_1(law, estimator, monkeypatch):
+    # The value does not depend on them, and 10^7 relaxed samples take a while.
+    monkeypatch.setattr(estimators, "GUMBEL_RAO_SAMPLES", 2)
+    logits = LOGITS[: law.size].expand(100_000, -1).clone().requires_grad_()
+    draws = estimate(law, logits, 0.5, estimator, torch.Generator().manual_seed(2)).detach()
+    outcomes = law.weights(draws)
+    assert torch.equal(draws, law.hard(outcomes))
+    expected = probabilities(law, LOGITS[: law.size]) * len(draws)
+    assert law.outcomes == 1 or chisquare(counts(law, outcomes), expected).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("law", LAWS, ids=str)
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_straight_through_is_exact_for_linear_losses_at_every_temperature(law, temperature):
+    loss, logits = polynomial(law, 1), LOGITS[: law.size]
+    assert torch.allclose(
+        expected_estimate(law, logits, loss, "straight-through", temperature),
+        exact_gradient(law, logits, loss),
+        atol=1e-13,
+    )
+
+
+@pytest.mark.parametrize("law", [Categorical(4), KSubset(4, 2), OpenSubset(4)], ids=str)
+def test_straight_through_is_biased_for_quadratic_losses(law):
+    loss = polynomial(law, 2)
+    gap = expected_estimate(law, FOUR, loss, "straight-through") - exact_gradient(law, FOUR, loss)
+    assert gap.norm() > 0.1
+
+
+@given(seed=st.integers(0, 1000), size=st.integers(1, 5))
+@settings(deadline=None, max_examples=30)
+def test_reinmax_at_temperature_1_is_exact_for_quadratic_losses(seed, size):
+    torch.manual_seed(seed)
+    law, logits = Categorical(size), 2 * torch.randn(size, dtype=torch.float64)
+    quadratic, linear = polynomial(law, 2), polynomial(law, 1)
+    loss = lambda draw: quadratic(draw) + linear(draw)  # noqa: E731
+    estimated = expected_estimate(law, logits, loss, "reinmax")
+    assert torch.allclose(estimated, exact_gradient(law, logits, loss), atol=1e-12)
+
+
+@pytest.mark.parametrize("degree, temperature", [(3, 1.0), (2, 0.5), (2, 2.0)])
+def test_reinmax_is_not_exact_for_cubic_losses_nor_at_another_temperature(degree, temperature):
+    loss = polynomial(Categorical(4), degree)
+    exact = exact_gradient(Categorical(4), FOUR, loss)
+    assert (expected_estimate(Categorical(4), FOUR, loss, "reinmax", temperature) - exact).norm() > 0.1
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_reinmax_is_algorithm_2_of_its_paper(temperature):
+    theta, slope = FOUR.clone().requires_grad_(), torch.randn(4, dtype=torch.float64)
+    for outcome in all_outcomes(Categorical(4)):
+        middle = (torch.softmax(theta / temperature, 0) + outcome) / 2
+        middle = torch.softmax((middle.log() - theta).detach() + theta, 0)
+        paper = 2 * middle - torch.softmax(theta, 0) / 2
+        ours = surrogate(Categorical(4), theta, outcome, temperature, "reinmax")
+        assert torch.allclose(
+            *(torch.autograd.grad(tangent, theta, slope)[0] for tangent in (paper, ours)), atol=1e-14
+        )
+
+
+@pytest.mark.parametrize("law, estimator", [pair for pair in HARD if "gumbel" not in pair[1]], ids=str)
+def test_the_gradient_is_that_of_the_surrogate_at_the_outcome_drawn(law, estimator):
+    theta, loss = LOGITS[: law.size].clone().requires_grad_(), polynomial(law, 3)
+    draw = estimate(law, theta, 0.7, estimator)
+    value = draw.detach().clone().requires_grad_()
+    (slope,) = torch.autograd.grad(loss(value), value)
+    tangent = surrogate(law, theta, law.weights(value.detach()), 0.7, estimator)
+    expected = torch.autograd.grad(tangent, theta, slope)[0]
+    assert torch.allclose(torch.autograd.grad(loss(draw), theta)[0], expected, atol=1e-14)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0])
+def test_gumbel_rao_has_the_mean_of_straight_through_gumbel_and_a_smaller_variance(temperature):
+    slopes = torch.tensor([1.0, -0.5, 2.0, 0.3], dtype=torch.float64)
+    loss = lambda draw: (draw @ slopes + 1).exp()  # noqa: E731
+    plain = gradients(Categorical(4), FOUR, loss, "straight-through-gumbel", temperature, 40_000)
+    averaged = gradients(Categorical(4), FOUR, loss, "gumbel-rao", temperature, 4_000)
+    error = (plain.var(0) / len(plain) + averaged.var(0) / len(averaged)).sqrt()
+    # Four standard errors, while the means are more than twenty times that.
+    assert ((plain.mean(0) - averaged.mean(0)).abs() < 4 * error).all()
+    assert (averaged.var(0) < 0.9 * plain.var(0)).all()
+    assert averaged.mean(0).norm() > 20 * error.norm()
+
+
+def over_logistic_noise(function):
+    return quad(lambda noise: function(noise) * logistic.pdf(noise), -40, 40, points=[0.0], limit=200)[0]
+
+
+@pytest.mark.parametrize("estimator", ["soft", "straight-through-gumbel", "gumbel-rao"])
+def test_of_two_candidates_the_mean_is_that_of_the_integral_over_the_noise(estimator):
+    # y = sigmoid((gap + noise) / t), d y / d gap = y (1 - y) / t, and the loss is y^2 + 3 y.
+    gap, temperature = 0.8, 0.5
+    relaxed = lambda noise: 1 / (1 + np.exp(-(gap + noise) / temperature))  # noqa: E731
+    at = (lambda y: y) if estimator == "soft" else (lambda y: float(y > 0.5))
+    expected = over_logistic_noise(
+        lambda noise: (2 * at(relaxed(noise)) + 3) * relaxed(noise) * (1 - relaxed(noise)) / temperature
+    )
+    loss = lambda draw: draw[..., 0] ** 2 + 3 * draw[..., 0]  # noqa: E731
+    logits = torch.tensor([gap, 0.0], dtype=torch.float64)
+    estimates = gradients(Categorical(2), logits, loss, estimator, temperature, 5_000)[:, 0]
+    assert abs(estimates.mean() - expected) < 4 * estimates.std() / len(estimates) ** 0.5
+
+
+def test_soft_is_unbiased_for_the_expected_loss_of_the_relaxed_sample():
+    gap, temperature, step = 0.8, 0.5, 1e-3
+    loss = lambda y: y**2 + 3 * y  # noqa: E731
+
+    def expected_loss(gap):
+        return over_logistic_noise(lambda noise: loss(1 / (1 + np.exp(-(gap + noise) / temperature))))
+
+    slope = (expected_loss(gap + step) - expected_loss(gap - step)) / (2 * step)
+    logits = torch.tensor([gap, 0.0], dtype=torch.float64)
+    estimates = gradients(
+        Categorical(2), logits, lambda draw: loss(draw[..., 0]), "soft", temperature, 100_000
+    )[:, 0]
+    assert abs(estimates.mean() - slope) < 4 * estimates.std() / len(estimates) ** 0.5
+
+
+@pytest.mark.parametrize("law, estimator", PAIRS, ids=str)
+@given(data=st.data(), log_temperature=st.floats(-3, 3))
+@settings(deadline=None, max_examples=12)
+def test_values_and_gradients_are_finite(law, estimator, data, log_temperature):
+    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    # The ends of the range as often as its inside.
+    entry = st.sampled_from([-50.0, 0.0, 50.0]) | st.floats(-50, 50)
+    logits = torch.tensor(
+        data.draw(st.lists(entry, min_size=law.size, max_size=law.size)), dtype=dtype, requires_grad=True
+    )
+    draw = estimate(law, logits, 10**log_temperature, estimator)
+    draw.float().square().sum().backward()
+    assert torch.isfinite(draw).all() and torch.isfinite(logits.grad).all()
+    assert (draw >= 0).all() and (draw <= 1).all()
+    assert draw.dtype == logits.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("law", LAWS, ids=str)
+@given(data=st.data(), log_temperature=st.floats(-3, 3))
+@settings(deadline=None, max_examples=12)
+def test_improbable_outcomes_relax_to_finite_values_and_gradients(law, data, log_temperature):
+    outcomes = all_outcomes(law)
+    entry = st.sampled_from([-50.0, 50.0])
+    logits = torch.tensor(data.draw(st.lists(entry, min_size=law.size, max_size=law.size)))
+    logits.requires_grad_()
+    draw = law.soft(logits, outcomes, 10**log_temperature)
+    draw.square().sum().backward()
+    assert torch.isfinite(draw).all() and torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize("law, estimator", PAIRS, ids=str)
+def test_without_gradients_the_draw_is_the_same(law, estimator):
+    logits = LOGITS[: law.size].clone().requires_grad_()
+    recorded = estimate(law, logits, 0.7, estimator, torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        plain = estimate(law, logits, 0.7, estimator, torch.Generator().manual_seed(3))
+    assert recorded.requires_grad and not plain.requires_grad
+    assert torch.equal(recorded, plain)
+
+
+@pytest.mark.parametrize("law", [KSubset(4, 2), OpenSubset(4)], ids=str)
+@pytest.mark.parametrize("estimator", [name for name in ESTIMATORS if name not in SUBSET_ESTIMATORS])
+def test_an_estimator_that_is_not_derived_for_a_subset_is_refused_with_its_label(law, estimator):
+    with pytest.raises(UsageError, match=f"estimator: '{estimator}' is not derived .* choice 'in' .* give"):
+        check_supported(law, estimator, "in")
+    with pytest.raises(UsageError, match="is not derived"):
+        estimate(law, FOUR, 1.0, estimator)
+
+
+def test_an_unknown_estimator_is_refused_by_name():
+    with pytest.raises(UsageError, match="estimator: 'rebar' is unknown; give one of soft, straight-through"):
+        estimate(Categorical(4), FOUR, 1.0, "rebar")
+
+
+@pytest.mark.parametrize("law, estimator", PAIRS, ids=str)
+def test_a_temperature_that_is_not_positive_is_refused_by_every_estimator(law, estimator):
+    with pytest.raises(UsageError, match="temperature: 0 is not positive"):
+        estimate(law, LOGITS[: law.size], 0, estimator)
+
+
+def figures_of_the_table():
+    """(law, estimator, temperature, bias, spread), twice a row."""
+    laws = {"1 of n": Categorical(4), "k of n": KSubset(4, 2), "any": OpenSubset(4)}
+    row = re.compile(
+        r"^([a-z-]+) +(1 of n|k of n|any) .* (\d\.\d\d) (\d\.\d\d)  (\d\.\d\d) (\d\.\d\d)  ", re.M
+    )
+    for name, choice, *figures in row.findall(estimators.__doc__):
+        bias, spread, late_bias, late_spread = map(float, figures)
+        yield laws[choice], name, 1.0, bias, spread
+        yield laws[choice], name, 0.2, late_bias, late_spread
+
+
+@pytest.mark.parametrize("law, estimator, temperature, bias, spread", [*figures_of_the_table()], ids=str)
+def test_the_figures_of_the_table_are_measured(law, estimator, temperature, bias, spread):
+    right = torch.tensor([0.3, 0.8, 0.95, 0.5], dtype=torch.float64)
+
+    def loss(draw):
+        weights = law.weights(draw)
+        return -(weights @ right / weights.sum(-1)).log()
+
+    exact = exact_gradient(law, FOUR, loss)
+    estimates = gradients(
+        law, FOUR, loss, estimator, temperature, 4_000 if estimator == "gumbel-rao" else 40_000
+    )
+    error = (spread / len(estimates) ** 0.5) * 4 + 0.005
+    assert ((estimates.mean(0) - exact).norm() / exact.norm()).item() == pytest.approx(bias, abs=error)
+    assert (estimates.var(0).sum().sqrt() / exact.norm()).item() == pytest.approx(spread, rel=0.05)
+
+
+def test_the_table_has_a_row_for_every_estimator_and_law():
+    rows = {(type(law), name) for law, name, *_ in figures_of_the_table()}
+    assert rows == {(type(law), name) for law, name in PAIRS}
