@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "GumbelSearch": "nni_gumbel.search.strategy",
+    "relax": "nni_gumbel.supernet.mutation",
     "load": "nni_gumbel.results.bundle",
     "UsageError": "nni_gumbel.errors",
 }

@@ -1,30 +1,70 @@
-"""Small model spaces, generated at random: nested choices, shared labels, several inputs."""
+"""Small model spaces, generated at random from every primitive: nested, with shared labels."""
 
 from __future__ import annotations
 
 import itertools
 from typing import Any
 
+import nni
 import torch
 from hypothesis import strategies as st
-from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace
+from nni.nas.nn.pytorch import (
+    Cell,
+    InputChoice,
+    LayerChoice,
+    ModelSpace,
+    MutableBatchNorm1d,
+    MutableDropout,
+    MutableLayerNorm,
+    MutableLinear,
+    Repeat,
+)
 from torch import Tensor, nn
 
 WIDTH = 3
 
 
-class TwoInputs(nn.Module):
-    """Chooses one of its input, a layer's output and their sum."""
+class Inputs(nn.Module):
+    """Chooses among its input, a layer's output and their sum."""
 
-    def __init__(self, layer: nn.Module, reduction: str, label: str) -> None:
+    def __init__(self, layer: nn.Module, n_chosen: int | None, reduction: str, label: str) -> None:
         super().__init__()
         self.layer = layer
-        self.choice = InputChoice(3, n_chosen=1, reduction=reduction, label=label)
+        self.n_chosen = n_chosen or 1
+        self.choice = InputChoice(3, n_chosen=n_chosen, reduction=reduction, label=label)
+        if reduction == "concat":
+            self.project = nn.Linear(self.n_chosen * WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.layer(x)
         chosen = self.choice([x, y, x + y])
-        return chosen[0] if isinstance(chosen, list) else chosen
+        if isinstance(chosen, list):
+            # Depends on the order of the places.
+            return sum((place + 1) * value for place, value in enumerate(chosen))
+        return self.project(chosen) if self.choice.reduction == "concat" else chosen
+
+
+class Hidden(nn.Module):
+    """A hidden layer of a width that is chosen, with everything behind it that must follow."""
+
+    def __init__(self, norm: str, factor: int, bias: bool, rate: bool, label: str) -> None:
+        super().__init__()
+        width = nni.choice(f"{label}.width", [1, 2, 4]) * factor
+        norms = {
+            "batch": lambda: MutableBatchNorm1d(width, affine=bias),
+            "layer": lambda: MutableLayerNorm(width, elementwise_affine=bias),
+            "none": nn.Identity,
+        }
+        self.layers = nn.Sequential(
+            MutableLinear(WIDTH, width, bias=bias),
+            norms[norm](),
+            nn.Sigmoid(),  # not 0 at 0: what is cut off must stay out
+            MutableDropout(nni.choice(f"{label}.rate", [0.0, 0.3, 0.6])) if rate else nn.Identity(),
+            MutableLinear(width, WIDTH),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
 
 
 def build(plan: Any) -> nn.Module:
@@ -36,16 +76,30 @@ def build(plan: Any) -> nn.Module:
         return nn.BatchNorm1d(WIDTH)
     if kind == "tanh":
         return nn.Tanh()
+    if kind == "dropout":
+        return nn.Dropout(0.4)
     if kind == "identity":
         return nn.Identity()
     if kind == "sequence":
         return nn.Sequential(*map(build, rest[0]))
     if kind == "inputs":
-        layer, reduction, label = rest
-        return TwoInputs(build(layer), reduction, f"inputs{label}")
+        layer, (n_chosen, reduction), label = rest
+        return Inputs(build(layer), n_chosen, reduction, f"inputs{label}.{n_chosen}")
+    if kind == "hidden":
+        norm, factor, bias, rate, label = rest
+        return Hidden(norm, factor, bias, rate, f"hidden{label}")
+    if kind == "repeat":
+        block, (low, high), label = rest
+        return Repeat(lambda _: build(block), (low, high), label=f"repeat{label}.{low}{high}")
+    if kind == "cell":
+        ops, (nodes, per_node), factory, label = rest
+        candidates = [(lambda *_, op=op: build(op)) if factory else build(op) for op in ops]
+        # A label fixes the number of candidates, so it contains that.
+        name = f"cell{label}.{len(ops)}{nodes}{per_node}{'f' if factory else ''}"
+        cell = Cell(candidates, nodes, per_node, 1, label=name)
+        return nn.Sequential(cell, nn.Linear(nodes * WIDTH, WIDTH))
     candidates, label, named = rest
     modules = list(map(build, candidates))
-    # A label fixes the candidates' names, so it contains their number and kind.
     label = f"layers{label}.{len(modules)}{'n' if named else ''}"
     if named:
         return LayerChoice({f"candidate{i}": module for i, module in enumerate(modules)}, label=label)
@@ -66,30 +120,61 @@ _leaves = st.one_of(
     st.tuples(st.just("linear"), st.booleans()),
     st.tuples(st.just("norm")),
     st.tuples(st.just("tanh")),
+    st.tuples(st.just("dropout")),
     st.tuples(st.just("identity")),
 )
+_inputs = st.sampled_from(
+    [
+        *itertools.product([1, 2, 3], ["sum", "mean", "concat", "none"]),
+        *itertools.product([None], ["sum", "mean"]),
+    ]
+)
+_hidden = st.tuples(
+    st.just("hidden"),
+    st.sampled_from(["batch", "layer", "none"]),
+    st.integers(1, 2),
+    st.booleans(),
+    st.booleans(),
+    _labels,
+)
+_cells = st.tuples(
+    st.just("cell"),
+    st.lists(_leaves, min_size=1, max_size=2),
+    st.sampled_from([(1, 1), (1, 2), (2, 1)]),
+    st.booleans(),
+    _labels,
+)
+
+
+def _choices(children: st.SearchStrategy) -> st.SearchStrategy:
+    return st.one_of(
+        st.tuples(st.just("layers"), st.lists(children, min_size=2, max_size=3), _labels, st.booleans()),
+        st.tuples(st.just("inputs"), children, _inputs, _labels),
+        st.tuples(st.just("repeat"), children, st.sampled_from([(0, 1), (0, 2), (1, 2)]), _labels),
+        _hidden,
+        _cells,
+    )
 
 
 def _branches(children: st.SearchStrategy) -> st.SearchStrategy:
     return st.one_of(
-        st.tuples(st.just("layers"), st.lists(children, min_size=1, max_size=3), _labels, st.booleans()),
-        st.tuples(st.just("inputs"), children, st.sampled_from(["sum", "mean", "concat", "none"]), _labels),
+        _choices(children),
+        st.tuples(st.just("layers"), st.lists(children, min_size=1, max_size=1), _labels, st.booleans()),
         st.tuples(st.just("sequence"), st.lists(children, min_size=1, max_size=2)),
     )
 
 
 _modules = st.recursive(_leaves, _branches, max_leaves=8)
-_choices = st.one_of(
-    st.tuples(st.just("layers"), st.lists(_modules, min_size=2, max_size=3), _labels, st.booleans()),
-    st.tuples(st.just("inputs"), _modules, st.sampled_from(["sum", "mean", "concat", "none"]), _labels),
-)
-plans = st.lists(_choices, min_size=1, max_size=3)
+plans = st.lists(_choices(_modules), min_size=1, max_size=3)
 
 
 def samples_of(space: ModelSpace, limit: int = 24) -> list[dict[str, Any]]:
-    """The samples of a small space, the first ``limit`` of a larger one."""
+    """The samples of a small space, the first ``limit`` of a larger one; no choice of inputs is empty."""
     variables = space.simplify()
-    values = [list(v.grid()) if hasattr(v, "n_chosen") else v.values for v in variables.values()]
+    values = [
+        [list(value) for value in v.grid() if value] if hasattr(v, "n_chosen") else v.values
+        for v in variables.values()
+    ]
     products = itertools.islice(itertools.product(*values), limit)
     return [dict(zip(variables, chosen)) for chosen in products]
 

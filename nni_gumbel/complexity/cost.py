@@ -1,29 +1,29 @@
 """What a network costs: counted for one network, expected for a distribution over networks.
 
-The expected number of parameters is exact and differentiable. A parameter tensor is part of a frozen
-network under a condition: that every choice above it takes the candidate that leads to it. Labels are
-independent, so the probability of a condition is a product of one probability per label - a label
-that occurs twice on the way counts once, which is what makes shared labels exact. A tensor that can be
-reached in several ways (tied weights) is kept if any of its conditions holds: inclusion-exclusion.
+The expected number of parameters is exact and differentiable. How many scalars a tensor has in a frozen
+network, none included, depends on the choices above it (the candidates that lead to it, the depth of a
+``Repeat``) and on those of its own shape (widths, kernels). It is tabulated over the labels that it
+depends on, and the table is contracted with their probabilities: labels are independent. A tensor that
+can be reached in several ways (tied weights) is there if any of them is: the largest of its tables.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from itertools import combinations
+from functools import reduce
+from operator import mul
 
+import numpy as np
 import torch
-from nni.nas.nn.pytorch import LayerChoice
+from nni.mutable import Mutable
+from nni.nas.nn.pytorch import LayerChoice, Repeat
 from torch import Tensor, nn
 
-from nni_gumbel.errors import UsageError
-
-# A condition: (label, index of the candidate) pairs that must all hold.
-Condition = frozenset[tuple[str, int]]
-
-LARGEST_TABLE = 1_000_000
+from nni_gumbel.complexity.table import ONE, ExpectedSum, Table, elementwise_maximum
+from nni_gumbel.supernet.arguments import parameter_sizes
+from nni_gumbel.supernet.cell import MixedCell
+from nni_gumbel.supernet.expressions import Tabulated
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -34,105 +34,62 @@ def count_parameters(network: nn.Module) -> int:
 class ExpectedParameters:
     """The expected number of parameters under a distribution, as a differentiable function.
 
-    The terms are built once from the space and evaluated each step.
-
     Args:
-        space: a model space, mutated to a supernet or not.
+        space: a model space, mutated to a supernet or not; cells from factories are counted in a
+            supernet only.
 
     Raises:
-        UsageError: a term depends on too many choices to be tabulated, or a tensor is tied across
-            too many candidates.
+        UsageError: a tensor depends on too many choices to be tabulated.
     """
 
     def __init__(self, space: nn.Module) -> None:
-        sizes: dict[str, int] = {}
-        for module in space.modules():
-            if isinstance(module, LayerChoice):
-                sizes[module.label] = len(module.names)
-        coefficients = _coefficients(space)
-        self.constant = coefficients.pop(frozenset(), 0)
-        self._tables: dict[tuple[str, ...], Tensor] = {}
-        for condition, numel in coefficients.items():
-            labels = tuple(sorted(label for label, _ in condition))
-            if labels not in self._tables:
-                shape = [sizes[label] for label in labels]
-                if math.prod(shape) > LARGEST_TABLE:
-                    raise UsageError(
-                        f"choices {', '.join(labels)}: a parameter depends on {math.prod(shape):,} combinations "
-                        f"of them; nest fewer choices (at most {LARGEST_TABLE:,} combinations)"
-                    )
-                # float64: counts stay exact integers up to 2^53.
-                self._tables[labels] = torch.zeros(shape, dtype=torch.float64)
-            self._tables[labels][tuple(dict(condition)[label] for label in labels)] += numel
-        self.largest = self._largest_bound()
+        sizes: dict[int, list[Table]] = {}
+        for parameter, size in _sizes(space, ONE):
+            sizes.setdefault(id(parameter), []).append(size)
+        self._expected = ExpectedSum(elementwise_maximum(ways) for ways in sizes.values())
+        self.largest = self._expected.largest
+        """An upper bound on the parameters of any network: the scale that makes costs comparable."""
 
     def __call__(self, probabilities: Mapping[str, Tensor]) -> Tensor:
-        """Scalar: the expected number of parameters, ``sum_t numel_t P(t is part of the network)``.
-
-        Args:
-            probabilities: ``(K,)`` per label, on the simplex, float; at least one label.
-
-        Returns:
-            Scalar in the dtype of the probabilities, added up in float64.
-        """
-        first = next(iter(probabilities.values()))
-        total = torch.tensor(float(self.constant), dtype=torch.float64, device=first.device)
-        for labels, table in self._tables.items():
-            if table.device != first.device:
-                table = self._tables[labels] = table.to(first.device)
-            for label in labels:
-                # Not a matrix product, which autocast would lower to half precision.
-                probability = probabilities[label].double()
-                table = (probability.view(-1, *[1] * (table.dim() - 1)) * table).sum(dim=0)
-            total = total + table
-        return total.to(first.dtype)
-
-    def _largest_bound(self) -> float:
-        """An upper bound on the parameters of any network: the scale that makes costs comparable."""
-        return self.constant + sum(float(table.clamp_min(0).max()) for table in self._tables.values())
+        """Scalar: the expected number of parameters; see :class:`ExpectedSum`."""
+        return self._expected(probabilities)
 
 
-def _coefficients(space: nn.Module) -> dict[Condition, int]:
-    """Number of scalars per condition; inclusion-exclusion makes some of them negative."""
-    conditions: dict[int, set[Condition]] = defaultdict(set)
-    numels: dict[int, int] = {}
-    for parameter, condition in _parameters_with_conditions(space, frozenset()):
-        conditions[id(parameter)].add(condition)
-        numels[id(parameter)] = parameter.numel()
-    coefficients: dict[Condition, int] = defaultdict(int)
-    for key, alternatives in conditions.items():
-        minimal = [c for c in alternatives if not any(other < c for other in alternatives)]
-        if len(minimal) > 12:
-            raise UsageError(
-                f"space: one parameter tensor is shared by {len(minimal)} candidates; "
-                "give the candidates modules of their own (at most 12 may share one)"
-            )
-        for size in range(1, len(minimal) + 1):
-            for chosen in combinations(minimal, size):
-                joint = frozenset().union(*chosen)
-                if _consistent(joint):
-                    coefficients[joint] += (-1) ** (size + 1) * numels[key]
-    return coefficients
-
-
-def _parameters_with_conditions(
-    module: nn.Module, condition: Condition
-) -> Iterator[tuple[nn.Parameter, Condition]]:
+def _sizes(module: nn.Module, presence: Table) -> Iterator[tuple[nn.Parameter, Table]]:
+    """Every parameter below a module, with its number of scalars in each network, once per way to it."""
+    own = parameter_sizes(module)
+    if own:
+        for name, parameter in module.named_parameters():
+            yield parameter, presence * Table.of(*own[name])
+        return
     for parameter in module.parameters(recurse=False):
-        yield parameter, condition
+        yield parameter, presence * Table.of((), np.array(parameter.numel()))
+    for child, condition in _children(module):
+        yield from _sizes(child, presence * condition)
+
+
+def _children(module: nn.Module) -> Iterator[tuple[nn.Module, Table]]:
+    """The children of a module, each with 1 in the networks that have it and 0 in the others."""
     if isinstance(module, LayerChoice):
-        for index, name in enumerate(module.names):
-            inner = condition | {(module.label, index)}
-            if _consistent(inner):
-                yield from _parameters_with_conditions(module[name], inner)
+        identity = np.eye(len(module.names), dtype=np.int64)
+        for name, chosen in zip(module.names, identity):
+            yield module[name], Table.of((module.label,), chosen)
+    elif isinstance(module, Repeat) and isinstance(module.depth_choice, Mutable):
+        depths = Tabulated({"depth": module.depth_choice})
+        depth = np.array([values["depth"] for values in depths.values]).reshape(depths.sizes)
+        for index, block in enumerate(module.blocks):
+            yield block, Table.of(depths.labels, (depth > index).astype(np.int64))
+    elif isinstance(module, MixedCell) and module.op_candidates_factory is not None:
+        sizes = {label: len(variable.values) for label, variable in module.simplify().items()}
+        for candidate, *choices in module.candidates_of_factories():
+            chosen = (Table.of((label,), np.eye(sizes[label], dtype=np.int64)[k]) for label, k in choices)
+            yield candidate, reduce(mul, chosen)
+        for part in (module.preprocessor, module.postprocessor):
+            if isinstance(part, nn.Module):
+                yield part, ONE
     else:
         for child in module.children():
-            yield from _parameters_with_conditions(child, condition)
-
-
-def _consistent(condition: Condition) -> bool:
-    """Whether no label is asked to take two candidates at once."""
-    return len({label for label, _ in condition}) == len(condition)
+            yield child, ONE
 
 
 def count_flops(network: nn.Module, example: Tensor) -> int:

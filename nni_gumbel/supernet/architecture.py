@@ -1,35 +1,175 @@
-"""Which labels of a sample a frozen network really uses.
+"""Which labels of a sample a network really uses, and the network frozen at it.
 
-A label inside a candidate that was not chosen leaves no trace in the frozen network: two samples that
-differ in such labels alone are the same network.
+A label inside a candidate that was not chosen, or behind the depth of a ``Repeat``, leaves no trace in
+the frozen network: two samples that differ in such labels alone are the same network. A space is read
+once into a tree of :class:`Part`; all questions about used labels are answered on that tree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+import itertools
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, field
 from typing import Any
 
-from nni.nas.nn.pytorch import LayerChoice, ModelSpace, MutableModule
+from nni.mutable import Mutable
+from nni.nas.hub.pytorch.nasnet import NDS
+from nni.nas.nn.pytorch import Cell, LayerChoice, ModelSpace, MutableModule, ParametrizedModule, Repeat
 from torch import nn
+
+from nni_gumbel.supernet.expressions import Tabulated
+from nni_gumbel.supernet.hub import fit_to_loose_ends
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Labels that a network uses, and what it has besides, depending on their values.
+
+    Args:
+        labels: all of them are used wherever the part itself is.
+        branches: the parts that follow, for each tuple of the labels' values; empty if none ever do.
+    """
+
+    labels: tuple[str, ...]
+    branches: Mapping[tuple[Any, ...], tuple[Part, ...]] = field(default_factory=dict)
 
 
 def used_part(space: ModelSpace, sample: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of ``sample`` that the network frozen at it uses, in the order of the space.
 
+    It is what NNI's ``freeze`` needs. Where that builds a module anew - a cell from factories, a
+    ``ParametrizedModule`` - it looks up the labels of candidates that are not chosen, too.
+
     Args:
         space: the model space, mutated to a supernet or not.
         sample: an NNI sample with an entry for every label.
     """
-    used = set(_used_labels(space, sample))
+    used = set(_used_labels(parts_of(space), sample))
     return {label: sample[label] for label in space.simplify() if label in used}
 
 
-def _used_labels(module: nn.Module, sample: Mapping[str, Any]) -> Iterator[str]:
-    if isinstance(module, MutableModule):
-        for mutable in module.mutables:
-            yield from mutable.simplify()
+def freeze_with_weights(space: MutableModule, sample: Mapping[str, Any]) -> nn.Module:
+    """The network that the space's own ``freeze`` builds, with a copy of the supernet's weights.
+
+    Most spaces inherit NNI's ``freeze``, which replaces each choice by what was chosen. One that overrides
+    it, as the cells of NNI's hub do, builds a network anew, with new weights; that network gets the weights
+    that the replacement would keep.
+
+    Args:
+        space: a supernet.
+        sample: an NNI sample that names the labels it uses.
+
+    Raises:
+        RuntimeError: the space builds another network than the replacement of its choices gives.
+    """
+    network = _with_choices_replaced(space, dict(sample), {})
+    if isinstance(space, NDS):
+        fit_to_loose_ends(network)
+    if type(space).freeze is MutableModule.freeze:
+        return copy.deepcopy(network)
+    rebuilt = type(space).freeze(space, dict(sample)).to(next(network.parameters(), None))
+    rebuilt.load_state_dict(network.state_dict(), strict=True)
+    return rebuilt.train(space.training)
+
+
+def _with_choices_replaced(
+    module: nn.Module, sample: dict[str, Any], frozen: dict[nn.Module, nn.Module], root: bool = True
+) -> nn.Module:
+    """As NNI's ``recursive_freeze``, which copies all candidates at every level; this copies none.
+
+    The network shares its weights with the supernet. A module that stands at several places is frozen once.
+    """
+    if module not in frozen:
+        if not root and isinstance(module, Mutable) and type(module).freeze is not MutableModule.freeze:
+            frozen[module] = module.freeze(sample)
+        else:
+            children = {
+                name: child and _with_choices_replaced(child, sample, frozen, root=False)
+                for name, child in module._modules.items()
+            }
+            if root or any(children[name] is not child for name, child in module._modules.items()):
+                frozen[module] = copy.copy(module)
+                frozen[module]._modules = children
+                # A supernet's own is bound to the supernet.
+                vars(frozen[module]).pop("freeze", None)
+            else:
+                frozen[module] = module
+    return frozen[module]
+
+
+def parts_of(module: nn.Module, known: Set[str] = frozenset()) -> tuple[Part, ...]:
+    """The parts that every network of a module has.
+
+    Args:
+        module: a space or a module of one, mutated or not.
+        known: labels that are used in any case; parts that would only repeat them are left out.
+    """
+    parts: list[Part] = []
+    _collect(module, set(known), parts)
+    return tuple(parts)
+
+
+def _collect(module: nn.Module, known: set[str], parts: list[Part]) -> None:
+    """Append the parts of ``module``; ``known`` grows by the labels that are used in any case."""
     if isinstance(module, LayerChoice):
-        yield from _used_labels(module[module.choice.freeze(sample)], sample)
+        label = module.label
+        _add(parts, known, (label,), {(name,): [module[name]] for name in module.names})
+    elif isinstance(module, Repeat) and isinstance(module.depth_choice, Mutable):
+        variables = module.depth_choice.simplify()
+        depths = Tabulated({"depth": module.depth_choice})
+        combinations = itertools.product(*(variables[label].values for label in depths.labels))
+        _add(
+            parts,
+            known,
+            depths.labels,
+            {
+                chosen: list(module.blocks)[: values["depth"]]
+                for chosen, values in zip(combinations, depths.values)
+            },
+        )
+    elif _is_built_anew(module):
+        _add(parts, known, tuple(module.simplify()), {})
     else:
+        if isinstance(module, MutableModule):
+            labels = (label for mutable in module.mutables for label in mutable.simplify())
+            _add(parts, known, tuple(labels), {})
         for child in module.children():
-            yield from _used_labels(child, sample)
+            _collect(child, known, parts)
+
+
+def _add(
+    parts: list[Part],
+    known: set[str],
+    labels: tuple[str, ...],
+    branches: dict[tuple[Any, ...], list[nn.Module]],
+) -> None:
+    known_inside = known.union(labels)
+    inside: dict[int, tuple[Part, ...]] = {}
+    for modules in branches.values():
+        for module in modules:
+            if id(module) not in inside:
+                inside[id(module)] = parts_of(module, known_inside)
+    followed = {
+        values: tuple(itertools.chain.from_iterable(inside[id(module)] for module in modules))
+        for values, modules in branches.items()
+    }
+    if any(followed.values()):
+        parts.append(Part(labels, followed))
+    elif not known.issuperset(labels):
+        parts.append(Part(tuple(label for label in dict.fromkeys(labels) if label not in known)))
+    known.update(labels)
+
+
+def _is_built_anew(module: nn.Module) -> bool:
+    """Whether NNI's ``freeze`` calls the constructor and so wants to know every label inside."""
+    if isinstance(module, Cell):
+        return module.op_candidates_factory is not None
+    return isinstance(module, ParametrizedModule)
+
+
+def _used_labels(parts: tuple[Part, ...], sample: Mapping[str, Any]) -> Iterator[str]:
+    for part in parts:
+        yield from part.labels
+        if part.branches:
+            yield from _used_labels(part.branches[tuple(sample[label] for label in part.labels)], sample)

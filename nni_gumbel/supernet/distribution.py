@@ -1,15 +1,16 @@
 """The distribution over networks, and the joint sample that a supernet computes with.
 
-:class:`Distribution` is the only holder of logits: one vector per NNI label, and one categorical
-variable behind each. A step draws **one joint sample** from it; every module that carries a label
-reads the same weights, so two modules that share a label always agree. What is reported -
-probabilities, entropy, mode - is a function of the logits alone and carries no sampling noise.
+:class:`Distribution` is the only holder of logits: one vector per NNI label, and one random variable
+behind each, whose law (:mod:`nni_gumbel.relaxation.law`) follows from the kind of choice. A step draws
+**one joint sample** from it; every module that carries a label reads the same weights, so two modules
+that share a label always agree. What is reported - probabilities, entropy, mode - is a function of the
+logits alone and carries no sampling noise.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor, nn
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.relaxation.gumbel import relaxed_categorical
+from nni_gumbel.relaxation import categorical, gates, subset
+from nni_gumbel.relaxation.estimators import check_supported, estimate
+from nni_gumbel.relaxation.law import Law
 
 
 class JointSample:
@@ -29,31 +32,58 @@ class JointSample:
     """
 
     def __init__(self) -> None:
+        self._draws: dict[str, Tensor] = {}
         self._weights: dict[str, Tensor] = {}
         self._active: dict[str, list[int]] = {}
+        self._active_slots: dict[str, list[list[int]]] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> JointSample:
         # A copy of a supernet (NNI's freeze makes one) follows the same distribution.
         return self
 
-    def set(self, weights: Mapping[str, Tensor]) -> None:
-        """Make ``weights`` (``(K,)`` per label, on the simplex) the current sample."""
-        self._weights = dict(weights)
+    def set(self, draws: Mapping[str, Tensor], all_active: bool = False) -> None:
+        """Make draws the current sample.
+
+        Args:
+            draws: per label ``(n,)`` weights or, for a choice of k of n inputs, ``(k, n)`` slots.
+            all_active: whether candidates of weight 0 must run, too: with a hard sample their weights
+                have gradients.
+        """
+        self._draws = dict(draws)
+        self._weights = {label: draw.sum(0) if draw.dim() == 2 else draw for label, draw in draws.items()}
         # Read once a sample, all labels together: on a GPU each read waits for the device.
-        nonzero = iter(torch.cat([w.detach() for w in weights.values()]).ne(0).tolist())
-        self._active = {label: [k for k in range(len(w)) if next(nonzero)] for label, w in weights.items()}
+        flat = torch.cat([draw.detach().flatten() for draw in draws.values()])
+        nonzero = iter([True] * len(flat) if all_active else flat.ne(0).tolist())
+        for label, draw in draws.items():
+            rows = [
+                [k for k in range(draw.shape[-1]) if next(nonzero)]
+                for _ in range(draw.numel() // draw.shape[-1])
+            ]
+            self._active_slots[label] = rows
+            self._active[label] = sorted(set().union(*rows))
 
     def weights(self, label: str) -> Tensor:
-        """``(K,)``, the weight of each candidate of ``label``."""
+        """``(n,)``, the weight of each candidate of ``label``."""
         return self._weights[label]
 
+    def draw(self, label: str) -> Tensor:
+        """What was set for ``label``: ``(n,)`` weights or ``(k, n)`` slots."""
+        return self._draws[label]
+
     def active(self, label: str) -> list[int]:
-        """The candidates of ``label`` whose weight is not exactly 0: those that have to run."""
+        """The candidates of ``label`` that have to run; one that is not among them must not."""
         return self._active[label]
+
+    def slots(self, label: str) -> list[tuple[list[int], Tensor]]:
+        """For a choice of k of n inputs, per place j: the inputs that may stand there, and ``(n,)`` weights.
+
+        The j-th of the chosen inputs, in the order of the inputs, stands at place j.
+        """
+        return list(zip(self._active_slots[label], self._draws[label]))
 
 
 class Distribution(nn.Module):
-    """One independent categorical variable per label of a space.
+    """One independent random variable per label of a space.
 
     Args:
         space: an NNI model space, not yet mutated.
@@ -70,103 +100,143 @@ class Distribution(nn.Module):
                 f"space {type(space).__name__!r}: it has no choice, so there is nothing to search; "
                 "add a LayerChoice or an InputChoice"
             )
-        for label, variable in variables.items():
-            _check_relaxable(label, variable)
         self.variables: dict[str, Categorical | CategoricalMultiple] = dict(variables)
+        self.laws: dict[str, Law] = {label: _law_of(label, variable) for label, variable in variables.items()}
         self.joint_sample = JointSample()
         # A list, not a ParameterDict: labels may contain dots, names of parameters may not.
-        self._logits = nn.ParameterList(nn.Parameter(torch.zeros(len(v.values))) for v in variables.values())
-        self.use_probabilities()
+        self._logits = nn.ParameterList(nn.Parameter(torch.zeros(law.size)) for law in self.laws.values())
+        with torch.no_grad():
+            self.use_probabilities()
 
     @property
     def logits(self) -> dict[str, nn.Parameter]:
-        """``(K,)`` float32 per label: unnormalised log-probabilities of its candidates."""
+        """``(n,)`` float32 per label, the natural parameters of its law."""
         return dict(zip(self.variables, self._logits))
 
-    def sample(self, temperature: float) -> None:
-        """Draw one relaxed joint sample and make it the current one.
+    # -- the current sample ----------------------------------------------------------------------
+
+    def sample(self, temperature: float, estimator: str = "soft") -> None:
+        """Draw one joint sample and make it the current one.
+
+        Where gradients are recorded, the weights of the sample carry them to the logits.
 
         Args:
-            temperature: > 0, see :func:`~nni_gumbel.relaxation.gumbel.relaxed_categorical`.
+            temperature: > 0, dimensionless.
+            estimator: see :mod:`nni_gumbel.relaxation.estimators`; all but ``soft`` draw single networks.
         """
-        self.joint_sample.set(
-            {label: relaxed_categorical(logits, temperature) for label, logits in self.logits.items()}
-        )
+        self._draw(self.logits, temperature, estimator)
+
+    def sample_uniform(self, temperature: float, estimator: str = "soft") -> None:
+        """Draw as if all logits were 0: every outcome of a choice is equally likely."""
+        zeros = {label: torch.zeros_like(logits) for label, logits in self.logits.items()}
+        self._draw(zeros, temperature, estimator)
+
+    def check_estimator(self, estimator: str) -> None:
+        """Refuse an estimator that is not derived for one of the choices.
+
+        Raises:
+            UsageError: names the choice and the estimators that it has.
+        """
+        for label, law in self.laws.items():
+            check_supported(law, estimator, label)
+
+    def _draw(self, logits: Mapping[str, Tensor], temperature: float, estimator: str) -> None:
+        draws = {
+            label: estimate(law, logits[label], temperature, estimator) for label, law in self.laws.items()
+        }
+        hard = estimator != "soft"
+        self.joint_sample.set(draws, all_active=hard and any(draw.requires_grad for draw in draws.values()))
 
     def use_probabilities(self) -> None:
         """Make the probabilities themselves the current weights: the noise-free mixture."""
-        self.joint_sample.set({label: p.detach() for label, p in self.probs().items()})
+        self.joint_sample.set(self._per_label(lambda law, logits: law.exact(logits)))
 
     def use_architecture(self, architecture: Mapping[str, Any]) -> None:
-        """Make a single network the current sample: one-hot weights at an NNI sample."""
-        index = self.indices(architecture)
-        self.joint_sample.set(
-            {
-                label: nn.functional.one_hot(torch.tensor(index[label]), len(logits)).to(logits)
-                for label, logits in self.logits.items()
-            }
-        )
+        """Make a single network the current sample: weights 0 and 1 at an NNI sample that names every label."""
+        outcomes = self._outcomes(architecture)
+        self.joint_sample.set({label: law.hard(outcomes[label]) for label, law in self.laws.items()})
+
+    # -- what is reported ------------------------------------------------------------------------
 
     def probs(self) -> dict[str, Tensor]:
-        """``(K,)`` per label, ``softmax(logits)``; differentiable."""
-        return {label: torch.softmax(logits, dim=-1) for label, logits in self.logits.items()}
+        """``(n,)`` per label, the probability that each candidate is chosen; differentiable."""
+        return self._per_label(lambda law, logits: law.probs(logits))
 
     def entropy(self) -> Tensor:
         """Scalar in [0, 1]: mean over labels of the entropy relative to the uniform one; differentiable.
 
-        ``mean_label( -sum_k p_k log p_k / log K )``; a label with a single candidate counts as 0.
+        ``mean_label( H / log(number of outcomes) )``; a label with a single outcome counts as 0.
         """
-        terms = []
-        for logits in self.logits.values():
-            log_p = torch.log_softmax(logits, dim=-1)
-            terms.append(-(log_p.exp() * log_p).sum() / math.log(max(len(logits), 2)))
-        return torch.stack(terms).mean()
+        relative = [
+            law.entropy(self.logits[label]) / math.log(max(law.outcomes, 2))
+            for label, law in self.laws.items()
+        ]
+        return torch.stack(relative).mean()
 
     def log_prob(self, architecture: Mapping[str, Any]) -> Tensor:
         """Scalar: log-probability of an NNI sample that names every label; differentiable."""
-        index = self.indices(architecture)
+        outcomes = self._outcomes(architecture)
         return torch.stack(
-            [torch.log_softmax(logits, dim=-1)[index[label]] for label, logits in self.logits.items()]
+            [law.log_prob(self.logits[label], outcomes[label]) for label, law in self.laws.items()]
         ).sum()
 
     def mode(self) -> dict[str, Any]:
         """The most probable network, as an NNI sample: one entry per label."""
-        mode = {}
-        for label, variable in self.variables.items():
-            value = variable.values[int(self.logits[label].detach().argmax())]
-            mode[label] = [value] if isinstance(variable, CategoricalMultiple) else value
-        return mode
+        return {
+            label: self.value(label, law.mode(self.logits[label].detach()))
+            for label, law in self.laws.items()
+        }
 
-    def indices(self, architecture: Mapping[str, Any]) -> dict[str, int]:
-        """Position of the chosen candidate of every label of an NNI sample.
+    # -- NNI's samples and outcomes ----------------------------------------------------------------
+
+    def value(self, label: str, outcome: Tensor) -> Any:
+        """What an NNI sample says for an outcome, ``(n,)`` of 0 and 1: a value, or a list for an input choice."""
+        variable = self.variables[label]
+        chosen = [value for value, is_in in zip(variable.values, outcome.tolist()) if is_in]
+        return chosen if isinstance(variable, CategoricalMultiple) else chosen[0]
+
+    def outcome(self, label: str, value: Any) -> Tensor:
+        """``(n,)`` of 0 and 1 in the logits' dtype: the outcome that an NNI sample's value stands for.
 
         Raises:
-            UsageError: the sample lacks a label, or names a candidate that is not there.
+            UsageError: the value is none of the candidates, or not the right number of them.
         """
-        index = {}
-        for label, variable in self.variables.items():
-            values, value = list(variable.values), architecture.get(label)
-            if (
-                isinstance(variable, CategoricalMultiple)
-                and isinstance(value, (list, tuple))
-                and len(value) == 1
-            ):
-                value = value[0]
-            if value not in values:
-                raise UsageError(
-                    f"choice {label!r}: {value!r} is none of its candidates; give one of {values}"
-                )
-            index[label] = values.index(value)
-        return index
-
-
-def _check_relaxable(label: str, variable: Any) -> None:
-    if isinstance(variable, CategoricalMultiple):
-        if variable.n_chosen != 1:
+        variable, logits = self.variables[label], self.logits[label]
+        candidates = list(variable.values)
+        multiple = isinstance(variable, CategoricalMultiple)
+        chosen = list(value) if multiple and isinstance(value, (list, tuple)) else [value]
+        if not all(v in candidates for v in chosen) or (multiple and not chosen):
             raise UsageError(
-                f"choice {label!r}: n_chosen={variable.n_chosen} cannot be relaxed yet; give n_chosen=1"
+                f"choice {label!r}: {value!r} is none of its candidates; give one of {candidates}"
             )
-    elif not isinstance(variable, Categorical):
-        raise UsageError(
-            f"choice {label!r}: {type(variable).__name__} is not discrete and cannot be relaxed; give nni.choice"
-        )
+        number = variable.n_chosen if multiple else 1
+        if len({*map(candidates.index, chosen)}) != (number or len(chosen)):
+            raise UsageError(f"choice {label!r}: {value!r} does not choose {number} of {candidates}")
+        outcome = torch.zeros_like(logits, requires_grad=False)
+        outcome[[candidates.index(v) for v in chosen]] = 1
+        return outcome
+
+    def _outcomes(self, architecture: Mapping[str, Any]) -> dict[str, Tensor]:
+        missing = [label for label in self.variables if label not in architecture]
+        if missing:
+            raise UsageError(
+                f"choice {missing[0]!r}: the sample does not name it; give a value for every choice"
+            )
+        return {label: self.outcome(label, architecture[label]) for label in self.variables}
+
+    def _per_label(self, function: Callable[[Law, Tensor], Tensor]) -> dict[str, Tensor]:
+        return {label: function(law, self.logits[label]) for label, law in self.laws.items()}
+
+
+def _law_of(label: str, variable: Any) -> Law:
+    if isinstance(variable, CategoricalMultiple):
+        if variable.n_chosen is None:
+            return gates.OpenSubset(len(variable.values))
+        if variable.n_chosen == 1:
+            return categorical.Categorical(len(variable.values))
+        return subset.KSubset(len(variable.values), variable.n_chosen)
+    if isinstance(variable, Categorical):
+        return categorical.Categorical(len(variable.values))
+    raise UsageError(
+        f"choice {label!r}: {type(variable).__name__} is not discrete and cannot be relaxed; give nni.choice"
+    )

@@ -1,9 +1,26 @@
-"""``InputChoice`` in a supernet: the weighted sum of the inputs it chooses from."""
+"""``InputChoice`` in a supernet: the weighted reduction of the inputs it chooses from.
+
+With weights ``w`` (for k of n inputs they sum to k, for any number of inputs each is a gate of its own):
+
+==========  ======================  =============================  ======================
+reduction   1 of n                  k of n                         any number of n
+==========  ======================  =============================  ======================
+``sum``     ``sum_i w_i x_i``       ``sum_i w_i x_i``              ``sum_i w_i x_i``
+``mean``    ``sum_i w_i x_i``       ``sum_i w_i x_i / k``          ``sum_i w_i x_i / sum_i w_i``
+``concat``  ``sum_i w_i x_i``       the k places, concatenated     refused
+``none``    a list of one           a list of the k places         refused
+==========  ======================  =============================  ======================
+
+Place j is ``sum_i P(input i is the j-th of the chosen ones) x_i``. At a sample of weights 0 and 1 each
+is what NNI's frozen ``ChosenInputs`` computes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from nni.nas.nn.pytorch import InputChoice
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from torch import Tensor, nn
@@ -14,17 +31,22 @@ from nni_gumbel.supernet.mixture import mixture
 
 
 class MixedInput(InputChoice, BaseSuperNetModule):
-    """One input of n: ``sum_j weight_j * input_j``.
-
-    With a single chosen input NNI's reductions ``sum``, ``mean`` and ``concat`` are the same thing,
-    and ``none`` wraps it into a list.
+    """Reduces all inputs as the table above says.
 
     Args:
         choice: the input choice to replace.
         joint_sample: where the current weights are read.
+
+    Raises:
+        UsageError: the number of outputs would depend on the sample.
     """
 
     def __init__(self, choice: InputChoice, joint_sample: JointSample) -> None:
+        if choice.n_chosen is None and choice.reduction in ("concat", "none"):
+            raise UsageError(
+                f"choice {choice.label!r}: reduction {choice.reduction!r} of any number of inputs has no fixed "
+                "size; give n_chosen, or reduction 'sum' or 'mean'"
+            )
         super().__init__(choice.n_candidates, choice.n_chosen, choice.reduction, label=choice.label)
         self._joint_sample = joint_sample
 
@@ -35,19 +57,35 @@ class MixedInput(InputChoice, BaseSuperNetModule):
             return cls(module, mutate_kwargs["joint_sample"])
         return None
 
-    def forward(self, candidate_inputs: list[Tensor]) -> Tensor | list[Tensor]:
-        """Takes all inputs, returns the mixture.
+    def forward(self, candidate_inputs: Sequence[Any]) -> Any:
+        """Takes all inputs, returns their reduction.
 
         Raises:
-            UsageError: the inputs have different shapes.
+            UsageError: the number of inputs is not ``n_candidates``, or inputs have different shapes.
         """
+        if len(candidate_inputs) != self.n_candidates:
+            raise UsageError(
+                f"choice {self.label!r}: it chooses among {self.n_candidates} inputs and is given "
+                f"{len(candidate_inputs)}; give as many as n_candidates says"
+            )
+        if self.n_chosen not in (None, 1) and self.reduction in ("concat", "none"):
+            places = [
+                self._mixture(candidate_inputs, active, weights)
+                for active, weights in self._joint_sample.slots(self.label)
+            ]
+            return places if self.reduction == "none" else torch.cat(places, dim=1)
         active = self._joint_sample.active(self.label)
         weights = self._joint_sample.weights(self.label)
-        try:
-            chosen = mixture([candidate_inputs[j] for j in active], [weights[j] for j in active])
-        except ValueError as error:
-            shapes = ", ".join(f"input {j} is {shape}" for j, shape in zip(active, error.args[0]))
-            raise UsageError(
-                f"choice {self.label!r}: its inputs have different shapes ({shapes}); make all of them equal"
-            ) from None
-        return [chosen] if self.reduction == "none" else chosen
+        if self.reduction == "mean":
+            weights = weights / (weights.sum() if self.n_chosen is None else self.n_chosen)
+        mixed = self._mixture(candidate_inputs, active, weights)
+        return [mixed] if self.reduction == "none" else mixed
+
+    def _mixture(self, inputs: Sequence[Any], active: list[int], weights: Tensor) -> Any:
+        def describe(shapes: list[Any]) -> str:
+            given = ", ".join(f"input {i} is {shape}" for i, shape in zip(active, shapes))
+            return (
+                f"choice {self.label!r}: its inputs have different shapes ({given}); make all of them equal"
+            )
+
+        return mixture([inputs[i] for i in active], [weights[i] for i in active], describe)

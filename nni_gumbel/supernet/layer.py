@@ -6,15 +6,14 @@ from typing import Any
 
 from nni.nas.nn.pytorch import LayerChoice
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
-from torch import Tensor, nn
+from torch import nn
 
-from nni_gumbel.errors import UsageError
 from nni_gumbel.supernet.distribution import JointSample
-from nni_gumbel.supernet.mixture import mixture
+from nni_gumbel.supernet.mixture import mixture, unchanged
 
 
 class MixedLayer(LayerChoice, BaseSuperNetModule):
-    """Computes ``sum_k weight_k * candidate_k(input)`` over the candidates of nonzero weight.
+    """Computes ``sum_k weight_k * candidate_k(input)`` over the active candidates.
 
     Args:
         choice: the layer choice to replace; its candidates are taken over, not copied.
@@ -32,21 +31,25 @@ class MixedLayer(LayerChoice, BaseSuperNetModule):
             return cls(module, mutate_kwargs["joint_sample"])
         return None
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Accepts what the candidates accept; returns what they return.
 
         Raises:
-            UsageError: candidates return outputs of different shapes.
+            UsageError: candidates return outputs of different shapes, or one changes its input in place.
         """
         active = self._joint_sample.active(self.label)
         weights = self._joint_sample.weights(self.label)
         names = [self.names[k] for k in active]
-        outputs = [self[name](*args, **kwargs) for name in names]
-        try:
-            return mixture(outputs, [weights[k] for k in active])
-        except ValueError as error:
-            shapes = ", ".join(f"{name!r} gives {shape}" for name, shape in zip(names, error.args[0]))
-            raise UsageError(
-                f"choice {self.label!r}: its candidates give outputs of different shapes ({shapes}); "
+        outputs = []
+        for name in names:
+            with unchanged((args, kwargs), f"choice {self.label!r}: candidate {name!r}"):
+                outputs.append(self[name](*args, **kwargs))
+
+        def describe(shapes: list[Any]) -> str:
+            given = ", ".join(f"{name!r} gives {shape}" for name, shape in zip(names, shapes))
+            return (
+                f"choice {self.label!r}: its candidates give outputs of different shapes ({given}); "
                 "make all of them equal, e.g. with padding"
-            ) from None
+            )
+
+        return mixture(outputs, [weights[k] for k in active], describe)

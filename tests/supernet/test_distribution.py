@@ -1,13 +1,17 @@
 """One joint sample per step, deterministic reports, and clear words for what cannot be relaxed."""
 
+import itertools
+
 import nni
 import pytest
 import torch
-from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace, MutableLinear
+from generated_spaces import GeneratedSpace, plans, samples_of
+from hypothesis import HealthCheck, assume, given, settings
+from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace
 from torch import nn
 
+from nni_gumbel import relax
 from nni_gumbel.errors import UsageError
-from nni_gumbel.search.strategy import GumbelSearch
 from nni_gumbel.supernet.distribution import Distribution
 
 
@@ -32,6 +36,18 @@ class Continuous(ModelSpace):
         super().__init__()
         self.layer = LayerChoice([nn.Identity(), nn.Tanh()], label="a")
         self.rate = self.add_mutable(nni.uniform("rate", 0, 1))
+
+
+class Own(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        self.own = self.add_mutable(nni.choice("own", [1, 2]))
+
+
+class Open(ModelSpace):
+    def __init__(self, reduction):
+        super().__init__()
+        self.inputs = InputChoice(2, n_chosen=None, reduction=reduction, label="inputs")
 
 
 class Shapes(ModelSpace):
@@ -103,29 +119,88 @@ def test_logits_survive_a_state_dict_with_dots_in_labels():
     assert torch.equal(other.logits["x.y"], distribution.logits["x.y"])
 
 
+@pytest.mark.parametrize("n_chosen", [2, None])
+def test_subsets_of_inputs_are_nni_samples_too(n_chosen):
+    distribution = Distribution(Space(n_chosen=n_chosen))
+    assert distribution.outcome("inputs", [0, 1]).tolist() == [1, 1]
+    assert Space(n_chosen=n_chosen).contains(distribution.mode())
+
+
+@given(plan=plans)
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+def test_probabilities_are_those_of_the_enumerated_networks(plan):
+    space = GeneratedSpace(plan)
+    samples = samples_of(space, limit=200)
+    assume(len(samples) < 200)
+    distribution = Distribution(space).double()
+    for logits in distribution.logits.values():
+        torch.nn.init.normal_(logits)
+    with torch.no_grad():
+        weights = torch.stack([distribution.log_prob(sample).exp() for sample in samples])
+        assert float(weights.sum()) == pytest.approx(1)
+        for label, probability in distribution.probs().items():
+            chosen = torch.stack([distribution.outcome(label, sample[label]) for sample in samples])
+            assert torch.allclose(weights @ chosen, probability)
+        assert float(distribution.log_prob(distribution.mode()).exp()) == pytest.approx(float(weights.max()))
+
+
+@pytest.mark.parametrize(
+    ("estimator", "temperature"), [*itertools.product(["soft", "straight-through"], [0.01, 1.0, 100.0])]
+)
+def test_a_uniform_sample_does_not_look_at_the_logits(estimator, temperature):
+    distribution = with_logits(x_y=[50.0, 0.0, 0.0])
+    with torch.no_grad():
+        draws = []
+        for _ in range(300):
+            distribution.sample_uniform(temperature, estimator)
+            draws.append(distribution.joint_sample.weights("x.y"))
+    assert torch.allclose(torch.stack(draws).mean(0), torch.full((3,), 1 / 3), atol=0.1)
+
+
+def test_without_gradients_a_hard_sample_activates_what_it_chose_alone():
+    distribution = Distribution(Space(n_chosen=None))
+    with torch.no_grad():
+        distribution.sample(1.0, "straight-through")
+    joint = distribution.joint_sample
+    assert len(joint.active("x.y")) == 1
+    assert joint.active("inputs") == [i for i in range(2) if joint.weights("inputs")[i] == 1]
+
+
+@pytest.mark.parametrize(
+    ("sample", "words"),
+    [
+        ({"x.y": "a"}, "choice 'inputs': the sample does not name it"),
+        ({"x.y": "z", "inputs": [0]}, "choice 'x.y': 'z' is none of its candidates"),
+        ({"x.y": "a", "inputs": [0, 1]}, r"choice 'inputs': \[0, 1\] does not choose 1 of"),
+        ({"x.y": "a", "inputs": []}, r"choice 'inputs': \[\] is none of its candidates"),
+    ],
+)
+def test_a_sample_that_does_not_fit_is_refused_in_one_line(sample, words):
+    with pytest.raises(UsageError, match=words):
+        Distribution(Space()).use_architecture(sample)
+
+
 @pytest.mark.parametrize(
     ("space", "words"),
     [
         (Constant, "'Constant': it has no choice"),
-        (Continuous, "choice 'rate': Numerical is not discrete"),
-        (lambda: Space(n_chosen=2), "choice 'inputs': n_chosen=2 cannot be relaxed yet"),
-        (lambda: Space(n_chosen=None), "choice 'inputs': n_chosen=None cannot be relaxed yet"),
+        (Continuous, "choice 'rate'.*the space 'Continuous' holds it itself"),
+        (lambda: Open("concat"), "choice 'inputs': reduction 'concat' of any number of inputs"),
+        (lambda: Open("none"), "choice 'inputs': reduction 'none' of any number of inputs"),
+        (Own, "choice 'own': the space 'Own' holds it itself"),
     ],
 )
 def test_a_space_that_cannot_be_relaxed_is_refused_in_one_line(space, words):
     with pytest.raises(UsageError, match=words) as caught:
-        GumbelSearch().mutate_model(space())
+        relax(space())
     assert "\n" not in str(caught.value)
 
 
-def test_a_choice_of_arguments_is_refused_by_name():
-    class Width(ModelSpace):
-        def __init__(self):
-            super().__init__()
-            self.layer = MutableLinear(2, nni.choice("width", [2, 4]))
-
-    with pytest.raises(UsageError, match="width"):
-        GumbelSearch().mutate_model(Width())
+def test_a_supernet_is_not_relaxed_twice():
+    space = Space()
+    relax(space)
+    with pytest.raises(UsageError, match="it is a supernet already"):
+        relax(space)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +211,7 @@ def test_a_choice_of_arguments_is_refused_by_name():
     ],
 )
 def test_different_shapes_of_one_choice_are_named(space, words):
-    supernet = GumbelSearch().mutate_model(space())
+    supernet = space()
+    relax(supernet)
     with pytest.raises(UsageError, match=words):
         supernet(torch.zeros(3, 2))

@@ -1,0 +1,328 @@
+"""Choices in the arguments of a module in a supernet: width, kernel size, groups, dropout rate …
+
+For a module whose arguments v depend on choices, with weights P(v), the mixture is
+
+    sum_v P(v) pad(M_v(x restricted to the features that v reads))
+
+``M_v`` is the module that NNI freezes v to, with its part of weights that all v share; what it writes is
+filled up with zeros to the largest active v (:mod:`nni_gumbel.supernet.slicing` says which features and
+which part). Linear layers, convolutions and batch norms of many sizes are computed as one operation
+(:mod:`nni_gumbel.supernet.merging`), everything else one v after another. With a single active v nothing
+is restricted or filled up: it computes what the frozen module computes.
+
+What a mixture of widths means: a feature that not every width has is scaled by the probability that it is
+there. Norms would undo the scale, so they apply it again; a mixture close to a single network is close to
+that network. This needs the features of a small width to be the first ones of a larger width all the way
+to the module that reads them, and the zeros behind them to change nothing. The one limit is a forward of a
+person's own that breaks this **in a mixture**: it concatenates or flattens tensors so that features of a
+variable width have others behind them, splits them (halves, heads), or takes a mean or softmax over them.
+The reader then mixes other features than its networks do. At a sample nothing is filled up, and the
+supernet equals the frozen network there, too; ``nni_gumbel.testing`` compares an almost decided mixture.
+
+Running statistics are those of the mixture. In training every channel's are updated once, as the frozen
+module updates them, if its weight is not 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from nni.nas.nn.pytorch import ParametrizedModule
+from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.supernet.distribution import JointSample
+from nni_gumbel.supernet.kept import derived, instance, keep_weights, reduced
+from nni_gumbel.supernet.merging import merge_key, merged
+from nni_gumbel.supernet.mixture import mixture
+from nni_gumbel.supernet.slicing import Features, features, fill_up, restrict, tensors_of
+from nni_gumbel.supernet.variants import Variants, choices_of, refuse_hidden_choices
+
+
+def mix_arguments(
+    module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]
+) -> nn.Module | None:
+    """NNI's mutation hook for every ``ParametrizedModule``, i.e. ``MutableConv2d`` and the like.
+
+    With a choice in its arguments it becomes a :class:`MixedArguments`. Without, it becomes the module that
+    NNI freezes it to, with the weights that it has, which NNI's own ``freeze`` would throw away.
+
+    Raises:
+        UsageError: an argument cannot be relaxed; names the module, the argument and the choice.
+    """
+    if not isinstance(module, ParametrizedModule) or isinstance(module, BaseSuperNetModule):
+        return None
+    refuse_hidden_choices(module, name)
+    choices = choices_of(module)
+    if any(all(mutable is not choice for choice in choices.values()) for mutable in module.mutables):
+        return None  # it has registered choices of its own, and only a hook of its author can mix them
+    if choices:
+        return MixedArguments.of(module, name, mutate_kwargs["joint_sample"])
+    return keep_weights(module)
+
+
+def parameter_sizes(module: nn.Module) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+    """Number of scalars in each parameter of a module, for every combination of choices in its arguments.
+
+    Args:
+        module: any module, of a space or of its supernet.
+
+    Returns:
+        By name, as in the supernet's ``named_parameters()`` (a module that is not mutated yet may lack some):
+        the labels that the parameter depends on, and integers with one axis per label, in the order of its
+        candidates; 0 where a network does not have the parameter. Those of submodules are included. Empty if
+        no argument of the module is a choice: its parameters are what they are.
+    """
+    if isinstance(module, MixedArguments):
+        return module.variants.parameter_sizes()
+    if isinstance(module, ParametrizedModule) and choices_of(module):
+        return Variants(module, type(module).__name__).parameter_sizes()
+    return {}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How the active variants are computed; it changes only with which of them are active."""
+
+    positions: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...]  # indices into `positions`; each group is one operation
+    reads: tuple[tuple[int, str, int, int], ...]  # place and name of an input, dimension, size at most
+
+
+class MixedArguments(BaseSuperNetModule):
+    """The mixture over a module's arguments.
+
+    Its instances are of the mixed module's type, too (a mixed ``MutableConv2d`` is an ``nn.Conv2d``), with
+    parameters and buffers of the same names, each as large as the largest variant's.
+    """
+
+    variants: Variants
+    _joint_sample: JointSample
+    _features: tuple[Features, ...]  # of each variant
+    _keys: tuple[Hashable | None, ...]  # with which of the others it is one operation
+    _built_momentum: float | None
+    _plan: _Plan | None
+
+    @classmethod
+    def of(cls, module: ParametrizedModule, name: str, joint_sample: JointSample) -> MixedArguments:
+        """Replace a module; its weights are kept if they are large enough for every variant.
+
+        Raises:
+            UsageError: an argument cannot be relaxed; names the module, the argument and the choice.
+        """
+        inner = {label: None for child in module.mutable_descendants() for label in child.simplify()}
+        if inner:
+            raise UsageError(
+                f"module {name!r}: {type(module).__name__} has choices in its arguments and choice "
+                f"{', '.join(map(repr, inner))} inside; keep the one or the other"
+            )
+        variants = Variants(module, name)
+        base: nn.Module = module
+        if {key: tuple(tensor.shape) for key, tensor in tensors_of(module).items()} != variants.full:
+            base = _like(variants.build(), module)
+        mixed = instance(derived(cls, variants.built_type), vars(base))
+        mixed._mutables = list(choices_of(module).values())
+        mixed._joint_sample = joint_sample
+        mixed.variants = variants
+        mixed._features = tuple(features(template) for template in variants.templates)
+        mixed._keys = tuple(merge_key(template, variants.full) for template in variants.templates)
+        mixed._built_momentum = getattr(base, "momentum", None)
+        mixed._plan = None
+        return mixed
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Takes what the module takes; returns what the largest active variant returns.
+
+        Raises:
+            UsageError: the outputs of the active variants differ in more than their number of features,
+                or an input has more or fewer features than the largest of them reads.
+        """
+        positions, weights = self.variants.table.weighted(self._joint_sample)
+        state = tensors_of(self)
+        with self._momentum_of_today():
+            if len(positions) == 1:
+                return self._run(positions[0], state, args, kwargs)
+            return self._mixture(positions, weights, state, args, kwargs)
+
+    def freeze(self, sample: dict[str, Any]) -> nn.Module:
+        """The module at a sample, of the type that NNI freezes it to, with a copy of its part of the weights."""
+        k = self.variants.table.position(sample)
+        return self.variants.frozen(k, tensors_of(self)).train(self.training)
+
+    def extra_repr(self) -> str:
+        """The arguments that depend on choices."""
+        return ", ".join(map(repr, self.mutables))
+
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        return reduced(self, MixedArguments)
+
+    def _mixture(
+        self,
+        positions: list[int],
+        weights: Tensor,
+        state: dict[str, Tensor],
+        args: tuple,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        if self._plan is None or self._plan.positions != tuple(positions):
+            self._plan = self._plan_for(positions)
+        self._check_inputs(args, kwargs)
+        buffers = [key for key, _ in self.named_buffers()] if self.training else []
+        outputs, scales, updates = [], [], []
+        for group in self._plan.groups:
+            members = [positions[i] for i in group]
+            chosen = weights if len(members) == len(positions) else weights[list(group)]
+            # Each group starts from the same statistics.
+            own = state | {key: state[key].clone() for key in buffers}
+            if len(members) == 1:
+                inputs = _restricted(self._features[members[0]], args, kwargs)
+                outputs.append(self._run_beside_others(members[0], own, *inputs))
+                scales.append(chosen[0])
+            else:
+                (x,) = (*args, *kwargs.values())
+                for k in members:
+                    self._template(k)
+                outputs.append(merged(self.variants, members, chosen, own, x))
+                scales.append(torch.ones((), dtype=weights.dtype, device=weights.device))
+            updates.append((members, chosen.detach(), own))
+        for key in buffers:
+            self._update(key, state[key], updates)
+        if len(outputs) == 1:
+            return outputs[0]
+        outputs = fill_up(outputs, self._features[positions[0]].outputs)
+        return mixture(outputs, scales, lambda shapes: self._describe(positions, shapes))
+
+    def _plan_for(self, positions: list[int]) -> _Plan:
+        groups: dict[Any, list[int]] = {}
+        for i, k in enumerate(positions):
+            key = ("alone", k) if self._keys[k] is None else self._keys[k]
+            groups.setdefault(key, []).append(i)
+        sizes: dict[tuple[int, str, int], int] = {}
+        for k in positions:
+            for place, (name, read) in enumerate(self._features[k].inputs):
+                for dim, size in read:
+                    sizes[place, name, dim] = max(size, sizes.get((place, name, dim), 0))
+        reads = tuple((*key, size) for key, size in sizes.items())
+        return _Plan(tuple(positions), tuple(map(tuple, groups.values())), reads)
+
+    def _run(self, k: int, state: Mapping[str, Tensor], args: tuple, kwargs: Mapping[str, Any]) -> Any:
+        """Variant ``k``, with its part of the weights."""
+        return functional_call(self._template(k), self.variants.parts(k, state), args, dict(kwargs))
+
+    def _template(self, k: int) -> nn.Module:
+        """Variant ``k`` without weights, in this module's mode; other modules may share it."""
+        template = self.variants.templates[k]
+        if template.training != self.training:
+            template.train(self.training)
+        return template
+
+    def _run_beside_others(
+        self, k: int, state: Mapping[str, Tensor], args: tuple, kwargs: Mapping[str, Any]
+    ) -> Any:
+        try:
+            return self._run(k, state, args, kwargs)
+        except RuntimeError as error:
+            if self.variants.is_of_torch or isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            # What a module of a person's own reads and writes is not known: it got the whole input.
+            raise UsageError(
+                f"{self.variants.owner}: {self.variants.built_type.__name__} with {self.variants.describe(k)} "
+                f"(choice {self._labels()}) does not run on the input of the largest: {first_line(error)}; "
+                "build it from modules of nni.nas.nn.pytorch, or give a mutation hook"
+            ) from error
+
+    @torch.no_grad()
+    def _update(
+        self, name: str, buffer: Tensor, updates: list[tuple[list[int], Tensor, Mapping[str, Tensor]]]
+    ) -> None:
+        """Set a buffer to what the active variants made of it: for each entry the mean over those that have it."""
+        if not buffer.is_floating_point():
+            for _, _, state in updates:  # a counter, which all count alike
+                buffer.copy_(torch.maximum(buffer, state[name]))
+            return
+        survival = self.variants.survival(name)
+        new, total = torch.zeros_like(buffer), torch.zeros_like(buffer)
+        for members, weights, state in updates:
+            weight = survival(members, weights, tuple(buffer.shape)).to(buffer)
+            new += weight * state[name]
+            total += weight
+        # An entry that is in none of the drawn networks stays as it is.
+        buffer.copy_(torch.where(total > 0, new / total, buffer))
+
+    def _check_inputs(self, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        for place, name, dim, size in self._plan.reads:
+            x = args[place] if place < len(args) else kwargs.get(name)
+            if isinstance(x, Tensor) and x.shape[dim] != size:
+                raise UsageError(
+                    f"{self.variants.owner}: its input has {x.shape[dim]} features (dimension {dim} of "
+                    f"{tuple(x.shape)}), but with choice {self._labels()} it reads up to {size}; "
+                    "let what comes before it depend on the same choices"
+                )
+
+    def _describe(self, positions: list[int], shapes: list[Any]) -> str:
+        """Names the arguments that two variants with outputs of different shapes differ in."""
+        first = [positions[group[0]] for group in self._plan.groups]
+        pairs = [(i, j) for i, j in itertools.combinations(range(len(shapes)), 2) if shapes[i] != shapes[j]]
+        i, j = min(pairs, key=lambda pair: len(self._differing(first[pair[0]], first[pair[1]])))
+        names = ", ".join(map(repr, self._differing(first[i], first[j])))
+        return (
+            f"{self.variants.owner}: argument {names} (choice {self._labels()}) makes outputs of different shapes "
+            f"({self.variants.describe(first[i])} gives {shapes[i]}, {self.variants.describe(first[j])} gives "
+            f"{shapes[j]}); make them equal, e.g. with padding, or express it as a LayerChoice"
+        )
+
+    def _differing(self, k: int, other: int) -> list[str]:
+        distinct = self.variants.table.distinct
+        return [key for key in distinct[k] if distinct[k][key] != distinct[other][key]]
+
+    def _labels(self) -> str:
+        return ", ".join(map(repr, self.variants.table.labels))
+
+    @contextlib.contextmanager
+    def _momentum_of_today(self) -> Iterator[None]:
+        """Let a momentum that was set after the mutation count, as re-estimating statistics does."""
+        today = getattr(self, "momentum", None)
+        if today == self._built_momentum:
+            yield
+            return
+        templates = self.variants.templates
+        built = [template.momentum for template in templates]
+        try:
+            for template in templates:
+                template.momentum = today
+            yield
+        finally:
+            for template, momentum in zip(templates, built):
+                template.momentum = momentum
+
+
+def _like(module: nn.Module, other: nn.Module) -> nn.Module:
+    """Give a module the device, dtype, mode, hooks and frozen parameters of another."""
+    tensors = tensors_of(other)
+    for tensor in tensors.values():
+        if tensor.is_floating_point():
+            module.to(device=tensor.device, dtype=tensor.dtype)
+            break
+    for name, parameter in module.named_parameters():
+        if name in tensors:
+            parameter.requires_grad_(tensors[name].requires_grad)
+    vars(module).update({key: value for key, value in vars(other).items() if "hooks" in key})
+    return module.train(other.training)
+
+
+def _restricted(read: Features, args: tuple, kwargs: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of ``forward`` with the features that a module reads of them."""
+    args, kwargs = list(args), dict(kwargs)
+    for place, (name, dims) in enumerate(read.inputs):
+        holder, key = (args, place) if place < len(args) else (kwargs, name)
+        if (holder is args or key in kwargs) and holder[key] is not None:
+            holder[key] = restrict(holder[key], dims)
+    return tuple(args), kwargs

@@ -1,0 +1,277 @@
+"""``Cell`` in a supernet.
+
+Node ``i`` of a cell sums ``num_ops_per_node`` operations, each of one candidate on one earlier node.
+
+- A cell whose candidates are modules consists of ``LayerChoice`` and ``InputChoice``: mixed as everywhere.
+- A cell whose candidates come from factories has a candidate ``op_jo`` of its own for each input ``j`` and
+  operation ``o``, for a factory may build another operation for another input (of stride 2, say). With
+  the weights ``v`` of the inputs and ``w`` of the operations it computes ``sum_j v_j sum_o w_o op_jo(x_j)``.
+- With ``merge_op="loose_end"`` the output concatenates the nodes that no other node takes as its input.
+  In a mixture these are all nodes that may be loose, each times the weight that it is:
+  ``prod (1 - v_i)`` over the inputs of later nodes. The width of the output depends on the sample, so what
+  follows the cell must accept every width; :func:`check_loose_ends` tries.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from nni.nas.nn.pytorch import Cell
+from nni.nas.nn.pytorch.base import recursive_freeze
+from nni.nas.nn.pytorch.cell import create_cell_op_candidates, preprocess_cell_inputs
+from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
+from nni.nas.space import model_context
+from torch import Tensor, nn
+
+from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.supernet.distribution import Distribution, JointSample
+from nni_gumbel.supernet.mixture import mixture, unchanged
+
+
+class MixedCell(Cell, BaseSuperNetModule):
+    """A cell from factories, or with loose ends.
+
+    Args:
+        cell: the module to replace. Candidates that are modules, the preprocessor and the postprocessor
+            are taken over, not copied; factories are called once for every node, operation and input.
+        joint_sample: where the current weights are read.
+
+    Raises:
+        UsageError: what choices a candidate from a factory has depends on its input.
+    """
+
+    def __init__(self, cell: Cell, joint_sample: JointSample) -> None:
+        # Cell's own constructor would call the factories with inputs that are not known.
+        super(Cell, self).__init__()
+        self._joint_sample = joint_sample
+        self.label_scope = cell.label_scope
+        self.num_nodes, self.num_ops_per_node = cell.num_nodes, cell.num_ops_per_node
+        self.num_predecessors, self.concat_dim = cell.num_predecessors, cell.concat_dim
+        self.merge_op, self.output_node_indices = cell.merge_op, cell.output_node_indices
+        self.op_candidates_factory = cell.op_candidates_factory
+        self.preprocessor = cell.preprocessor
+        self.ops, self.inputs = cell.ops, cell.inputs
+        self.postprocessor = cell.postprocessor
+        # Node by node, the labels of the input and of the operation of each slot.
+        self._labels = [
+            [(source.label, op.label) for source, op in zip(*slots)] for slots in zip(cell.inputs, cell.ops)
+        ]
+        self._op_names = list(cell.ops[0][0].names)
+        if self.op_candidates_factory is not None:
+            for slots in zip(cell.inputs, cell.ops):
+                for source, op in zip(*slots):
+                    self.add_mutable(op.choice)
+                    self.add_mutable(source.choice)
+            self.ops, self.inputs = self._built_for_every_input(cell), nn.ModuleList()
+            unknown = set(self.simplify()) - set(cell.simplify())
+            if unknown:
+                raise UsageError(
+                    f"choice {min(unknown)!r}: a factory of cell {cell.label!r} makes it for some inputs only; "
+                    "let every candidate have the same choices whatever its input is"
+                )
+
+    @classmethod
+    def mutate(cls, module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
+        """NNI's mutation hook: replaces exactly ``Cell``, where its parts alone do not make it a mixture."""
+        if type(module) is Cell and (
+            module.op_candidates_factory is not None or module.merge_op == "loose_end"
+        ):
+            return cls(module, mutate_kwargs["joint_sample"])
+        return None
+
+    def forward(self, *inputs: Any) -> Any:
+        """Takes a list of ``num_predecessors`` tensors, or the tensors; returns what the postprocessor does.
+
+        Raises:
+            UsageError: the candidates of a slot give outputs of different shapes.
+        """
+        predecessors = preprocess_cell_inputs(self.num_predecessors, *inputs)
+        # Like NNI's cell: where there is no preprocessor, the postprocessor sees the nodes among its inputs.
+        states = self.preprocessor(predecessors)
+        for node in range(self.num_nodes):
+            slots = [self._slot(node, k, states) for k in range(self.num_ops_per_node)]
+            states.append(torch.sum(torch.stack(slots), 0))
+        return self.postprocessor(torch.cat(self._outputs(states), self.concat_dim), predecessors)
+
+    def freeze(self, sample: Mapping[str, Any]) -> Cell:
+        """NNI's cell at a sample, with the weights of this one."""
+        names = self._op_names
+        # NNI's own code chooses the inputs and finds the loose ends; the operations are put in afterwards.
+        stand_ins = [nn.Identity() for _ in names]
+        before, after = _frozen(self.preprocessor, sample), _frozen(self.postprocessor, sample)
+        with model_context(dict(sample)), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            frozen = Cell(
+                dict(zip(names, stand_ins)) if isinstance(names[0], str) else lambda: stand_ins,
+                self.num_nodes,
+                self.num_ops_per_node,
+                self.num_predecessors,
+                self.merge_op,
+                before,
+                after,
+                self.concat_dim,
+                label=self.label,
+            )
+        for node, slots in enumerate(self._labels):
+            for k, (_, op) in enumerate(slots):
+                candidates = self.ops[node][k]
+                if self.op_candidates_factory is not None:
+                    source = frozen.inputs[node][k].chosen[0]
+                    candidates = candidates[source][names.index(sample[op])]
+                frozen.ops[node][k] = recursive_freeze(candidates, dict(sample))[0]
+        frozen.op_candidates_factory = self.op_candidates_factory
+        frozen.training = self.training
+        return frozen
+
+    @property
+    def width_varies(self) -> bool:
+        """Whether the width of the output depends on the sample."""
+        return self.merge_op == "loose_end"
+
+    def candidates_of_factories(self) -> Iterator[tuple[nn.Module, tuple[str, int], tuple[str, int]]]:
+        """Every candidate built by a factory, with the (label, index) of its input and of its operation."""
+        if self.op_candidates_factory is not None:
+            for node, slots in enumerate(self._labels):
+                for k, (source, op) in enumerate(slots):
+                    for j, candidates in enumerate(self.ops[node][k]):
+                        for o, candidate in enumerate(candidates):
+                            yield candidate, (source, j), (op, o)
+
+    def loose_weights(self) -> list[Tensor | None]:
+        """Per node, the scalar weight that no later node takes it; ``None`` for the last, which is loose."""
+        weights: list[Tensor | None] = [None] * self.num_nodes
+        for later, slots in enumerate(self._labels):
+            for source, _ in slots:
+                free = 1 - self._joint_sample.weights(source)[self.num_predecessors :]
+                for node in range(later):
+                    weights[node] = free[node] if weights[node] is None else weights[node] * free[node]
+        return weights
+
+    def inputs_with_loose_ends(self, number: int) -> dict[str, int]:
+        """Inputs that leave ``number`` nodes loose, in [1, num_nodes]: label -> index of the input."""
+        chained = self.num_nodes - number
+        return {
+            source: self.num_predecessors + node - 1 if 1 <= node <= chained else 0
+            for node, slots in enumerate(self._labels)
+            for source, _ in slots
+        }
+
+    def _slot(self, node: int, k: int, states: list[Any]) -> Tensor:
+        if self.op_candidates_factory is None:
+            return self.ops[node][k](self.inputs[node][k](states))
+        source, op = self._labels[node][k]
+        places = list(itertools.product(self._joint_sample.active(source), self._joint_sample.active(op)))
+        outputs = []
+        for j, o in places:
+            with unchanged(states[j], f"choice {op!r}: candidate {self._op_names[o]!r}"):
+                outputs.append(self.ops[node][k][j][o](states[j]))
+        v, w = self._joint_sample.weights(source), self._joint_sample.weights(op)
+
+        def describe(shapes: list[Any]) -> str:
+            given = ", ".join(
+                f"{self._op_names[o]!r} of input {j} gives {shape}" for (j, o), shape in zip(places, shapes)
+            )
+            return (
+                f"choice {op!r}: the candidates of a cell give outputs of different shapes ({given}); "
+                "make all of them equal"
+            )
+
+        return mixture(outputs, [v[j] * w[o] for j, o in places], describe)
+
+    def _outputs(self, states: list[Any]) -> list[Tensor]:
+        """The nodes that are concatenated."""
+        nodes = [states[index] for index in self.output_node_indices]
+        if self.merge_op == "all":
+            return nodes
+        *weights, _ = self.loose_weights()
+        if not weights:
+            return nodes
+        may_be_loose = torch.stack(weights).ne(0).tolist()
+        scaled = [
+            node * weight.to(node.dtype) for node, weight, may in zip(nodes, weights, may_be_loose) if may
+        ]
+        return [*scaled, nodes[-1]]
+
+    def _built_for_every_input(self, cell: Cell) -> nn.ModuleList:
+        """Per node and slot, for each input a list of the candidates that the factories build for it."""
+        with self.label_scope, warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            ops = nn.ModuleList(
+                nn.ModuleList(
+                    nn.ModuleList(
+                        nn.ModuleList(_candidates(cell.op_candidates_factory, node, k, source))
+                        for source in range(node)
+                    )
+                    for k in range(self.num_ops_per_node)
+                )
+                for node in range(self.num_predecessors, self.num_predecessors + self.num_nodes)
+            )
+        return ops.to(next(cell.parameters(), None)).train(cell.training)
+
+
+def check_loose_ends(supernet: nn.Module, distribution: Distribution, run: Callable[[], Any]) -> None:
+    """Try whether what follows the cells with loose ends accepts every width.
+
+    Every such cell in turn has each possible number of loose ends, all else being the noise-free mixture.
+    Nothing is learnt: ``run`` is called in ``eval()`` and without gradients, the modes and the random
+    state are as before, and so is the current sample, if it was the noise-free mixture.
+
+    Args:
+        supernet: a relaxed space.
+        distribution: its distribution.
+        run: calls the supernet on some batch.
+
+    Raises:
+        UsageError: it does not; names the cell. Whatever else ``run`` raises stays as it is.
+    """
+    cells = {
+        cell.label: cell for cell in supernet.modules() if isinstance(cell, MixedCell) and cell.width_varies
+    }
+    if not cells:
+        return
+    modes = {module: module.training for module in supernet.modules()}
+    gpus = {parameter.device for parameter in supernet.parameters() if parameter.device.type == "cuda"}
+    try:
+        supernet.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=list(gpus)):
+            _connect(distribution, {})
+            run()
+            for label, cell in cells.items():
+                for number in range(1, cell.num_nodes + 1):
+                    _connect(distribution, cell.inputs_with_loose_ends(number))
+                    try:
+                        run()
+                    except Exception as error:  # whatever a layer raises that gets another width
+                        raise UsageError(
+                            f"choice {label!r}: merge_op 'loose_end' gives an output of {number} to "
+                            f"{cell.num_nodes} nodes, and what follows the cell does not accept {number} "
+                            f"({first_line(error)}); use merge_op='all', or layers that accept every width"
+                        ) from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        with torch.no_grad():
+            distribution.use_probabilities()
+
+
+def _connect(distribution: Distribution, inputs: Mapping[str, int]) -> None:
+    """Make the noise-free mixture the current sample, but with these inputs chosen."""
+    laws, logits = distribution.laws, distribution.logits
+    draws = {label: law.exact(logits[label]) for label, law in laws.items()}
+    for label, source in inputs.items():
+        draws[label] = laws[label].hard(distribution.outcome(label, [source]))
+    distribution.joint_sample.set(draws)
+
+
+def _candidates(factory: Any, node: int, slot: int, source: int) -> list[nn.Module]:
+    built, _ = create_cell_op_candidates(factory, node, slot, source)
+    return list(built.values()) if isinstance(built, dict) else list(built)
+
+
+def _frozen(part: Any, sample: Mapping[str, Any]) -> Any:
+    """A preprocessor or postprocessor at a sample; it may be any callable."""
+    return recursive_freeze(part, dict(sample))[0] if isinstance(part, nn.Module) else part

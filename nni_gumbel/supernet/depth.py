@@ -1,0 +1,69 @@
+"""``Repeat`` in a supernet: the weighted sum over its depths.
+
+With ``x_0`` the input and ``x_i = block_i(x_(i-1))``, the mixture is ``sum_d P(d) x_d``: depth 0 is the
+input itself. The blocks run once, up to the deepest active depth; what all depths have in common is
+computed for all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nni.mutable import Mutable
+from nni.nas.nn.pytorch import Repeat
+from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
+from torch import nn
+
+from nni_gumbel.supernet.distribution import JointSample
+from nni_gumbel.supernet.expressions import Tabulated
+from nni_gumbel.supernet.mixture import mixture, unchanged
+
+
+class MixedRepeat(Repeat, BaseSuperNetModule):
+    """Computes ``sum_d P(d) x_d`` over the active depths.
+
+    Args:
+        repeat: the module to replace, its depth a choice or an expression of choices; its blocks are
+            taken over, not copied.
+        joint_sample: where the current weights are read.
+
+    Raises:
+        UsageError: the depth depends on more choices than can be tabulated.
+    """
+
+    def __init__(self, repeat: Repeat, joint_sample: JointSample) -> None:
+        super().__init__(list(repeat.blocks), repeat.depth_choice)
+        self._joint_sample = joint_sample
+        self._depths = Tabulated({"depth": repeat.depth_choice}, owner="Repeat")
+
+    @classmethod
+    def mutate(cls, module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
+        """NNI's mutation hook: replaces exactly ``Repeat``, where its depth is not a constant."""
+        if type(module) is Repeat and isinstance(module.depth_choice, Mutable):
+            return cls(module, mutate_kwargs["joint_sample"])
+        return None
+
+    def forward(self, x: Any) -> Any:
+        """Takes and returns what a block takes and returns: a tensor, or a tuple or list of tensors.
+
+        Raises:
+            UsageError: the outputs of the depths have different shapes, or a block changes its input in place.
+        """
+        weights = {values["depth"]: weight for values, weight in self._depths.active(self._joint_sample)}
+        labels = ", ".join(map(repr, self._depths.labels))
+        outputs = {}
+        for depth in range(max(weights) + 1):
+            if depth > 0:
+                with unchanged(x, f"choice {labels}: block {depth - 1}"):
+                    x = self.blocks[depth - 1](x)
+            if depth in weights:
+                outputs[depth] = x
+
+        def describe(shapes: list[Any]) -> str:
+            given = ", ".join(f"depth {depth} gives {shape}" for depth, shape in zip(outputs, shapes))
+            return (
+                f"choice {labels}: the depths of Repeat give outputs of different shapes ({given}); "
+                "let every block keep the shape of its input"
+            )
+
+        return mixture(list(outputs.values()), [weights[depth] for depth in outputs], describe)

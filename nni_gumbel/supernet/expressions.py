@@ -1,0 +1,222 @@
+"""Values that depend on choices, tabulated: ``nni.choice('c', [8, 16]) * 2`` and the like.
+
+NNI writes the arguments of a module, or the depth of a ``Repeat``, as expressions over choices. An
+expression over a few discrete choices is a finite table, and a joint sample turns it into a
+distribution over its values. Both are here, and nothing else knows how a combination of candidates
+becomes a value and a weight.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from nni.mutable import Categorical, Mutable, MutableExpression
+from torch import Tensor
+
+from nni_gumbel.errors import UsageError, first_line
+
+if TYPE_CHECKING:
+    from nni_gumbel.supernet.distribution import JointSample
+
+LARGEST_TABLE = 10_000
+
+
+class Tabulated:
+    """Several values that depend on the same choices, for every combination of their candidates.
+
+    Args:
+        expressions: NNI expressions (choices, arithmetic on them, ``MutableList`` …) or constants.
+        owner: what the values belong to, as it is named in errors.
+
+    Attributes:
+        labels: the labels that the values depend on, in the order in which they appear.
+        sizes: number of candidates of each label.
+        distinct: the different values, each a dict with the keys of ``expressions``, in the order of
+            their first appearance in ``values``.
+        samples: per entry of ``distinct`` the first combination that gives it, as an NNI sample.
+        index: integers of shape ``sizes``: position in ``distinct`` of each combination.
+
+    Raises:
+        UsageError: an expression depends on a choice that is not discrete or on one hidden in a tuple,
+            cannot be evaluated, or there are more than 10,000 combinations.
+
+    Example:
+        >>> import nni
+        >>> table = Tabulated({"width": nni.choice("c", [8, 16]) * 2, "bias": True})
+        >>> table.labels, table.values
+        (('c',), [{'width': 16, 'bias': True}, {'width': 32, 'bias': True}])
+        >>> table.at({"c": 16})
+        {'width': 32, 'bias': True}
+    """
+
+    def __init__(self, expressions: Mapping[str, Any], owner: str = "expression") -> None:
+        self._owner = owner
+        candidates: dict[str, list[Any]] = {}
+        for name, expression in expressions.items():
+            candidates |= {label: choice.values for label, choice in self._choices(name, expression).items()}
+        self.labels: tuple[str, ...] = tuple(candidates)
+        self.sizes: tuple[int, ...] = tuple(len(values) for values in candidates.values())
+        if math.prod(self.sizes) > LARGEST_TABLE:
+            raise UsageError(
+                f"{owner}: it depends on {math.prod(self.sizes):,} combinations of the choices "
+                f"{', '.join(map(repr, self.labels))}; let it depend on fewer (at most {LARGEST_TABLE:,} combinations)"
+            )
+        self._candidates = candidates
+        columns = [self._column(name, expression) for name, expression in expressions.items()]
+        self.index = np.empty(math.prod(self.sizes), dtype=np.int64)
+        self.distinct: list[dict[str, Any]] = []
+        self.samples: list[dict[str, Any]] = []
+        positions: dict[tuple[Any, ...], int] = {}
+        for place, (combination, *entries) in enumerate(
+            zip(itertools.product(*candidates.values()), *columns)
+        ):
+            key = tuple(map(comparable, entries))
+            if key not in positions:
+                positions[key] = len(self.distinct)
+                self.distinct.append(dict(zip(expressions, entries)))
+                self.samples.append(dict(zip(candidates, combination)))
+            self.index[place] = positions[key]
+        self.index = self.index.reshape(self.sizes)
+        self._latest: tuple[Any, list[int], Tensor | None] = (None, [], None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tabulated:
+        return self  # nothing in it changes
+
+    @property
+    def values(self) -> list[dict[str, Any]]:
+        """The values of every combination, in row-major order of the product of the candidates."""
+        return [self.distinct[k] for k in self.index.ravel()]
+
+    def at(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+        """The values at an NNI sample.
+
+        Raises:
+            UsageError: the sample lacks a label, or names a candidate that is not there.
+        """
+        return self.distinct[self.position(sample)]
+
+    def position(self, sample: Mapping[str, Any]) -> int:
+        """Where the values at an NNI sample stand in ``distinct``; raises like :meth:`at`."""
+        for label, candidates in self._candidates.items():
+            if label not in sample or sample[label] not in candidates:
+                given = repr(sample[label]) if label in sample else "nothing"
+                raise UsageError(
+                    f"choice {label!r}: {given} is none of its candidates; give one of {candidates}"
+                )
+        chosen = tuple(candidates.index(sample[label]) for label, candidates in self._candidates.items())
+        return int(self.index[chosen])
+
+    def active(self, joint_sample: JointSample) -> list[tuple[dict[str, Any], Tensor]]:
+        """The values that have to be computed with, each once, and their weights.
+
+        ``weight(v) = sum over combinations c with value v of prod over labels l of weight_l(c_l)``
+
+        Returns:
+            Values of the combinations whose candidates are all active, in the order of their first
+            appearance, each with a scalar in the dtype of the weights; differentiable.
+        """
+        positions, weights = self.weighted(joint_sample)
+        return [(self.distinct[k], weight) for k, weight in zip(positions, weights.unbind())]
+
+    def weighted(self, joint_sample: JointSample) -> tuple[list[int], Tensor]:
+        """As :meth:`active`: positions in ``distinct``, ascending, and their weights, ``(n,)``."""
+        if not self.labels:
+            return [0], torch.ones(1)
+        joint, chosen = None, []
+        for label, size in zip(self.labels, self.sizes):
+            active, weights = joint_sample.active(label), joint_sample.weights(label)
+            chosen.append(active)
+            if len(active) < size:
+                weights = weights[active]
+            joint = weights if joint is None else (joint[:, None] * weights).flatten()
+        positions, place = self._places(chosen, joint.device)
+        if place is not None:
+            joint = joint.new_zeros(len(positions)).index_add(0, place, joint)
+        return positions, joint
+
+    def _places(self, chosen: list[list[int]], device: torch.device) -> tuple[list[int], Tensor | None]:
+        """The positions that combinations of candidates lead to, and which of them each leads to."""
+        key = ([*map(list, chosen)], device)
+        if self._latest[0] != key:  # with a soft sample the same candidates are active at every step
+            positions, place = np.unique(self.index[np.ix_(*chosen)], return_inverse=True)
+            place = place.ravel()
+            in_order = np.array_equal(place, np.arange(len(positions)))
+            on_device = None if in_order else torch.from_numpy(place).to(device)
+            self._latest = (key, positions.tolist(), on_device)
+        return self._latest[1:]
+
+    def _choices(self, name: str, expression: Any) -> dict[str, Categorical]:
+        """The choices that one expression depends on."""
+        if not isinstance(expression, Mutable):
+            for hidden in _mutables_inside(expression):
+                labels = ", ".join(map(repr, hidden.simplify()))
+                raise UsageError(
+                    f"{self._owner}: {name!r} hides choice {labels} in a {type(expression).__name__}, where NNI "
+                    "does not see it; give nni.choice whole values, or a MutableList"
+                )
+            return {}
+        choices = expression.simplify()
+        for label, choice in choices.items():
+            if not isinstance(choice, Categorical):
+                raise UsageError(
+                    f"{self._owner}: {name!r} depends on choice {label!r}, a {type(choice).__name__}; "
+                    "only nni.choice can be tabulated"
+                )
+        return choices
+
+    def _column(self, name: str, expression: Any) -> list[Any]:
+        """One expression's values for every combination; it is evaluated over its own labels alone."""
+        own = self._choices(name, expression)
+        candidates = [values if label in own else [None] for label, values in self._candidates.items()]
+        entries = [
+            self._evaluate(name, expression, dict(zip(self._candidates, combination)))
+            for combination in itertools.product(*candidates)
+        ]
+        index = np.arange(len(entries)).reshape([len(values) for values in candidates])
+        return [entries[k] for k in np.broadcast_to(index, self.sizes).ravel()]
+
+    def _evaluate(self, name: str, expression: Any, sample: dict[str, Any]) -> Any:
+        if not isinstance(expression, Mutable):
+            return expression
+        try:
+            # `freeze` of an expression would check the sample first, at several times the cost.
+            evaluate = expression.evaluate if isinstance(expression, MutableExpression) else expression.freeze
+            return evaluate(sample)
+        except Exception as error:  # whatever a person's expression raises
+            at = ", ".join(f"{label}={value!r}" for label, value in sample.items() if value is not None)
+            raise UsageError(
+                f"{self._owner}: {name!r} = {expression} cannot be evaluated at {at}: {first_line(error)}"
+            ) from error
+
+
+def comparable(value: Any) -> Any:
+    """A hashable stand-in for a value: equal for equal numbers, and for equal values of one type."""
+    if isinstance(value, (list, tuple)):
+        return type(value), *map(comparable, value)
+    if isinstance(value, Mapping):
+        return type(value), *((key, comparable(entry)) for key, entry in value.items())
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return "number", value
+    try:
+        hash(value)
+    except TypeError:
+        return type(value), id(value)
+    return type(value), value
+
+
+def _mutables_inside(value: Any) -> Iterator[Mutable]:
+    """Mutables in the entries of a container."""
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, (list, tuple, set, frozenset)):
+        return
+    for entry in value:
+        if isinstance(entry, Mutable) and not isinstance(entry, torch.nn.Module):
+            yield entry
+        else:
+            yield from _mutables_inside(entry)

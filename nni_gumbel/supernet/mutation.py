@@ -1,0 +1,154 @@
+"""From a model space to a supernet: every choice is replaced, in place, by the module that mixes it.
+
+The one way in, for the strategy and for loops of one's own: :func:`relax` gives a space its
+distribution and walks through its modules; what still has a choice afterwards would silently keep its
+default, so it is refused by name.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from nni.mutable import frozen_context
+from nni.nas.nn.pytorch import ModelSpace, MutableModule
+from nni.nas.oneshot.pytorch.strategy import MutationHook, MutationHookReturnType, is_supernet
+from torch import nn
+
+from nni_gumbel.errors import UsageError
+from nni_gumbel.supernet.architecture import freeze_with_weights
+from nni_gumbel.supernet.arguments import mix_arguments
+from nni_gumbel.supernet.cell import MixedCell
+from nni_gumbel.supernet.depth import MixedRepeat
+from nni_gumbel.supernet.distribution import Distribution
+from nni_gumbel.supernet.hub import hooks_for
+from nni_gumbel.supernet.inputs import MixedInput
+from nni_gumbel.supernet.layer import MixedLayer
+
+
+def relax(space: ModelSpace, hooks: Sequence[MutationHook] = ()) -> Distribution:
+    """Turn a space into a supernet, in place.
+
+    Args:
+        space: an NNI model space; each of its choices is replaced by a mixture of its candidates.
+        hooks: NNI mutation hooks of one's own, run before ours; see NNI's ``OneShotStrategy``. Among
+            their ``mutate_kwargs`` is ``joint_sample``, where a mixed module reads its weights.
+
+    Returns:
+        The distribution over the networks of the space: draw from it (:meth:`Distribution.sample`)
+        before every forward pass of the supernet.
+
+    Raises:
+        UsageError: the space has no choice, is a supernet already, or has a choice that cannot be relaxed.
+
+    Example:
+        >>> distribution = relax(space)                      # doctest: +SKIP
+        >>> distribution.sample(temperature=1.0)             # doctest: +SKIP
+        >>> loss = cross_entropy(space(images), labels)      # doctest: +SKIP
+        >>> network = space.freeze(distribution.mode())      # doctest: +SKIP
+    """
+    if is_supernet(space):
+        raise UsageError(f"space {type(space).__name__!r}: it is a supernet already; build a new one")
+    if space.mutables:
+        raise UsageError(
+            f"choice {_labels(space)}: the space {type(space).__name__!r} holds it itself, and it cannot be relaxed "
+            "there; give it to the module that it concerns"
+        )
+    distribution = Distribution(space)
+    all_hooks = [*hooks, *hooks_for(space), *_HOOKS]
+    arguments = {"joint_sample": distribution.joint_sample}
+    # A module that stands at several places is replaced by one module, which keeps its weights tied.
+    replacements: dict[nn.Module, nn.Module] = {}
+    memo: dict[str, Any] = {}
+    # NNI builds a choice only where somebody answers what its default is.
+    with frozen_context():
+        _mutate_children(space, "", all_hooks, memo, arguments, replacements)
+    for module in space.modules():
+        # What one candidate changes in place, the next one would take for its input.
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False
+    # NNI's own copies every candidate at every level, and some spaces build their networks anew.
+    space.freeze = functools.partial(freeze_with_weights, space)
+    return distribution
+
+
+def _mutate_children(
+    parent: nn.Module,
+    prefix: str,
+    hooks: Sequence[MutationHook],
+    memo: dict[str, Any],
+    arguments: dict[str, Any],
+    replacements: dict[nn.Module, nn.Module],
+) -> None:
+    places: dict[nn.Module, str] = {}
+    # Not named_children(), which leaves out the second place of a module.
+    for name, child in list(parent._modules.items()):
+        if child is None:
+            continue
+        path = f"{prefix}.{name}" if prefix else name
+        first_place = places.setdefault(child, path)
+        if first_place != path and any(isinstance(module, MutableModule) for module in child.modules()):
+            raise UsageError(
+                f"module {path!r}: it is {first_place!r} again, and NNI's freeze decides its choices at the first "
+                "place only; keep it at one place, or make two modules that share labels"
+            )
+        if child not in replacements:
+            replacement = _run_hooks(child, path, hooks, memo, arguments)
+            replacements[child] = replacements[replacement] = replacement
+            _mutate_children(replacement, path, hooks, memo, arguments, replacements)
+        if replacements[child] is not child:
+            setattr(parent, name, replacements[child])
+
+
+def _run_hooks(
+    module: nn.Module,
+    name: str,
+    hooks: Sequence[MutationHook],
+    memo: dict[str, Any],
+    arguments: dict[str, Any],
+) -> nn.Module:
+    """The hooks one after another, until one replaces the module or says that it is done with it."""
+    for hook in hooks:
+        replacement, done = _parsed(hook(module, name, memo, arguments))
+        if replacement is not None:
+            module = replacement
+        if done:
+            break
+    return module
+
+
+def _parsed(result: MutationHookReturnType | None) -> tuple[nn.Module | None, bool]:
+    """What a hook may return: a module, whether it is done, or both."""
+    if isinstance(result, tuple):
+        return result
+    if isinstance(result, nn.Module):
+        return result, True
+    return None, bool(result)
+
+
+def _refuse_other_choices(
+    module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]
+) -> bool:
+    """The last hook: nothing that has a choice of its own gets here unless it cannot be relaxed."""
+    if isinstance(module, MutableModule) and module.mutables:
+        raise UsageError(
+            f"choice {_labels(module)}: {type(module).__name__} at {name!r} cannot be relaxed; "
+            "express it with LayerChoice, InputChoice, Repeat, Cell or a Mutable module, or give a mutation hook"
+        )
+    return True
+
+
+def _labels(module: MutableModule) -> str:
+    labels: Iterator[str] = (label for mutable in module.mutables for label in mutable.simplify())
+    return ", ".join(map(repr, labels))
+
+
+_HOOKS: tuple[MutationHook, ...] = (
+    MixedLayer.mutate,
+    MixedInput.mutate,
+    MixedRepeat.mutate,
+    MixedCell.mutate,
+    mix_arguments,
+    _refuse_other_choices,
+)

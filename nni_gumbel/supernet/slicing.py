@@ -1,0 +1,178 @@
+"""How a smaller torch module lies inside a larger one of its type: weights, inputs and outputs.
+
+A supernet keeps one set of weights, as large as the largest module that the choices allow. A smaller
+module uses a part of each tensor, the same part in the supernet and in the frozen network:
+
+- the first entries of every dimension (width), as in slimmable networks and FBNetV2 (2004.05565);
+- the centre of a convolution's kernel, rounded to the top left (NNI's ``MixedConv2d``);
+- the first entries of each block where a dimension stacks several: queries, keys and values of an
+  attention, the gates of a recurrent layer, the two directions under its upper layers.
+
+It reads the first features of its input and writes the first features of its output; which dimensions
+those are is known here for the layers of ``torch.nn``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+Shape = tuple[int, ...]
+
+# RMSNorm is new in torch 2.4.
+_LAYER_NORMS = (nn.LayerNorm, getattr(nn, "RMSNorm", nn.LayerNorm))
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, as in the state dict, with buffers that are not saved."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def part(template: nn.Module, name: str, full: Tensor, shape: Shape) -> Tensor:
+    """The part of a supernet's tensor that a smaller module uses.
+
+    Args:
+        template: the smaller module.
+        name: of the tensor, as in the module's state dict.
+        full: the supernet's tensor, at least as large as ``shape`` in every dimension.
+        shape: of the smaller module's tensor.
+
+    Returns:
+        A tensor of this shape; a view of ``full`` except where blocks are stacked.
+    """
+    return full if full.shape == shape else _view(template, name, full, shape).reshape(shape)
+
+
+def paste(template: nn.Module, name: str, full: Tensor, value: Tensor) -> None:
+    """Write a smaller module's tensor to its place in ``full``."""
+    view = _view(template, name, full, value.shape)
+    view.copy_(value.reshape(view.shape))
+
+
+def offset(full: int, size: int, centred: bool) -> int:
+    """Where ``size`` entries of a dimension of ``full`` entries begin."""
+    return (full - size) // 2 if centred else 0
+
+
+def is_centred(template: nn.Module, name: str, dim: int) -> bool:
+    """Whether a smaller module uses the centre of this dimension, not its beginning."""
+    owner, _, entry = name.rpartition(".")
+    return dim >= 2 and entry == "weight" and isinstance(template.get_submodule(owner), _ConvNd)
+
+
+def _view(template: nn.Module, name: str, full: Tensor, shape: Shape) -> Tensor:
+    for dim in reversed(range(full.dim())):
+        size, blocks = shape[dim], _blocks(template, name, dim)
+        if size == full.shape[dim]:
+            continue
+        if blocks > 1:
+            full = full.unflatten(dim, (blocks, -1)).narrow(dim + 1, 0, size // blocks)
+        else:
+            full = full.narrow(dim, offset(full.shape[dim], size, is_centred(template, name, dim)), size)
+    return full
+
+
+def _blocks(template: nn.Module, name: str, dim: int) -> int:
+    """How many blocks are stacked along a dimension, each of which a smaller module uses a part of."""
+    owner_name, _, entry = name.rpartition(".")
+    owner = template.get_submodule(owner_name)
+    if isinstance(owner, nn.MultiheadAttention) and entry.startswith("in_proj"):
+        return 3 if dim == 0 else 1
+    if isinstance(owner, nn.RNNBase) and not entry.startswith("weight_hr"):
+        if dim == 0:
+            return {"LSTM": 4, "GRU": 3}.get(owner.mode, 1)
+        upper_layer = entry.startswith("weight_ih") and not entry.startswith("weight_ih_l0")
+        return 2 if owner.bidirectional and upper_layer else 1
+    if isinstance(owner, nn.RNNCellBase):
+        return {nn.LSTMCell: 4, nn.GRUCell: 3}.get(type(owner), 1) if dim == 0 else 1
+    return 1
+
+
+@dataclass(frozen=True)
+class Features:
+    """The dimensions of a module's inputs and outputs that depend on its width.
+
+    Attributes:
+        inputs: per argument of ``forward``, in order: its name and the (dimension, size) that it reads.
+        outputs: dimensions of the outputs that may differ in size; a smaller output is filled up with zeros.
+    """
+
+    inputs: tuple[tuple[str, tuple[tuple[int, int], ...]], ...] = ()
+    outputs: tuple[int, ...] = ()
+
+
+def features(module: nn.Module) -> Features:
+    """What a module reads and writes; nothing for a type that is not listed here."""
+    if isinstance(module, _ConvNd):
+        channel = -len(module.kernel_size) - 1
+        return Features((("input", ((channel, module.in_channels),)),), (channel,))
+    if isinstance(module, nn.Linear):
+        return Features((("input", ((-1, module.in_features),)),), (-1,))
+    if isinstance(module, nn.Bilinear):
+        inputs = ("input1", ((-1, module.in1_features),)), ("input2", ((-1, module.in2_features),))
+        return Features(inputs, (-1,))
+    if isinstance(module, _BatchNorm):
+        return Features((("input", ((1, module.num_features),)),), (1,))
+    if isinstance(module, _NormBase):  # instance norms, whose input may lack the batch
+        channel = -1 - next(n for n in (1, 2, 3) if f"{n}d" in type(module).__name__)
+        return Features((("input", ((channel, module.num_features),)),), (channel,))
+    if isinstance(module, nn.GroupNorm):
+        return Features((("input", ((1, module.num_channels),)),), (1,))
+    if isinstance(module, _LAYER_NORMS):
+        dims = tuple(range(-len(module.normalized_shape), 0))
+        return Features((("input", tuple(zip(dims, module.normalized_shape))),), dims)
+    if isinstance(module, nn.PReLU):
+        read = ((1, module.num_parameters),) if module.num_parameters > 1 else ()
+        return Features((("input", read),), (1,))
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return Features((), (-1,))
+    if isinstance(module, nn.MultiheadAttention):
+        sizes = {"query": module.embed_dim, "key": module.kdim, "value": module.vdim}
+        return Features(tuple((name, ((-1, size),)) for name, size in sizes.items()), (-1,))
+    if isinstance(module, nn.RNNBase):
+        state = ((-1, module.hidden_size),) if not module.proj_size else ()
+        return Features((("input", ((-1, module.input_size),)), ("hx", state)), (-1,))
+    if isinstance(module, nn.RNNCellBase):
+        return Features((("input", ((-1, module.input_size),)), ("hx", ((-1, module.hidden_size),))), (-1,))
+    if isinstance(module, nn.TransformerEncoderLayer):
+        return Features((("src", ((-1, module.linear1.in_features),)),), (-1,))
+    if isinstance(module, nn.TransformerDecoderLayer):
+        read = ((-1, module.linear1.in_features),)
+        return Features((("tgt", read), ("memory", read)), (-1,))
+    return Features()
+
+
+def restrict(value: Any, read: Sequence[tuple[int, int]]) -> Any:
+    """The features that a module reads of an input: a tensor, or a tuple of tensors."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(restrict(entry, read) for entry in value)
+    for dim, size in read:
+        value = value.narrow(dim, 0, size)
+    return value
+
+
+def fill_up(outputs: Sequence[Any], dims: Sequence[int]) -> list[Any]:
+    """Append zeros along ``dims`` to tensors, or tuples of tensors, so that they are as large as the largest."""
+    first = outputs[0]
+    if isinstance(first, (tuple, list)):
+        columns = [fill_up(entries, dims) for entries in zip(*outputs)]
+        return [type(first)(entries) for entries in zip(*columns)]
+    if not isinstance(first, Tensor) or len({tensor.shape for tensor in outputs}) == 1:
+        return list(outputs)
+    for dim in dims:
+        largest = max(tensor.shape[dim] for tensor in outputs)
+        outputs = [_append_zeros(tensor, dim, largest) for tensor in outputs]
+    return list(outputs)
+
+
+def _append_zeros(tensor: Tensor, dim: int, size: int) -> Tensor:
+    missing = size - tensor.shape[dim]
+    if not missing:
+        return tensor
+    after_dim = tensor.dim() - 1 - dim % tensor.dim()
+    return nn.functional.pad(tensor, [0, 0] * after_dim + [0, missing])

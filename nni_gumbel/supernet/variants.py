@@ -1,0 +1,293 @@
+"""The modules that the choices in one module's arguments lead to.
+
+``MutableConv2d(8, nni.choice('c', [8, 16]), nni.choice('k', [3, 5]))`` stands for four convolutions.
+Each is kept once as a *template*: a module built from the arguments that NNI would freeze it with,
+without weights of its own (on PyTorch's meta device). A template says what shapes its tensors have, and
+computes with the parts of the supernet's tensors (:mod:`nni_gumbel.supernet.slicing`).
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import math
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from nni.mutable import Mutable
+from nni.nas.nn.pytorch import ParametrizedModule
+from nni.nas.space import model_context
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.supernet.expressions import Tabulated
+from nni_gumbel.supernet.slicing import Shape, is_centred, part, paste, tensors_of
+from nni_gumbel.supernet.survival import Survival
+
+
+class Variants:
+    """All modules that one ``ParametrizedModule`` can be frozen to.
+
+    Args:
+        module: a module with choices in its arguments.
+        name: how it is named in errors.
+
+    Attributes:
+        built_type: of the modules: what NNI freezes the module to.
+        table: the arguments that depend on choices.
+        templates: a module for each of ``table.distinct``; shared, never changed.
+        shapes: per template, the shape of each of its parameters and buffers by name.
+        full: shape of each of the supernet's tensors: the largest in every dimension.
+
+    Raises:
+        UsageError: an argument cannot be relaxed, or a module cannot be built from its arguments.
+    """
+
+    def __init__(self, module: ParametrizedModule, name: str) -> None:
+        self.built_type: type[nn.Module] = module._bound_type or type(module)
+        self.is_of_torch = _is_of_torch(self.built_type)
+        self.owner = f"module {name!r}"
+        choices = choices_of(module)
+        self._positional = module.trace_args
+        self._constants = {
+            key: value.freeze({}) if isinstance(value, Mutable) else value
+            for key, value in _arguments(module).items()
+            if key not in choices
+        }
+        for key in choices:
+            if key in ("device", "dtype"):
+                raise UsageError(f"{self.owner}: argument {key!r} cannot be a choice; give it a value")
+        self.table = Tabulated(choices, self.owner)
+        self.templates = [self._construct(k, meta=True) for k in range(len(self.table.distinct))]
+        self.shapes = [_shapes(template) for template in self.templates]
+        self._survivals: dict[str, Survival] = {}
+        self._separate = {n for shapes in self.shapes for n in shapes if n.endswith("q_proj_weight")}
+        self.full: dict[str, Shape] = {}
+        for k in range(len(self.templates)):
+            for key, shape in self._stored(k, self.shapes[k]):
+                self.full[key] = tuple(map(max, shape, self.full.get(key, shape)))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Variants:
+        return self  # nothing in it changes
+
+    def describe(self, k: int) -> str:
+        """The arguments of variant ``k`` that depend on choices, in words."""
+        return ", ".join(f"{key}={value!r}" for key, value in self.table.distinct[k].items())
+
+    def parts(self, k: int, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of variant ``k``: parts of the supernet's; views of them wherever possible."""
+        return {name: self._part(k, name, state) for name in self.shapes[k]}
+
+    def survival(self, name: str) -> Survival:
+        """The weights of the entries of one of the supernet's tensors, or of a norm's ``"channels"``."""
+        if name not in self._survivals:
+            if name == "channels":
+                shapes = [(template.num_features,) for template in self.templates]
+                full, centred = max(shapes), [False]
+            else:
+                shapes, full = [shapes.get(name) for shapes in self.shapes], self.full[name]
+                template = self.templates[next(k for k, shape in enumerate(shapes) if shape is not None)]
+                centred = [is_centred(template, name, dim) for dim in range(len(full))]
+            self._survivals[name] = Survival(shapes, full, centred)
+        return self._survivals[name]
+
+    def parameter_sizes(self) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+        """See :func:`nni_gumbel.supernet.arguments.parameter_sizes`."""
+        counts: dict[str, np.ndarray] = {}
+        for k, template in enumerate(self.templates):
+            for name, parameter in self._stored(k, dict(template.named_parameters())):
+                count = counts.setdefault(name, np.zeros(len(self.templates), dtype=np.int64))
+                count[k] = parameter.numel()
+        return {name: (self.table.labels, count[self.table.index]) for name, count in counts.items()}
+
+    def frozen(self, k: int, state: Mapping[str, Tensor]) -> nn.Module:
+        """Variant ``k`` as a module of its own, with copies of its parts of the supernet's tensors."""
+        module = copy.deepcopy(self.templates[k])
+        for name, value in self.parts(k, state).items():
+            _put(module, name, value.detach().clone(), self.templates[k], value.requires_grad)
+        return module
+
+    def build(self) -> nn.Module:
+        """A module that holds the supernet's tensors, freshly initialised.
+
+        It is the variant with the most entries. Where that is not the largest in every dimension, the
+        rest comes from the variants that are larger there, and is 0 where no variant has anything.
+        """
+        numels = [sum(map(math.prod, shapes.values())) for shapes in self.shapes]
+        base = self._construct(max(range(len(numels)), key=numels.__getitem__))
+        if _shapes(base) == self.full:
+            return base
+        state: dict[str, Tensor] = {}
+        makers: dict[str, nn.Module] = {}
+        for k in sorted(range(len(numels)), key=numels.__getitem__):
+            if self._is_inside_another(k):
+                continue
+            variant = self._construct(k)
+            for name, value in self._stored(k, tensors_of(variant)):
+                if name not in state:
+                    state[name] = value.detach().new_zeros(self.full[name])
+                    makers[name] = variant
+                paste(variant, name, state[name], value.detach())
+        for name in tensors_of(base).keys() - state.keys():
+            owner, entry = _place(base, name)
+            owner._parameters[entry] = None
+        for name, value in state.items():
+            _put(base, name, value, makers[name])
+        return base
+
+    def _construct(self, k: int, meta: bool = False) -> nn.Module:
+        """Variant ``k`` as NNI would build it; as a template without storage."""
+        arguments = self._constants | self.table.distinct[k]
+        positional = [arguments.pop(key) for key in _positional_names(self._positional)]
+        try:
+            if not self.is_of_torch:
+                # A module of the user's own may do anything with its tensors, so they are real; its
+                # template draws no random numbers that others would miss.
+                with model_context(self.table.samples[k]), torch.random.fork_rng([], enabled=meta):
+                    module = self.built_type(*positional, **arguments)
+                if isinstance(module, ParametrizedModule):
+                    module.save_init_arguments(*positional, **arguments)  # for its repr
+            elif meta:
+                module = _template(self.built_type, positional, arguments)
+            else:
+                module = self.built_type(*positional, **arguments)
+        except Exception as error:  # whatever a constructor raises
+            raise UsageError(
+                f"{self.owner}: {self.built_type.__name__} cannot be built with {self.describe(k)} "
+                f"({first_line(error)}); give the choices candidates that fit together in every combination"
+            ) from error
+        if any(map(is_lazy, module.parameters())):
+            raise UsageError(
+                f"{self.owner}: {self.built_type.__name__} cannot be relaxed; give its input size"
+            )
+        return module
+
+    def _part(self, k: int, name: str, state: Mapping[str, Tensor]) -> Tensor:
+        template, shape = self.templates[k], self.shapes[k][name]
+        if name in state:
+            return part(template, name, state[name], shape)
+        # An attention that takes queries, keys and values of one size keeps their weights in one tensor.
+        rows = shape[0] // 3, shape[1]
+        return torch.cat([part(template, n, state[n], rows) for n in _separate_names(name)])
+
+    def _stored(self, k: int, entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        """A variant's tensors, or their shapes, as the supernet keeps them.
+
+        An attention's ``in_proj_weight`` is kept as three tensors if some variant has them apart.
+        """
+        for name, entry in entries.items():
+            if name.endswith("in_proj_weight") and _separate_names(name)[0] in self._separate:
+                is_shape = isinstance(entry, tuple)
+                thirds = [(entry[0] // 3, entry[1])] * 3 if is_shape else entry.chunk(3)
+                yield from zip(_separate_names(name), thirds)
+            else:
+                yield name, entry
+
+    def _is_inside_another(self, k: int) -> bool:
+        """Whether some other variant is at least as large in every dimension of every tensor."""
+        mine = dict(self._stored(k, self.shapes[k]))
+        for j in range(len(self.templates)):
+            other = dict(self._stored(j, self.shapes[j]))
+            covers = all(name in other and all(map(int.__le__, mine[name], other[name])) for name in mine)
+            if covers and (other != mine or j > k):
+                return True
+        return False
+
+
+def choices_of(module: ParametrizedModule) -> dict[str, Mutable]:
+    """The arguments of a module that NNI's freeze gives other values."""
+    arguments = _arguments(module).items()
+    return {key: v for key, v in arguments if isinstance(v, Mutable) and not isinstance(v, nn.Module)}
+
+
+def refuse_hidden_choices(module: ParametrizedModule, name: str) -> None:
+    """Refuse arguments in which NNI does not find a choice.
+
+    Raises:
+        UsageError: a choice is inside a tuple, list or dict, or a module with choices is an argument.
+    """
+    owner = f"module {name!r}"
+    for key, value in _arguments(module).items():
+        if isinstance(value, nn.Module):
+            if isinstance(value, Mutable) and value.simplify():
+                raise UsageError(
+                    f"{owner}: argument {key!r} is a {type(value).__name__} with choices, which NNI freezes to their "
+                    "defaults; build it inside the module"
+                )
+        elif not isinstance(value, Mutable):
+            Tabulated({key: value}, owner)
+
+
+def plain_attributes(module: ParametrizedModule) -> dict[str, Any]:
+    """The numbers, words and flags that a module of ``torch.nn`` has when it is built from its arguments."""
+    kind = module._bound_type
+    if kind is None or not _is_of_torch(kind):
+        return {}
+    names, values = _positional_names(module.trace_args), _arguments(module)
+    fresh = _template(kind, [values.pop(key) for key in names], values)
+    simple = (bool, int, float, str, tuple, type(None))
+    own = vars(fresh).keys() - vars(nn.Module()).keys()
+    return {key: value for key, value in vars(fresh).items() if key in own and isinstance(value, simple)}
+
+
+def _arguments(module: ParametrizedModule) -> dict[str, Any]:
+    """All arguments by name; NNI leaves those of a ``*args`` without one."""
+    return dict(zip(_positional_names(module.trace_args), module.trace_args)) | module.trace_kwargs
+
+
+def _is_of_torch(kind: type[nn.Module]) -> bool:
+    return kind.__module__.startswith("torch.")
+
+
+def _positional_names(positional: tuple) -> list[str]:
+    return [f"*args[{i}]" for i in range(len(positional))]
+
+
+def _template(kind: type[nn.Module], positional: list[Any], arguments: dict[str, Any]) -> nn.Module:
+    """A module of ``torch.nn`` on the meta device; equal ones are built once."""
+    items = tuple(item for item in arguments.items() if item[0] != "device")
+    values = [*positional, *arguments.values()]
+    if any(isinstance(value, nn.Module) or not isinstance(value, Hashable) for value in values):
+        return _cached_template.__wrapped__(kind, tuple(positional), items)
+    return _cached_template(kind, tuple(positional), items)
+
+
+@functools.lru_cache(maxsize=1024, typed=True)
+def _cached_template(kind: type[nn.Module], positional: tuple, arguments: tuple) -> nn.Module:
+    if _takes_device(kind):  # faster than a context
+        return kind(*positional, **dict(arguments), device="meta")
+    with torch.device("meta"):
+        return kind(*positional, **dict(arguments))
+
+
+@functools.cache
+def _takes_device(kind: type[nn.Module]) -> bool:
+    return "device" in inspect.signature(kind.__init__).parameters
+
+
+def _shapes(module: nn.Module) -> dict[str, Shape]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors_of(module).items()}
+
+
+def _separate_names(in_proj_weight: str) -> list[str]:
+    prefix = in_proj_weight.removesuffix("in_proj_weight")
+    return [f"{prefix}{letter}_proj_weight" for letter in "qkv"]
+
+
+def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    owner, _, entry = name.rpartition(".")
+    return module.get_submodule(owner), entry
+
+
+def _put(module: nn.Module, name: str, value: Tensor, like: nn.Module, requires_grad: bool = True) -> None:
+    """Set a parameter or a buffer, whichever it is in ``like``."""
+    owner, entry = _place(module, name)
+    if entry in _place(like, name)[0]._parameters:
+        # Recurrent layers keep a second list of their parameters, which setattr updates.
+        setattr(owner, entry, nn.Parameter(value, requires_grad=requires_grad))
+    else:
+        owner._buffers[entry] = value
