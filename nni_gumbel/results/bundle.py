@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from nni_gumbel import __version__
 from nni_gumbel.errors import UsageError, first_line
-from nni_gumbel.results.space import SpaceReference
+from nni_gumbel.results.space import SpaceReference, sample_of
 
 if TYPE_CHECKING:
     import torch
@@ -155,7 +155,7 @@ def load(path: str | Path, space: type[ModelSpace] | ModelSpace | None = None) -
     if unknown:
         raise UsageError(f"{changed}: it has no choice {unknown[0]!r}; {remedy}")
     try:
-        network = built.freeze(architecture)
+        network = built.freeze(sample_of(built, architecture))
         network.load_state_dict(weights, strict=True)
         network.eval()
         with torch.no_grad():

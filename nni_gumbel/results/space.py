@@ -7,8 +7,9 @@ is needed. Naming a space imports nothing, building it imports torch and NNI.
 from __future__ import annotations
 
 import inspect
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -81,11 +82,52 @@ class SpaceReference:
                 f"{FIELD}: {self} cannot be built with {given}: {first_line(error)}; "
                 f"its arguments are {_signature(space)}"
             ) from error
-        if not built.simplify():
+        variables = built.simplify()
+        if not variables:
             raise UsageError(
                 f"{FIELD}: {self} has nothing to choose; put a LayerChoice or an InputChoice into it"
             )
+        for label, variable in variables.items():
+            if len({_as_json(value) for value in _candidates(variable)} - {None}) < len(
+                _candidates(variable)
+            ):
+                raise UsageError(
+                    f"{FIELD}: choice {label!r} of {self} has candidates that JSON cannot tell apart, "
+                    f"{_candidates(variable)}; give numbers, words or tuples of them, or a LayerChoice"
+                )
         return built
+
+
+def sample_of(space: ModelSpace, architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """The NNI sample that an architecture from a JSON file stands for.
+
+    JSON has no tuples, and JavaScript writes 3.0 as 3; NNI's ``freeze`` wants the candidate itself. What
+    is no candidate stays as it is, for ``freeze`` to refuse.
+    """
+    variables = space.simplify()
+
+    def candidate(label: str, value: Any) -> Any:
+        same = [one for one in _candidates(variables.get(label)) if _as_json(one) == _as_json(value)]
+        return same[0] if same else value
+
+    return {label: candidate(label, value) for label, value in architecture.items()}
+
+
+def _candidates(variable: Any) -> list[Any]:
+    return list(getattr(variable, "values", ()))
+
+
+def _as_json(value: Any) -> str | None:
+    """JSON that does not tell 3.0 from 3; ``None`` for what JSON cannot hold."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, (list, tuple)):
+        entries = [_as_json(entry) for entry in value]
+        return None if None in entries else f"[{','.join(entries)}]"
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return None
 
 
 def _value(text: str) -> int | float | str | bool:

@@ -1,5 +1,6 @@
 """A space is named, parsed and built, and what is wrong with it is one line."""
 
+import json
 import subprocess
 import sys
 
@@ -8,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.results.space import SpaceReference
+from nni_gumbel.results.space import SpaceReference, sample_of
 
 SPACE = """
+import nni
 import torch
-from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace, MutableAvgPool2d, MutableDropout
 
 class {prefix}Space(ModelSpace):
     def __init__(self, width: int = 2, name: str = "a"):
@@ -25,6 +27,17 @@ class NothingToChoose(ModelSpace):
     def __init__(self):
         super().__init__()
         self.layer = torch.nn.Linear(2, 2)
+
+class Tuples(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        self.pool = MutableAvgPool2d(nni.choice("kernel", [(1, 3), (3, 1)]))
+        self.drop = MutableDropout(nni.choice("rate", [0.0, 0.5]))
+
+class Classes(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        self.drop = MutableDropout(nni.choice("rate", [0.5, object()]))
 
 class NoSpace:
     pass
@@ -127,3 +140,15 @@ def test_naming_a_space_imports_no_torch():
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_sample_survives_its_way_through_json(module):
+    space = SpaceReference.parse(f"{module}:Tuples").build()
+    read = json.loads(json.dumps({"kernel": (3, 1), "rate": 0}))  # JavaScript writes 0.0 as 0
+    sample = sample_of(space, read)
+    assert sample == {"kernel": (3, 1), "rate": 0.0} and isinstance(sample["rate"], float)
+    assert space.freeze(sample).pool.kernel_size == (3, 1)
+
+
+def test_candidates_that_json_cannot_hold_are_refused(module):
+    assert "choice 'rate'" in refused(f"{module}:Classes")
