@@ -221,10 +221,11 @@ def _space(command: TrialCommand) -> str:
 
 def _rehearsal(command: TrialCommand) -> str:
     from nni_gumbel.pipeline.rehearsal import rehearse
-    from nni_gumbel.search.strategy import GumbelSearch
+    from nni_gumbel.supernet.mutation import relax
 
     reference = SpaceReference.parse(command.space, command.space_arguments)
-    supernet = GumbelSearch().mutate_model(reference.build())
+    space = reference.build()
+    distribution = relax(space)
     if command.data != PACKAGED and not str(command.data).startswith(FILE_PREFIX):
         return "every choice can be relaxed; the first trial tries the space on its data"
     import torch
@@ -234,7 +235,7 @@ def _rehearsal(command: TrialCommand) -> str:
     parts = read_parts(command.data, command.data_dir)
     example = torch.from_numpy(parts.validation.pixels[:2]).float()
     classes = None if command.evaluator else int(parts.train.labels.max()) + 1
-    rehearse(supernet, reference, example, classes)
+    rehearse(space, distribution, reference, example, classes)
     return "every choice can be relaxed, and the space takes the data"
 
 

@@ -1,4 +1,4 @@
-"""A rehearsal of a search: one forward pass, in which most mistakes of a space show.
+"""A rehearsal of a search: a few forward passes, in which most mistakes of a space show.
 
 The doctor does it before an experiment starts, a trial before its search.
 """
@@ -11,13 +11,22 @@ from torch import Tensor
 
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.results.space import SpaceReference
+from nni_gumbel.supernet.cell import check_loose_ends
+from nni_gumbel.supernet.distribution import Distribution
 
 
-def rehearse(space: ModelSpace, reference: SpaceReference, example: Tensor, classes: int | None) -> None:
-    """Run a space once on real inputs: does it take them, and does it fit the classes?
+def rehearse(
+    space: ModelSpace,
+    distribution: Distribution,
+    reference: SpaceReference,
+    example: Tensor,
+    classes: int | None,
+) -> None:
+    """Run a space on real inputs: does it take them, and does it fit the classes?
 
     Args:
         space: the supernet of a space; left as it is.
+        distribution: of its networks; the current sample becomes the noise-free mixture.
         reference: what a person called it.
         example: a batch of inputs.
         classes: how many outputs an image needs; ``None`` if that is not known.
@@ -28,6 +37,7 @@ def rehearse(space: ModelSpace, reference: SpaceReference, example: Tensor, clas
     space.eval()
     try:
         with torch.no_grad():
+            distribution.use_probabilities()
             output = space(example)
     except UsageError:
         raise
@@ -38,6 +48,7 @@ def rehearse(space: ModelSpace, reference: SpaceReference, example: Tensor, clas
         ) from error
     finally:
         space.train()
+    check_loose_ends(space, distribution, lambda: space(example))
     if classes is None:
         return
     if not isinstance(output, Tensor):

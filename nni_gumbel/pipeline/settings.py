@@ -52,6 +52,8 @@ class ExperimentSettings:
     )
     seed: int = setting(0, "first of the seeds; the others count up from it", minimum=0)
     search: SearchSettings = field(default_factory=SearchSettings)
+    # The flat values that a person gave, if they came so: another preset fills in the rest anew.
+    given: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -76,17 +78,18 @@ class ExperimentSettings:
         for name in values:
             if name not in _FLAT_NAMES:
                 raise UsageError(f"{name}: there is no such setting{nearest(name, _FLAT_NAMES)}")
-        search = {name: values.pop(name) for name in _SEARCH_NAMES if name in values}
-        return cls(**values, search=SearchSettings(**search))
+        search = {name: value for name, value in values.items() if name in _SEARCH_NAMES}
+        own = {name: value for name, value in values.items() if name not in _SEARCH_NAMES}
+        return cls(**own, search=SearchSettings(**search), given=values)
 
     def flat(self) -> dict[str, Any]:
         """All names and values, those of the search among them."""
-        own = {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.name != "search"}
+        own = {spec.name: getattr(self, spec.name) for spec in fields(self) if "doc" in spec.metadata}
         return own | vars(self.search)
 
     def with_values(self, values: Mapping[str, Any]) -> ExperimentSettings:
         """The same settings, but with these values; checked as a whole."""
-        return self.from_flat({**self.flat(), **values})
+        return self.from_flat({**(self.flat() if self.given is None else self.given), **values})
 
     def search_values(self) -> dict[str, Any]:
         """What a search trial needs to know."""
@@ -105,7 +108,10 @@ class ExperimentSettings:
         return {name: flat[name] for name in (*names, *_JUDGE_NAMES)}
 
 
-_FLAT_NAMES = (*(spec.name for spec in fields(ExperimentSettings) if spec.name != "search"), *_SEARCH_NAMES)
+_FLAT_NAMES = (
+    *(spec.name for spec in fields(ExperimentSettings) if "doc" in spec.metadata),
+    *_SEARCH_NAMES,
+)
 
 # What a search space may vary: whatever a trial is told, except how its result is judged, because
 # results that are judged differently cannot be compared.

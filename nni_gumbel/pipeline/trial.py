@@ -88,7 +88,7 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
     # The built-in evaluator needs an output for every class; another one's needs are its own.
     classes = evaluator.datamodule.num_classes if command.evaluator is None else None
     example = _example_input(evaluator)
-    rehearse(supernet, reference, example, classes)
+    rehearse(supernet, strategy.distribution, reference, example, classes)
     evaluator.trainer.callbacks.append(SearchProgress(settings.metric, output / TENSORBOARD))
     with our_reports_only():
         evaluator.evaluate(supernet)
@@ -114,12 +114,13 @@ def run_training(task: Task, command: TrialCommand, manager: Manager, output: Pa
     from nni_gumbel.complexity.cost import count_flops, count_parameters
     from nni_gumbel.pipeline.reporting import Metrics, Progress, our_reports_only, validation_metric
     from nni_gumbel.results.bundle import write_bundle
-    from nni_gumbel.results.space import SpaceReference
+    from nni_gumbel.results.space import SpaceReference, sample_of
 
     settings = ExperimentSettings.from_flat(task.settings)
     pl.seed_everything(task.seed)
     reference = SpaceReference.parse(command.space, command.space_arguments)
-    network = reference.build().freeze(task.architecture)
+    space = reference.build()
+    network = space.freeze(sample_of(space, task.architecture))
     evaluator = _evaluator(command, settings, settings.train_epochs, task.seed)
     evaluator.trainer.callbacks.append(Progress(settings.metric, output / TENSORBOARD))
     with our_reports_only():

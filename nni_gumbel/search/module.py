@@ -4,52 +4,79 @@ The structure step draws one joint sample, measures the evaluator's loss on a *v
 what the structure costs and how undecided it is, and moves the logits. The weight step draws another
 sample and trains the weights on a *training* batch, exactly as the evaluator says. Temperature and
 entropy weight follow the progress of the search, step by step.
+
+What the steps are made of stands in files of its own: :mod:`~nni_gumbel.search.objective`,
+:mod:`~nni_gumbel.search.structure`, :mod:`~nni_gumbel.search.unrolled`, :mod:`~nni_gumbel.search.weights`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import LightningModule
-from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
 from torch import Tensor
 
-from nni_gumbel.complexity.cost import ExpectedParameters
-from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.temperature import linear, progress_of, temperature_at
+from nni_gumbel.search.diagnosis import check_finite
+from nni_gumbel.search.distributed import draw_own_samples
+from nni_gumbel.search.duration import check_duration, total_batches
+from nni_gumbel.search.gap import discretisation_gap, is_due
+from nni_gumbel.search.logs import Log, logging_with, mute, unchanged, under_structure
+from nni_gumbel.search.objective import Cost, structure_objective
+from nni_gumbel.search.penalty import Penalty
+from nni_gumbel.search.randomness import continue_randomness, randomness_of_ranks
 from nni_gumbel.search.settings import SearchSettings
+from nni_gumbel.search.structure import LogitsUpdate
+from nni_gumbel.search.unrolled import unrolled_gradient
+from nni_gumbel.search.weights import (
+    check_weight_optimisation,
+    clip_weights,
+    scale_of_backward,
+    scales_losses,
+    update_weights,
+    weight_optimizer,
+)
+from nni_gumbel.search.wrapping import WrappingModule
 from nni_gumbel.supernet.architecture import used_part
 from nni_gumbel.supernet.distribution import Distribution
 
 
-class GumbelSearchModule(BaseOneShotLightningModule):
+class GumbelSearchModule(WrappingModule):
     """Searches structure and weights together.
 
     Args:
         training_module: the evaluator's module; its model is the supernet.
         distribution: the logits of the supernet's choices.
-        expected_parameters: the cost of the structure.
+        cost: the cost of the structure.
         settings: how to search.
+        penalty: a further term of the structure's loss, in NNI's form.
+
+    Raises:
+        UsageError: the estimator is not derived for a choice of the space.
     """
 
     def __init__(
         self,
         training_module: LightningModule,
         distribution: Distribution,
-        expected_parameters: ExpectedParameters,
+        cost: Cost,
         settings: SearchSettings,
+        penalty: Penalty | None = None,
     ) -> None:
         super().__init__(training_module)
+        if settings.estimator != "probabilities":
+            distribution.check_estimator(settings.estimator)
         self.distribution = distribution
-        self.expected_parameters = expected_parameters
+        self.cost = cost
         self.settings = settings
+        self.penalty = penalty
         self._step = 0
         self._total_steps = 1  # known when the training starts
+        self._update = LogitsUpdate(distribution.logits, settings.logits_clip_val)
+        self._randomness: list[dict[str, Any]] | None = None  # of a checkpoint, until the first step
 
     # -- progress ------------------------------------------------------------------------------
 
@@ -61,99 +88,167 @@ class GumbelSearchModule(BaseOneShotLightningModule):
     @property
     def temperature(self) -> float:
         """The temperature of the current step."""
-        s = self.settings
-        return temperature_at(self.progress, s.temperature_start, s.temperature_end, s.temperature_schedule)
+        s, logits = self.settings, self.distribution.logits
+        choices = [(law, logits[label]) for label, law in self.distribution.laws.items()]
+        return temperature_at(
+            self.progress, s.temperature_start, s.temperature_end, s.temperature_schedule, choices
+        )
 
     @property
     def entropy_weight(self) -> float:
         """The weight of the structure's entropy at the current step."""
         return linear(self.settings.entropy_weight_start, self.settings.entropy_weight_end, self.progress)
 
+    # -- hooks around the training ---------------------------------------------------------------
+
     def on_train_start(self) -> None:
         trainer = self.trainer
-        if trainer.max_epochs is not None and 0 < trainer.max_epochs <= self.settings.warmup_epochs:
-            raise UsageError(
-                f"warmup_epochs: {self.settings.warmup_epochs} leaves no epoch of {trainer.max_epochs} in which "
-                "the structure learns; give less, or more epochs"
-            )
-        # Lightning marks such a scheduler only where it steps it itself.
-        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
-        if any(isinstance(config.scheduler, plateau) for config in trainer.lr_scheduler_configs):
-            raise UsageError(
-                "lr_scheduler: ReduceLROnPlateau cannot follow a search, whose loss changes with the temperature; "
-                "give a scheduler that follows steps or epochs"
-            )
-        batches = trainer.num_training_batches
-        limits = [batches * trainer.max_epochs] if trainer.max_epochs and trainer.max_epochs > 0 else []
-        if trainer.max_steps > 0:
-            # Lightning counts both optimisers' steps: one a batch during the warm-up, two after it.
-            warmup = min(trainer.max_steps, batches * self.settings.warmup_epochs)
-            limits.append(warmup + math.ceil((trainer.max_steps - warmup) / 2))
-        if not limits or math.isinf(min(limits)):
-            raise UsageError(
-                "max_epochs: a search needs an end for its temperature; give the Trainer max_epochs"
-            )
-        self._total_steps = int(min(limits))
+        check_duration(trainer, self.settings.warmup_epochs)
+        check_weight_optimisation(self.training_module, trainer)
+        self._total_steps = total_batches(trainer)
+        if scales_losses(trainer):
+            self._update.expect_half_precision()
+        draw_own_samples(trainer)
         super().on_train_start()
 
+    def on_train_epoch_start(self) -> None:
+        if self._randomness is not None:
+            continue_randomness(self.trainer, self._randomness)
+        super().on_train_epoch_start()
+
+    def on_train_epoch_end(self) -> None:
+        self.log_dict(self.structure_summary())
+        if is_due(self.trainer, self.settings.gap_every):
+            self.log_dict(discretisation_gap(self), sync_dist=True)
+        super().on_train_epoch_end()
+
+    def on_train_end(self) -> None:
+        # A callback stops a search after this module's hook at the end of the epoch, which is the last one then.
+        if self.settings.gap_every is None and self._step < self._total_steps:
+            self.log_late(discretisation_gap(self))
+        super().on_train_end()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["gumbel_search_step"] = self._step
-        self.training_module.on_save_checkpoint(checkpoint)
+        checkpoint["gumbel_search"] = {
+            "step": self._step,
+            "update": self._update.state_dict(),
+            "randomness": randomness_of_ranks(self.trainer),
+        }
+        super().on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._step = checkpoint["gumbel_search_step"]
-        self.training_module.on_load_checkpoint(checkpoint)
+        saved = checkpoint["gumbel_search"]
+        self._step, self._randomness = saved["step"], saved["randomness"]
+        self._update.load_state_dict(saved["update"])
+        super().on_load_checkpoint(checkpoint)
 
-    # -- the two steps -------------------------------------------------------------------------
-
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
-        temperature = self.temperature
-        if self.trainer.current_epoch >= self.settings.warmup_epochs:
-            self._structure_step(batch["val"], batch_idx, temperature)
-        result = self._weight_step(batch["train"], batch_idx, temperature)
-        self.log_dict(self.structure_summary(), on_step=False, on_epoch=True)
-        self.advance_lr_schedulers(batch_idx)
-        self._step += 1
-        return result
-
-    def _structure_step(self, batch: Any, batch_idx: int, temperature: float) -> None:
-        self.distribution.sample(temperature)
-        with self._logging_under("structure/"):
-            loss = _loss_of(self.training_module.training_step(batch, batch_idx))
-        objective = loss + self._structure_penalty()
-        _check_finite(objective, "structure step", self._step)
-        optimizer = self.architecture_optimizers()
-        optimizer.zero_grad()
-        # Only the logits need a gradient here: that of the weights would be a third of the work.
-        self.manual_backward(objective, inputs=list(self.distribution.logits.values()))
-        optimizer.step()
-
-    def _structure_penalty(self) -> Tensor:
-        cost = self.expected_parameters(self.distribution.probs()) / max(
-            self.expected_parameters.largest, 1.0
-        )
-        return self.settings.cost_weight * cost + self.entropy_weight * self.distribution.entropy()
-
-    def _weight_step(self, batch: Any, batch_idx: int, temperature: float) -> Any:
-        with torch.no_grad():
-            self.distribution.sample(temperature)
-        result = self.training_module.training_step(batch, batch_idx)
-        loss = _loss_of(result)
-        _check_finite(loss, "weight step", self._step)
-        # NNI and Lightning say "no limit" with None.
-        self.advance_optimization(loss, batch_idx, self.settings.gradient_clip_val or None, "norm")
-        return result
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        super().on_before_optimizer_step(optimizer)
+        clip_weights(self.training_module, self.trainer, optimizer, self.settings.gradient_clip_val)
 
     def on_validation_epoch_start(self) -> None:
         """Validate the noise-free mixture."""
-        self.distribution.use_probabilities()
-        self.training_module.on_validation_epoch_start()
+        with torch.no_grad():
+            self.distribution.use_probabilities()
+        super().on_validation_epoch_start()
 
-    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        return self.training_module.validation_step(*args, **kwargs)
+    # -- the steps -----------------------------------------------------------------------------
 
-    def on_validation_epoch_end(self) -> None:
-        self.training_module.on_validation_epoch_end()
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+        temperature = self.temperature
+        if self.trainer.current_epoch < self.settings.warmup_epochs:
+            result = self._weight_step(batch["train"], batch_idx, temperature, uniform=True)
+        elif self.settings.level == "single":
+            result = self._joint_step(batch["train"], batch_idx, temperature)
+        else:
+            self._structure_step(batch, batch_idx, temperature)
+            result = self._weight_step(batch["train"], batch_idx, temperature)
+        every = self.settings.log_prob_every_n_step
+        if self.loggers and every and self._step % every == 0:
+            self.log_probs(self.export_probs())
+        self._step, self._randomness = self._step + 1, None
+        return result
+
+    def _structure_step(self, batch: dict[str, Any], batch_idx: int, temperature: float) -> None:
+        for _ in range(self.settings.samples_per_step):
+            self._draw(temperature)
+            if self.settings.level == "unrolled":
+                gradients = self._unrolled_gradients(batch, batch_idx)
+            else:
+                gradients = self._update.gradients(self._validation_objective(batch, batch_idx))
+            self._update.add(gradients)
+        self._move_logits(batch_idx)
+
+    def _weight_step(self, batch: Any, batch_idx: int, temperature: float, uniform: bool = False) -> Any:
+        with torch.no_grad():
+            self._draw(temperature, uniform)
+        result, loss = self._run(batch, batch_idx, "weight step")
+        update_weights(self, loss, batch_idx)
+        return result
+
+    def _joint_step(self, batch: Any, batch_idx: int, temperature: float) -> Any:
+        """Structure and weights learn from one pass through the network and one back, on one batch."""
+        self._draw(temperature)
+        result, loss = self._run(batch, batch_idx, "joint step")
+        # d objective / d logits = the part beside the loss + (d objective / d loss) (d loss / d logits)
+        value = loss.detach().requires_grad_()
+        objective = self._objective(value)
+        beside = self._update.gradients(objective, retain_graph=True)
+        (factor,) = torch.autograd.grad(objective, value)
+        with self._update.gradients_of_backward(scale_of_backward(self.trainer)) as through_loss:
+            update_weights(self, loss, batch_idx)
+        self._update.add([b + factor * g for b, g in zip(beside, through_loss)])
+        self._move_logits(batch_idx)
+        return result
+
+    def _unrolled_gradients(self, batch: dict[str, Any], batch_idx: int) -> list[Tensor]:
+        groups = weight_optimizer(self).param_groups
+        return unrolled_gradient(
+            train_loss=lambda: self._run(batch["train"], batch_idx, "unrolled step", mute)[1],
+            validation_loss=lambda: self._validation_objective(batch, batch_idx),
+            weights=[(p, group["lr"]) for group in groups for p in group["params"] if p.requires_grad],
+            network=self.training_module,
+            logits_gradients=lambda loss: self._update.gradients(loss, retain_graph=True),
+            loss_scale=self._update.loss_scale,
+        )
+
+    # -- what the steps are made of ---------------------------------------------------------------
+
+    def _draw(self, temperature: float, uniform: bool = False) -> None:
+        if self.settings.estimator == "probabilities":
+            # During a warm-up they are uniform: no structure step has moved the logits from 0 yet.
+            self.distribution.use_probabilities()
+        elif uniform:
+            self.distribution.sample_uniform(temperature, self.settings.estimator)
+        else:
+            self.distribution.sample(temperature, self.settings.estimator)
+
+    def _run(
+        self, batch: Any, batch_idx: int, step: str, log: Callable[[Log], Log] = unchanged
+    ) -> tuple[Any, Tensor]:
+        """What the evaluator returns for a batch under the current sample, and the loss in it."""
+        module = self.training_module
+        with logging_with(module, log):
+            result = module.training_step(batch, batch_idx)
+        loss = result["loss"] if isinstance(result, dict) else result
+        check_finite(loss, f"{step} {self._step}", batch, module, batch_idx)
+        return result, loss
+
+    def _validation_objective(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        return self._objective(self._run(batch["val"], batch_idx, "structure step", under_structure)[1])
+
+    def _objective(self, loss: Tensor) -> Tensor:
+        objective, details = structure_objective(
+            loss, self.distribution, self.cost, self.penalty,
+            cost_weight=self.settings.cost_weight, entropy_weight=self.entropy_weight,
+        )  # fmt: skip
+        self.log_dict({f"penalty/{name}": value for name, value in details.items()})
+        return objective
+
+    def _move_logits(self, batch_idx: int) -> None:
+        """Step, unless more batches belong to the step."""
+        if (batch_idx + 1) % self.settings.batches_per_step == 0 or self.trainer.is_last_batch:
+            self._update.step(self.trainer, self._step)
 
     # -- what is reported ----------------------------------------------------------------------
 
@@ -168,7 +263,7 @@ class GumbelSearchModule(BaseOneShotLightningModule):
             return {
                 "temperature": self.temperature,
                 "entropy": float(self.distribution.entropy()),
-                "expected_params": float(self.expected_parameters(probabilities)),
+                "expected_params": float(self.cost(probabilities)),
                 "max_probability": float(torch.stack([p.max() for p in probabilities.values()]).mean()),
             }
 
@@ -177,45 +272,15 @@ class GumbelSearchModule(BaseOneShotLightningModule):
         return used_part(self.model, self.distribution.mode())
 
     def export_probs(self) -> Sample:
-        """Per label, the probability of each candidate: ``softmax(logits)``, without noise."""
+        """Per label, the probability of each candidate, without noise."""
         return {
             label: dict(zip(map(str, self.distribution.variables[label].values), p.detach().tolist()))
             for label, p in self.distribution.probs().items()
         }
 
-    # -- optimisers ----------------------------------------------------------------------------
-
     def configure_architecture_optimizers(self) -> torch.optim.Optimizer:
         """Adam on the logits, with the betas of DARTS (arXiv 1806.09055, appendix A.1.1)."""
         return torch.optim.Adam(
-            list(self.distribution.logits.values()), lr=self.settings.arc_learning_rate, betas=(0.5, 0.999)
-        )
-
-    @contextmanager
-    def _logging_under(self, prefix: str) -> Iterator[None]:
-        """Log what the evaluator logs under a prefix, so that numbers of the two steps do not mix.
-
-        A torchmetrics object that is logged itself still accumulates over both: it is one object.
-        """
-        plain: Callable[..., None] = self.training_module.log
-
-        def log(name: str, value: Any, prog_bar: bool = False, *args: Any, **kwargs: Any) -> None:
-            plain(prefix + name, value, False, *args, **kwargs)
-
-        self.training_module.log = log
-        try:
-            yield
-        finally:
-            self.training_module.log = plain
-
-
-def _loss_of(result: Any) -> Tensor:
-    return result["loss"] if isinstance(result, dict) else result
-
-
-def _check_finite(loss: Tensor, where: str, step: int) -> None:
-    if not torch.isfinite(loss.detach()).all():
-        raise UsageError(
-            f"loss: {float(loss.detach()):g} in the {where} {step} is not finite; lower learning_rate, "
-            "or look for a candidate that divides by zero or grows without bound"
-        )
+            list(self.distribution.logits.values()), lr=self.settings.arc_learning_rate, betas=(0.5, 0.999),
+            weight_decay=self.settings.logits_weight_decay,
+        )  # fmt: skip

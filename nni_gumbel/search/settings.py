@@ -7,13 +7,21 @@ the tuner, which must connect to NNI within ten seconds, reads settings too.
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from nni_gumbel.errors import UsageError
+from nni_gumbel.search.presets import PRESETS
 
-SCHEDULES = ("constant", "linear", "exponential", "cosine")
+SCHEDULES = ("constant", "linear", "exponential", "cosine", "target-entropy")
+# Those of relaxation.estimators, and the noise-free probabilities themselves.
+ESTIMATORS = (
+    "soft", "straight-through", "straight-through-gumbel", "reinmax", "gumbel-rao", "probabilities",
+)  # fmt: skip
+LEVELS = ("bilevel", "single", "unrolled")
 
 
 def setting(
@@ -98,14 +106,28 @@ def _is_number(text: Any) -> bool:
         return False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class SearchSettings:
     """How structure and weights are optimised together.
 
+    Args:
+        **given: the settings that differ from their defaults; a ``preset`` fills in the others.
+
     Raises:
-        UsageError: a value has the wrong type or is out of its range.
+        UsageError: a name is unknown, or a value has the wrong type or is out of its range.
     """
 
+    preset: str = setting(
+        "none", "known method that fills in its values where you give none", choices=tuple(PRESETS)
+    )
+    estimator: str = setting(
+        "soft", "how a sample is drawn and its gradient taken; `probabilities` is without noise",
+        choices=ESTIMATORS,
+    )  # fmt: skip
+    level: str = setting(
+        "bilevel", "structure learns on validation data, on the training data (`single`), or through an "
+        "unrolled step of the weights (`unrolled`: second order)", choices=LEVELS,
+    )  # fmt: skip
     temperature_start: float = setting(3.0, "temperature of the first step", above=0)
     temperature_end: float = setting(0.1, "temperature of the last step, reached exactly", above=0)
     temperature_schedule: str = setting(
@@ -115,6 +137,12 @@ class SearchSettings:
         0, "first epochs in which only weights learn, candidates equally likely", minimum=0
     )
     arc_learning_rate: float = setting(0.05, "learning rate of the logits (Adam)", above=0)
+    logits_weight_decay: float = setting(0.0, "weight decay of the logits", minimum=0)
+    logits_clip_val: float = setting(0.0, "largest norm of the logits' gradient; 0 is no limit", minimum=0)
+    samples_per_step: int = setting(1, "samples whose gradients a structure step averages", minimum=1)
+    batches_per_step: int = setting(
+        1, "batches whose gradients a structure step averages; it comes once in so many", minimum=1
+    )
     cost_weight: float = setting(
         0.3, "weight of the expected number of parameters, relative to the largest network's", minimum=0
     )
@@ -122,9 +150,30 @@ class SearchSettings:
         0.0, "weight of the structure's mean entropy at the first step; below 0 explores"
     )
     entropy_weight_end: float = setting(0.1, "the same at the last step; above 0 commits")
-    gradient_clip_val: float = setting(5.0, "largest norm of the weights' gradient; 0 is no limit", minimum=0)
+    gradient_clip_val: float = setting(
+        5.0, "largest norm of the weights' gradient, unless the Trainer has a limit; 0 is no limit", minimum=0
+    )
+    validation_fraction: float = setting(
+        0.5, "part of the training data that becomes validation data if there is none", above=0, maximum=0.9
+    )
+    gap_every: int | None = setting(
+        None, "epochs between two measurements of the discretisation gap, 0 is never; if left out, it is "
+        "taken at the first, middle and last epoch", minimum=0, optional=True,
+    )  # fmt: skip
+    log_prob_every_n_step: int = setting(
+        10, "steps between two records of every probability in the Trainer's loggers, 0 is never", minimum=0
+    )
 
-    def __post_init__(self) -> None:
+    def __init__(self, **given: Any) -> None:
+        defaults = {spec.name: spec.default for spec in fields(self)}
+        for name in given:
+            if name not in defaults:
+                raise UsageError(f"{name}: there is no such setting{nearest(name, defaults)}")
+        preset = given.get("preset", "none")
+        # A wrong word must reach its check; a list cannot be looked up.
+        filled = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
+        for name, value in {**defaults, **filled, **given}.items():
+            object.__setattr__(self, name, value)
         check_settings(self)
         if self.temperature_start < self.temperature_end:
             raise UsageError(
@@ -136,3 +185,15 @@ class SearchSettings:
                 "temperature_schedule: 'constant' needs temperature_start = temperature_end, "
                 f"got {self.temperature_start:g} and {self.temperature_end:g}"
             )
+        if self.level == "single" and self.samples_per_step > 1:
+            raise UsageError(
+                f"samples_per_step: {self.samples_per_step} samples have no place in the joint step of "
+                "level 'single'; give 1, or level 'bilevel'"
+            )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The remedy for an unknown name: the nearest known one, else all of them."""
+    known = list(known)
+    found = difflib.get_close_matches(str(name), known, n=1)
+    return f"; did you mean {found[0]}?" if found else f"; there are {', '.join(known)}"

@@ -1,50 +1,85 @@
 """``GumbelSearch``: the search as an NNI one-shot strategy.
 
 A drop-in for NNI's ``DARTS`` and ``GumbelDARTS``: ``NasExperiment(space, evaluator,
-GumbelSearch()).run()``. It subclasses ``DARTS`` because NNI's hub asks for that class; of DARTS's own
-machinery only the pairing of a training and a validation loader is used.
+GumbelSearch()).run()``. It subclasses ``DARTS`` because NNI's hub asks for that class; how NNI runs a one-shot
+strategy is inherited, and nothing of how DARTS searches.
 """
 
 from __future__ import annotations
 
+import copy
+import logging
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
+import nni.nas.strategy  # noqa: F401  (first of all of NNI: see nni_gumbel.supernet)
 from nni.nas.evaluator.pytorch import Lightning, LightningModule
-from nni.nas.nn.pytorch import ModelSpace, MutableModule
-from nni.nas.oneshot.pytorch.strategy import DARTS
+from nni.nas.nn.pytorch import ModelSpace
+from nni.nas.oneshot.pytorch.profiler import ExpectationProfilerPenalty
+from nni.nas.oneshot.pytorch.strategy import MutationHook
+from nni.nas.space import RawFormatModelSpace
+from nni.nas.strategy import DARTS
+from torch import nn
 
 from nni_gumbel.complexity.cost import ExpectedParameters
 from nni_gumbel.errors import UsageError
+from nni_gumbel.search.arguments_of_nni import settings_of
+from nni_gumbel.search.evaluator import take_over
 from nni_gumbel.search.module import GumbelSearchModule
+from nni_gumbel.search.penalty import Penalty, build_penalty, describe_penalty
+from nni_gumbel.search.resuming import checkpoints_of, last_checkpoint
 from nni_gumbel.search.settings import SearchSettings
 from nni_gumbel.supernet.distribution import Distribution
-from nni_gumbel.supernet.inputs import MixedInput
-from nni_gumbel.supernet.layer import MixedLayer
+from nni_gumbel.supernet.mutation import relax
+from nni_gumbel.supernet.ranking import most_probable
+
+_logger = logging.getLogger(__name__)
 
 
 class GumbelSearch(DARTS):
-    """Searches a space by gradient descent on a Gumbel-softmax relaxation of its choices.
+    """Searches a space by gradient descent on a relaxation of its choices.
 
     Args:
-        mutation_hooks: hooks of one's own, run before ours; see NNI's ``OneShotStrategy``.
-        **settings: the fields of :class:`~nni_gumbel.search.settings.SearchSettings`.
+        mutation_hooks: hooks of one's own, run before ours; see NNI's ``OneShotStrategy``. The modules that they
+            return read the weights of their candidates from ``mutate_kwargs["joint_sample"]``.
+        penalty: what the structure costs, as NNI's ``DARTS`` takes it; see
+            :func:`~nni_gumbel.search.penalty.describe_penalty`. With it, ``cost_weight`` is 0 unless it is given.
+        **settings: the fields of :class:`~nni_gumbel.search.settings.SearchSettings`, and NNI's ``temperature``;
+            see :func:`~nni_gumbel.search.arguments_of_nni.settings_of`.
 
     Raises:
-        UsageError: a setting is out of range, or the space has a choice that cannot be relaxed.
+        UsageError: an argument is unknown or out of its range, or the space has a choice that cannot be relaxed.
 
     Example:
         >>> from nni.nas.experiment import NasExperiment           # doctest: +SKIP
-        >>> experiment = NasExperiment(space, evaluator, GumbelSearch(temperature_end=0.05))  # doctest: +SKIP
+        >>> experiment = NasExperiment(space, evaluator, GumbelSearch(temperature=(1.0, 0.33)))  # doctest: +SKIP
         >>> experiment.run()                                       # doctest: +SKIP
-        >>> experiment.export_top_models(formatter="dict")         # doctest: +SKIP
+        >>> experiment.export_top_models(top_k=3, formatter="dict")  # doctest: +SKIP
     """
 
-    def __init__(self, *, mutation_hooks: list | None = None, **settings: Any) -> None:
-        super().__init__(mutation_hooks=mutation_hooks)
-        self.settings = SearchSettings(**settings)
+    def __init__(
+        self,
+        *,
+        mutation_hooks: list[MutationHook] | None = None,
+        penalty: dict[str, Any] | ExpectationProfilerPenalty | None = None,
+        **settings: Any,
+    ) -> None:
+        description = describe_penalty(penalty)
+        if description is not None:
+            settings.setdefault("cost_weight", 0.0)
+        self.settings = SearchSettings(**settings_of(settings))
+        super().__init__(
+            mutation_hooks=mutation_hooks,
+            penalty=description,
+            arc_learning_rate=self.settings.arc_learning_rate,
+            gradient_clip_val=self.settings.gradient_clip_val or None,
+            log_prob_every_n_step=self.settings.log_prob_every_n_step,
+            warmup_epochs=self.settings.warmup_epochs,
+        )
         self._distribution: Distribution | None = None
         self._expected_parameters: ExpectedParameters | None = None
-        self._structure_dataloader: Any = None
+        self._penalty: Penalty | None = None
 
     @property
     def distribution(self) -> Distribution:
@@ -53,51 +88,120 @@ class GumbelSearch(DARTS):
             raise RuntimeError("the strategy has no distribution before mutate_model() or run()")
         return self._distribution
 
+    # -- before the search -----------------------------------------------------------------------
+
     def mutate_model(self, model: ModelSpace) -> ModelSpace:
-        """Turn the space into a supernet, in place, with fresh logits."""
-        self._distribution = Distribution(model)
+        """Turn the space into a supernet, in place, with fresh logits.
+
+        Raises:
+            UsageError: it is no space, it has a choice that cannot be relaxed, or the penalty does not fit it.
+        """
+        if not isinstance(model, ModelSpace):
+            raise UsageError(
+                f"space: {type(model).__name__} is no ModelSpace; let its class inherit nni.nas.nn.pytorch.ModelSpace"
+            )
+        of_the_space = model.extra_oneshot_hooks(self) if hasattr(model, "extra_oneshot_hooks") else []
+        self._distribution = relax(model, _hooks_for_us([*self.extra_mutation_hooks, *of_the_space]))
         self._expected_parameters = ExpectedParameters(model)
-        # DARTS.mutate_model would create logits of its own: its base does the rest.
-        return super(DARTS, self).mutate_model(model)
-
-    def default_mutation_hooks(self) -> list:
-        return [MixedLayer.mutate, MixedInput.mutate, _refuse_other_choices]
-
-    def run_hook(self, hook: Any, name: str, module: Any, memo: dict[str, Any]) -> Any:
-        return hook(module, name, memo, {"joint_sample": self.distribution.joint_sample})
+        if self.penalty is not None:
+            self._penalty = build_penalty(
+                self.penalty, self._distribution.variables, self._expected_parameters
+            )
+        return model
 
     def configure_oneshot_module(self, training_module: LightningModule) -> GumbelSearchModule:
         return GumbelSearchModule(
-            training_module, self.distribution, self._expected_parameters, self.settings
+            training_module, self.distribution, self._expected_parameters, self.settings, self._penalty
         )
 
     def mutate_evaluator(self, evaluator: Lightning) -> Lightning:
-        """Wrap the evaluator for the search.
+        """Wrap the evaluator for the search; see :func:`~nni_gumbel.search.evaluator.take_over`."""
+        # What is no Lightning evaluator has no module; `take_over` says so.
+        module = self.configure_oneshot_module(getattr(evaluator, "module", None))
+        return take_over(evaluator, module, self.settings)
 
-        A data module may have a ``structure_dataloader``: the validation data as the structure step
-        takes it, shuffled and in batches of the training's size. Else it takes ``val_dataloader``.
+    # -- resuming --------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """From where the search can be resumed: the checkpoints of the evaluator's ``ModelCheckpoint`` callback.
+
+        NNI saves this before the search and when it is stopped. A search that is killed cannot say which checkpoint
+        was its last; the state from before it names the folder where that one is.
         """
-        self._structure_dataloader = getattr(evaluator.datamodule, "structure_dataloader", None)
-        return super().mutate_evaluator(evaluator)
+        if self._mutated_model_space is None:
+            return {}
+        evaluator = self._mutated_model_space.evaluator
+        return checkpoints_of(evaluator.trainer, evaluator.fit_kwargs.get("ckpt_path"))
 
-    def train_dataloader(self, train_dataloader_fn: Any, val_dataloader_fn: Any) -> Any:
-        """Pairs of a training batch and a batch for the structure; the shorter loader starts again."""
-        structure_dataloader_fn = self._structure_dataloader or val_dataloader_fn
-        return super().train_dataloader(train_dataloader_fn, structure_dataloader_fn)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the next ``run`` go on at the last checkpoint that a state leads to, if there is one."""
+        if self._mutated_model_space is None:
+            raise RuntimeError("the strategy has nothing to resume before initialize()")
+        evaluator = self._mutated_model_space.evaluator
+        path = last_checkpoint(state_dict)
+        if evaluator.fit_kwargs.get("ckpt_path") is not None:
+            _logger.warning(
+                "ckpt_path is set in the evaluator already: %s", evaluator.fit_kwargs["ckpt_path"]
+            )
+        elif path is not None:
+            # Not in place: a later training with the person's evaluator does not start from this checkpoint.
+            evaluator.fit_kwargs = {**evaluator.fit_kwargs, "ckpt_path": path}
+        else:
+            _logger.warning("There is no checkpoint to resume from: the search starts anew.")
 
-    def val_dataloader(self, train_dataloader_fn: Any, val_dataloader_fn: Any) -> Any:
-        """The validation data also validates the mixture after each epoch; DARTS runs no validation."""
-        return val_dataloader_fn()
+    # -- after it --------------------------------------------------------------------------------
+
+    def list_models(self, sort: bool = True, limit: int | None = 1) -> Iterator[RawFormatModelSpace]:
+        """The most probable distinct networks, in the order of their probability.
+
+        Networks that differ in labels alone that they do not use are the same network. Each is found when it is
+        asked for, so ``limit=None`` is an iterator over the whole space.
+
+        Args:
+            sort: has no effect: the order is always that of the probability.
+            limit: how many networks.
+
+        Returns:
+            Frozen spaces: ``sample`` is the NNI sample, ``executable_model()`` the network with the weights that
+            it has in the supernet.
+        """
+        if limit is not None and limit < 1:
+            raise UsageError(f"limit: {limit} is no number of networks; give at least 1, or None for all")
+        networks = _Networks(self.supernet, self.model_space.evaluator)
+        for sample, _ in islice(most_probable(self.supernet, self.distribution), limit):
+            yield networks.freeze(sample)
 
 
-def _refuse_other_choices(
-    module: Any, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]
-) -> bool:
-    """The last hook: what still has a choice of its own would silently keep its default."""
-    if isinstance(module, MutableModule) and module.mutables:
-        labels = ", ".join(repr(label) for mutable in module.mutables for label in mutable.simplify())
-        raise UsageError(
-            f"choice {labels}: {type(module).__name__} at {name!r} cannot be relaxed yet; "
-            "express it as a LayerChoice or an InputChoice"
-        )
-    return True
+class _Networks(RawFormatModelSpace):
+    """A trained supernet, as NNI's experiments export networks from it."""
+
+    def executable_model(self) -> nn.Module:
+        """The network, with weights of its own: what NNI freezes shares those of its choices with the supernet."""
+        return copy.deepcopy(super().executable_model())
+
+
+def _hooks_for_us(hooks: list[MutationHook]) -> list[MutationHook]:
+    """Without NNI's own hooks, which build on the internals of NNI's DARTS: every module that they know has ours."""
+    ours = []
+    for hook in hooks:
+        owner = getattr(hook, "__self__", hook)
+        if getattr(owner, "__module__", "").split(".")[0] == "nni":
+            _logger.info("NNI's mutation hook of %s is left out: this search has one of its own", owner)
+        else:
+            ours.append(_explained(hook))
+    return ours
+
+
+def _explained(hook: MutationHook) -> MutationHook:
+    """The hook; where it asks for what NNI's DARTS hands out, a line says what there is instead."""
+
+    def run(module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
+        try:
+            return hook(module, name, memo, mutate_kwargs)
+        except KeyError as error:
+            raise UsageError(
+                f"mutation_hooks: a hook asks for {error} at {name!r}; hooks get no logits and no softmax here, but "
+                "mutate_kwargs['joint_sample'], whose weights(label) are the weights of the candidates"
+            ) from error
+
+    return run

@@ -94,3 +94,11 @@ def test_the_table_has_every_setting_once():
     rows = settings_table().splitlines()[2:]
     assert [row.split("`")[1] for row in rows] == list(DEFAULTS.flat())
     assert all(row.count("|") == 5 for row in rows)
+
+
+def test_a_preset_that_is_varied_fills_in_its_own_values():
+    settings = ExperimentSettings.from_flat({"preset": "gdas", "temperature_end": 0.5})
+    varied = settings.with_values({"preset": "darts", "temperature_end": 1.0})
+    assert settings.search.estimator == "straight-through-gumbel" and settings.search.temperature_end == 0.5
+    assert varied.search.estimator == "probabilities"
+    assert ExperimentSettings.from_flat(settings.flat()).search == settings.search

@@ -3,6 +3,7 @@
 import pytest
 
 from nni_gumbel.errors import UsageError
+from nni_gumbel.search.presets import PRESETS
 from nni_gumbel.search.settings import SearchSettings
 
 
@@ -18,7 +19,7 @@ def test_the_defaults_are_valid():
         ("arc_learning_rate", "1e-3", "YAML reads 1e-3 as text; write 0.001 instead"),
         ("temperature_end", -1.0, "greater than 0"),
         ("temperature_end", float("nan"), "greater than 0"),
-        ("temperature_schedule", "cubic", "one of constant, linear, exponential, cosine"),
+        ("temperature_schedule", "cubic", "one of constant, linear, exponential, cosine, target-entropy"),
         ("warmup_epochs", -1, "at least 0"),
         ("warmup_epochs", 1.5, "not a whole number"),
         ("warmup_epochs", True, "not a whole number"),
@@ -26,6 +27,15 @@ def test_the_defaults_are_valid():
         ("cost_weight", -0.1, "at least 0"),
         ("entropy_weight_end", float("inf"), "any"),
         ("gradient_clip_val", -1.0, "at least 0"),
+        ("preset", "enas", "one of none, darts, snas, gdas, reinmax"),
+        ("preset", ["darts"], "not a word"),
+        ("estimator", "hard", "one of soft, straight-through"),
+        ("level", "trilevel", "one of bilevel, single, unrolled"),
+        ("samples_per_step", 0, "at least 1"),
+        ("batches_per_step", 0, "at least 1"),
+        ("logits_weight_decay", -0.1, "at least 0"),
+        ("validation_fraction", 1.0, "at most 0.9"),
+        ("gap_every", -1, "at least 0"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(name, value, words):
@@ -44,3 +54,39 @@ def test_a_constant_schedule_needs_equal_ends():
     SearchSettings(temperature_schedule="constant", temperature_start=1.0, temperature_end=1.0)
     with pytest.raises(UsageError, match="'constant' needs"):
         SearchSettings(temperature_schedule="constant", temperature_start=2.0, temperature_end=1.0)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_one():
+    with pytest.raises(
+        UsageError, match="temperature_stat: there is no such setting; did you mean temperature_st"
+    ):
+        SearchSettings(temperature_stat=1.0)
+
+
+def test_a_preset_fills_in_what_is_not_given():
+    gdas = SearchSettings(preset="gdas")
+    assert gdas.estimator == "straight-through-gumbel"
+    assert (gdas.temperature_start, gdas.temperature_end, gdas.temperature_schedule) == (10.0, 0.1, "linear")
+    assert gdas.entropy_weight_end == 0.0 and gdas.cost_weight == SearchSettings().cost_weight
+
+
+def test_what_is_given_wins_over_a_preset_even_where_it_is_the_default():
+    given = SearchSettings(preset="gdas", temperature_start=3.0, estimator="soft", entropy_weight_end=0.1)
+    assert (given.temperature_start, given.estimator, given.entropy_weight_end) == (3.0, "soft", 0.1)
+    assert given.temperature_schedule == "linear"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_settings_made_from_all_values_of_others_are_the_same(preset):
+    settings = SearchSettings(preset=preset, warmup_epochs=2)
+    assert SearchSettings(**vars(settings)) == settings
+
+
+def test_several_samples_have_no_place_in_a_joint_step():
+    with pytest.raises(UsageError, match="samples_per_step: 2 samples have no place"):
+        SearchSettings(level="single", samples_per_step=2)
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        SearchSettings().level = "single"

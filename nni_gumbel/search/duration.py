@@ -1,0 +1,52 @@
+"""How long a search will be: its number of batches, known before the first of them."""
+
+from __future__ import annotations
+
+import math
+
+from pytorch_lightning import Trainer
+
+from nni_gumbel.errors import UsageError
+
+
+def check_duration(trainer: Trainer, warmup_epochs: int) -> None:
+    """See that the structure gets its turn.
+
+    Raises:
+        UsageError: the warm-up takes all of the training.
+    """
+    if trainer.max_epochs is not None and 0 < trainer.max_epochs <= warmup_epochs:
+        raise UsageError(
+            f"warmup_epochs: {warmup_epochs} leaves no epoch of {trainer.max_epochs} in which "
+            "the structure learns; give less, or more epochs"
+        )
+
+
+def total_batches(trainer: Trainer) -> int:
+    """The number of training batches until ``max_epochs`` or ``max_steps``, whichever comes first.
+
+    ``max_steps`` counts updates of the weights: one in ``accumulate_grad_batches`` batches, and one at the
+    end of an epoch.
+
+    Raises:
+        UsageError: the search would never end.
+    """
+    batches, together = trainer.num_training_batches, trainer.accumulate_grad_batches
+    limits = []
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        limits.append(batches * trainer.max_epochs)
+    if trainer.max_steps > 0:
+        if math.isinf(batches):
+            limits.append(trainer.max_steps * together)
+        else:
+            epochs, updates = divmod(trainer.max_steps, math.ceil(batches / together))
+            limits.append(epochs * batches + min(updates * together, batches))
+    if not limits or math.isinf(min(limits)):
+        raise UsageError("max_epochs: a search needs an end for its temperature; give the Trainer max_epochs")
+    return int(min(limits))
+
+
+def last_epoch(trainer: Trainer) -> int:
+    """The epoch in which the search ends, counted from 0, unless it is stopped early."""
+    batches = trainer.num_training_batches
+    return 0 if math.isinf(batches) else math.ceil(total_batches(trainer) / batches) - 1

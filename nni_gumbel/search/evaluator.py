@@ -1,0 +1,165 @@
+"""An evaluator made ready for a search: its module wrapped, its loaders paired.
+
+Every step needs a training batch and a batch for the structure. The latter comes from the validation data;
+where an evaluator has none, its training set is split. NNI's ``OneShotStrategy.mutate_evaluator`` does the
+pairing alone, changes the data module that it is given, and refuses an evaluator without validation data.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from nni.mutable import Mutable
+from nni.nas.evaluator.pytorch import Lightning, LightningModule
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities.combined_loader import CombinedLoader
+from pytorch_lightning.utilities.model_helpers import is_overridden
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
+
+from nni_gumbel.errors import UsageError
+from nni_gumbel.search.batches import pass_on_batch_hooks
+from nni_gumbel.search.module import GumbelSearchModule
+from nni_gumbel.search.settings import SearchSettings
+
+_logger = logging.getLogger(__name__)
+
+Loaders = Callable[[], Any]
+
+
+def take_over(
+    evaluator: Lightning,
+    wrap: Callable[[LightningModule], GumbelSearchModule] | GumbelSearchModule,
+    settings: SearchSettings,
+) -> Lightning:
+    """The evaluator of a search: the same training, of structure and weights together.
+
+    A data module may have a ``structure_dataloader``: the validation data as the structure step takes it,
+    shuffled and in batches of the training's size. Else the structure step takes ``val_dataloader``. Without
+    any validation data the training set is split, and the split is logged.
+
+    Args:
+        evaluator: a person's; left as it is, and usable for a training afterwards.
+        wrap: makes the module of the search from the evaluator's module.
+        settings: of the search.
+
+    Returns:
+        A new evaluator with the same Trainer and ``fit_kwargs``.
+
+    Raises:
+        UsageError: it is no Lightning evaluator, has choices of its own, or has no training data.
+    """
+    if not isinstance(evaluator, Lightning):
+        raise UsageError(
+            f"evaluator: {type(evaluator).__name__} is no Lightning evaluator; "
+            "give Classification, Regression or Lightning of nni.nas.evaluator.pytorch"
+        )
+    if isinstance(evaluator, Mutable) and evaluator.simplify():
+        labels = ", ".join(map(repr, evaluator.simplify()))
+        raise UsageError(f"evaluator: it has choices of its own ({labels}); give it fixed values")
+    if evaluator.datamodule is not None:
+        data = _shallow_copy(evaluator.datamodule)
+        train, validation = data.train_dataloader, None
+        if is_overridden("val_dataloader", data, LightningDataModule):
+            validation = data.val_dataloader
+        structure = getattr(data, "structure_dataloader", None)
+        pass_on_batch_hooks(evaluator.datamodule, data)
+        data.train_dataloader, data.val_dataloader = _paired(train, validation, structure, settings)
+        loaders = {"datamodule": data}
+    else:
+        if evaluator.train_dataloaders is None:
+            raise UsageError("evaluator: it has no training data; give train_dataloaders or a datamodule")
+        given = evaluator.val_dataloaders
+        validation = None if given is None else lambda: given
+        train, validation = _paired(lambda: evaluator.train_dataloaders, validation, None, settings)
+        loaders = {"train_dataloaders": train(), "val_dataloaders": validation()}
+    module = wrap if isinstance(wrap, GumbelSearchModule) else wrap(evaluator.module)
+    return Lightning(module, evaluator.trainer, fit_kwargs=evaluator.fit_kwargs, **loaders)
+
+
+def _paired(
+    train: Loaders, validation: Loaders | None, structure: Loaders | None, settings: SearchSettings
+) -> tuple[Loaders, Loaders]:
+    """The loaders of a search from those of an evaluator: of its training, and of its validation."""
+    if settings.level == "single":
+        return (lambda: _cycled(train=train())), validation or (lambda: [])
+    if structure is None and validation is None:
+        unsplit = train
+        split = cache(lambda: split_training_data(unsplit(), settings.validation_fraction))
+        train, structure, validation = (lambda part=part: split()[part] for part in range(3))
+    structure = structure or (lambda: _first(validation()))
+    return (lambda: _cycled(train=train(), val=structure())), validation or (lambda: [])
+
+
+def _cycled(**loaders: Any) -> CombinedLoader:
+    """Batches of all loaders together; a shorter loader starts again."""
+    return CombinedLoader(loaders, "max_size_cycle")
+
+
+def _first(loaders: Any) -> Any:
+    if isinstance(loaders, (list, tuple)):
+        if len(loaders) > 1:
+            _logger.info("of %d validation loaders the structure learns on the first", len(loaders))
+        return loaders[0]
+    return loaders
+
+
+def split_training_data(loader: Any, fraction: float) -> tuple[DataLoader, DataLoader, DataLoader]:
+    """Split the data of a loader at random, always in the same way.
+
+    Args:
+        loader: over a data set that has a length.
+        fraction: of the examples that become validation data, in (0, 1).
+
+    Returns:
+        Loaders like the given one: of the rest for the weights, of the validation part for the structure
+        (in the training's order or shuffled), and of that part in a fixed order for the validation.
+
+    Raises:
+        UsageError: the loader cannot be split.
+    """
+    remedy = "give the evaluator validation data (val_dataloaders)"
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        raise UsageError(f"train_dataloaders: {type(loader).__name__} cannot be split in two; {remedy}")
+    if not isinstance(loader.sampler, (RandomSampler, SequentialSampler)) or loader.batch_size is None:
+        raise UsageError(
+            f"train_dataloaders: {type(loader.sampler).__name__} chooses among all examples and cannot be "
+            f"split in two; {remedy}"
+        )
+    count = len(loader.dataset)
+    held_out = round(count * fraction)
+    if not 0 < held_out < count:
+        raise UsageError(f"train_dataloaders: {count} examples cannot be split in two; {remedy}")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
+    _logger.info(
+        "the evaluator has no validation data: %d of its %d training examples become validation data "
+        "(validation_fraction: %g), the weights are trained on the other %d",
+        held_out, count, fraction, count - held_out,
+    )  # fmt: skip
+    shuffled = isinstance(loader.sampler, RandomSampler)
+    validation, training = sorted(order[:held_out]), sorted(order[held_out:])
+    return (
+        _loader_like(loader, training, shuffled, loader.drop_last),
+        _loader_like(loader, validation, shuffled, loader.drop_last and held_out >= loader.batch_size),
+        _loader_like(loader, validation, False, False),
+    )
+
+
+def _loader_like(loader: DataLoader, indices: list[int], shuffle: bool, drop_last: bool) -> DataLoader:
+    return DataLoader(
+        Subset(loader.dataset, indices), loader.batch_size, shuffle=shuffle, drop_last=drop_last,
+        num_workers=loader.num_workers, collate_fn=loader.collate_fn, pin_memory=loader.pin_memory,
+        timeout=loader.timeout, worker_init_fn=loader.worker_init_fn, generator=loader.generator,
+        multiprocessing_context=loader.multiprocessing_context, prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
+    )  # fmt: skip
+
+
+def _shallow_copy(data: LightningDataModule) -> LightningDataModule:
+    """The same data module, whose loaders can be replaced without the person's own changing."""
+    twin = object.__new__(type(data))
+    twin.__dict__.update(vars(data))
+    return twin

@@ -1,0 +1,44 @@
+"""Under which names an evaluator's own numbers are logged, so that those of different steps do not mix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pytorch_lightning import LightningModule
+
+Log = Callable[..., None]
+
+
+@contextmanager
+def logging_with(module: LightningModule, change: Callable[[Log], Log]) -> Iterator[None]:
+    """Replace a module's ``log`` (and so its ``log_dict``) by a changed one.
+
+    A torchmetrics object that is logged itself still accumulates over all steps: it is one object.
+    """
+    plain: Log = module.log
+    module.log = change(plain)
+    try:
+        yield
+    finally:
+        module.log = plain
+
+
+def unchanged(log: Log) -> Log:
+    """Log as the evaluator says."""
+    return log
+
+
+def under_structure(log: Log) -> Log:
+    """Log under ``structure/``, and not in the progress bar."""
+
+    def renamed(name: str, value: Any, prog_bar: bool = False, *args: Any, **kwargs: Any) -> None:
+        log("structure/" + name, value, False, *args, **kwargs)
+
+    return renamed
+
+
+def mute(log: Log) -> Log:
+    """Log nothing."""
+    return lambda *args, **kwargs: None

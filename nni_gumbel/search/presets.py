@@ -1,0 +1,32 @@
+"""Known methods of the field as settings of this one, so that they can be compared with one word changed.
+
+A preset sets what *defines* its method: how a sample is drawn and how its temperature runs, without the
+entropy term that is ours. What any method needs - learning rates, epochs, the weight of the cost -
+stays as it is, so that two presets differ in their method alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_NO_ENTROPY_TERM = {"entropy_weight_start": 0.0, "entropy_weight_end": 0.0}
+_TEMPERATURE_ONE = {"temperature_start": 1.0, "temperature_end": 1.0, "temperature_schedule": "constant"}
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "none": {},
+    # arXiv 1806.09055, equation 2: the softmax itself, no noise. Its temperature is 1.
+    "darts": {"estimator": "probabilities", **_TEMPERATURE_ONE, **_NO_ENTROPY_TERM},
+    # arXiv 1812.09926: Gumbel-softmax. The paper gives no temperatures: these are those of NNI's GumbelDARTS.
+    "snas": {
+        "estimator": "soft", "temperature_start": 1.0, "temperature_end": 0.33,
+        "temperature_schedule": "exponential", **_NO_ENTROPY_TERM,
+    },
+    # arXiv 1910.04465: one sampled path; the temperatures of its code.
+    "gdas": {
+        "estimator": "straight-through-gumbel", "temperature_start": 10.0, "temperature_end": 0.1,
+        "temperature_schedule": "linear", **_NO_ENTROPY_TERM,
+    },
+    # arXiv 2304.08612: second-order accurate at temperature 1.
+    "reinmax": {"estimator": "reinmax", **_TEMPERATURE_ONE, **_NO_ENTROPY_TERM},
+}  # fmt: skip

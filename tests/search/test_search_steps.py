@@ -1,0 +1,321 @@
+"""What a search does in its steps: levels, estimators, presets, warm-up, several samples and batches."""
+
+import dataclasses
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from small_searches import Minimal, evaluator, loader, search
+from torch import nn
+
+from nni_gumbel.errors import UsageError
+from nni_gumbel.relaxation.estimators import ESTIMATORS
+from nni_gumbel.search.settings import ESTIMATORS as WORDS
+from nni_gumbel.search.settings import SearchSettings
+from nni_gumbel.supernet.distribution import Distribution
+
+
+class Factor(nn.Module):
+    """Multiplies by a weight: the smallest thing that can be trained."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(value))
+
+    def forward(self, x):
+        return x.sum(1, keepdim=True) * self.weight
+
+
+class Factors(ModelSpace):
+    """Output = sum_k z_k w_k times the input, so every gradient is known in closed form."""
+
+    def __init__(self, values=(0.5, 2.0)):
+        super().__init__()
+        self.factor = LayerChoice([Factor(value) for value in values], label="factor")
+
+    def forward(self, x):
+        return self.factor(x)
+
+
+class Gradients(pl.Callback):
+    """The logits before and after each batch, from which the gradient that SGD of rate 1 used is read."""
+
+    def __init__(self):
+        self.logits = []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.logits.append(module.distribution.logits["factor"].detach().clone())
+
+
+@pytest.fixture
+def plain_sgd(monkeypatch):
+    """Logits that move along their gradient itself."""
+    from nni_gumbel.search.module import GumbelSearchModule
+
+    def configure(self):
+        return torch.optim.SGD(list(self.distribution.logits.values()), lr=1.0)
+
+    monkeypatch.setattr(GumbelSearchModule, "configure_architecture_optimizers", configure)
+
+
+def logits_after(batches=1, module=None, space=Factors, trainer=None, val=None, **settings):
+    """The logits after each batch of noise-free steps with ordered data, nothing but the loss in the objective."""
+    gradients = Gradients()
+    given = evaluator(
+        module, train=loader(shuffle=False), val=val or loader(seed=1, shuffle=False), max_epochs=1,
+        limit_train_batches=batches, callbacks=[gradients], **(trainer or {}),
+    )  # fmt: skip
+    plain = {"preset": "darts", "cost_weight": 0.0, "gradient_clip_val": 0.0}
+    search(given, space, **{**plain, **settings})
+    return gradients.logits
+
+
+def half_precision():
+    """fp16 on a CPU, which Lightning offers only as a plugin."""
+    return {"plugins": [pl.plugins.MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", 256.0))]}
+
+
+def moment(seed, batch=0):
+    """Mean over a batch of the squared sum of the inputs: the loss is this times (sum_k z_k w_k - 1)^2."""
+    return loader(seed=seed).dataset.tensors[1][8 * batch : 8 * batch + 8].square().mean()
+
+
+def gradient_of(function, alpha):
+    alpha = alpha.clone().requires_grad_()
+    return torch.autograd.grad(function(torch.softmax(alpha, 0)), alpha)[0]
+
+
+W = torch.tensor([0.5, 2.0])
+
+
+def test_the_structure_step_follows_the_validation_loss(plain_sgd):
+    expected = -gradient_of(lambda z: moment(seed=1) * (z @ W - 1) ** 2, torch.zeros(2))
+    assert torch.allclose(logits_after()[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("trainer", [{}, {"accumulate_grad_batches": 3}, half_precision])
+def test_the_joint_step_follows_the_training_loss(plain_sgd, trainer):
+    expected = -gradient_of(lambda z: moment(seed=0) * (z @ W - 1) ** 2, torch.zeros(2))
+    (after,) = logits_after(level="single", trainer=trainer() if callable(trainer) else trainer)
+    # fp16 keeps three digits.
+    assert torch.allclose(after, expected, rtol=1e-2 if callable(trainer) else 1e-5)
+
+
+def test_a_penalty_counts_in_the_joint_step_as_in_the_structure_step(plain_sgd):
+    penalty = {"profiler": "params", "baseline": 1.0, "scale": 0.5, "aggregate": "mul"}
+    bilevel, single = (
+        logits_after(level=level, space=Biased, penalty=penalty, val=loader(shuffle=False))[0]
+        for level in ("bilevel", "single")
+    )
+    assert torch.allclose(bilevel, single, rtol=1e-5)
+
+
+def test_cost_and_entropy_count_in_the_joint_step_as_in_the_structure_step(plain_sgd):
+    terms = {"cost_weight": 2.0, "entropy_weight_start": 0.7, "entropy_weight_end": 0.7}
+    bilevel, single = (
+        logits_after(level=level, module=Silent(), space=Biased, **terms)[0]
+        for level in ("bilevel", "single")
+    )
+    assert torch.allclose(bilevel, single, atol=1e-6) and bilevel.abs().max() > 0.1
+
+
+class Biased(Factors):
+    """The second candidate has more parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor[1].unused = nn.Parameter(torch.zeros(9))
+
+
+class Silent(Minimal):
+    """A loss that does not depend on the structure."""
+
+    def training_step(self, batch, batch_idx):
+        return sum((p**2).sum() for p in self.parameters())
+
+
+def test_the_unrolled_step_follows_the_loss_after_a_step_of_the_weights(plain_sgd):
+    rate = 0.1
+
+    def loss_ahead(z):
+        ahead = W - rate * 2 * moment(seed=0) * (z @ W - 1) * z
+        return moment(seed=1) * (z @ ahead - 1) ** 2
+
+    optimizer = Minimal(lambda parameters: torch.optim.SGD(parameters, lr=rate))
+    moved = logits_after(level="unrolled", module=optimizer)[0]
+    # float32, and a central difference whose radius is 0.01.
+    assert torch.allclose(moved, -gradient_of(loss_ahead, torch.zeros(2)), rtol=1e-2)
+
+
+def test_several_batches_are_averaged_into_one_step(plain_sgd):
+    frozen = Minimal(lambda parameters: torch.optim.SGD(parameters, lr=0.0))
+    after = logits_after(batches=3, module=frozen, batches_per_step=2)
+    mean = (moment(seed=1) + moment(seed=1, batch=1)) / 2
+    expected = -gradient_of(lambda z: mean * (z @ W - 1) ** 2, torch.zeros(2))
+    assert torch.equal(after[0], torch.zeros(2)) and torch.allclose(after[1], expected, atol=1e-6)
+    # The epoch's last batch is a step of its own.
+    assert not torch.equal(after[2], after[1])
+
+
+def test_several_samples_are_averaged_into_one_step(plain_sgd, monkeypatch):
+    drawn, sample = [], Distribution.sample
+
+    def recorded(self, *args):
+        sample(self, *args)
+        if torch.is_grad_enabled():
+            drawn.append(self.joint_sample.weights("factor").detach())
+
+    monkeypatch.setattr(Distribution, "sample", recorded)
+    (after,) = logits_after(preset="none", samples_per_step=3, temperature_end=0.5, entropy_weight_end=0.0)
+    assert len(drawn) == 3 and not torch.equal(drawn[0], drawn[1])
+    # z = softmax((theta + noise) / tau), so dz/dtheta = (diag(z) - z z^T) / tau.
+    gradients = [
+        (torch.diag(z) - torch.outer(z, z)) / 0.5 @ (moment(seed=1) * 2 * (z @ W - 1) * W) for z in drawn
+    ]
+    assert torch.allclose(after, -torch.stack(gradients).mean(0), atol=1e-5)
+
+
+def test_the_logits_gradient_is_limited_and_their_weight_decays():
+    free, limited = (logits_after(logits_clip_val=clip, arc_learning_rate=0.1)[0] for clip in (0.0, 1e-12))
+    # Adam divides by the gradient's size, unless that is below its epsilon.
+    assert free.abs().max() > 0.05 and limited.abs().max() < 1e-3
+    decayed = search(evaluator(max_epochs=1), Factors, logits_weight_decay=0.5)
+    assert decayed.trainer.optimizers[1].param_groups[0]["weight_decay"] == 0.5
+
+
+# -- warm-up ----------------------------------------------------------------------------------
+
+
+class Draws(pl.Callback):
+    """How the candidates of every weight step were weighted."""
+
+    def __init__(self):
+        self.weights = []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.weights.append(module.distribution.joint_sample.weights("factor").clone())
+
+
+def test_during_the_warm_up_candidates_are_equally_likely_and_the_logits_rest():
+    draws = Draws()
+    given = evaluator(train=loader(count=320), max_epochs=2, callbacks=[draws])
+    given.trainer.callbacks.append(SetLogits(torch.tensor([5.0, -5.0])))
+    search(given, Factors, estimator="straight-through", warmup_epochs=1, arc_learning_rate=1e-6)
+    first, second = torch.stack(draws.weights).split(40)
+    # 40 fair coins: 20 +- 3; of 40 draws at logits +-5 none is expected to take the other candidate.
+    assert abs(float(first[:, 0].sum()) - 20) < 12 and float(second[:, 0].sum()) >= 39
+
+
+class SetLogits(pl.Callback):
+    """Decided logits before the search, which a warm-up must not follow."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def on_train_start(self, trainer, module):
+        module.distribution.logits["factor"].data.copy_(self.value)
+
+    def on_train_epoch_end(self, trainer, module):
+        if trainer.current_epoch == 0:
+            assert torch.equal(module.distribution.logits["factor"].detach(), self.value)
+
+
+# -- estimators and presets ---------------------------------------------------------------------
+
+
+def test_every_estimator_can_be_chosen_by_its_word():
+    assert {*ESTIMATORS, "probabilities"} == set(WORDS)
+
+
+@pytest.mark.parametrize("preset", ["darts", "snas", "gdas", "reinmax"])
+def test_a_preset_makes_the_known_method(preset, monkeypatch):
+    drawn = []
+    for name in ("sample", "use_probabilities"):
+        method = getattr(Distribution, name)
+
+        def spy(self, *args, method=method, name=name):
+            if torch.is_grad_enabled():
+                drawn.append((name, *args))
+            return method(self, *args)
+
+        monkeypatch.setattr(Distribution, name, spy)
+    draws = Draws()
+    search(evaluator(max_epochs=1, callbacks=[draws]), Factors, preset=preset)
+    first, last, weights = drawn[0], drawn[-1], torch.stack(draws.weights)
+    is_path = bool((weights.max(-1).values == 1).all())
+    if preset == "darts":
+        assert first == ("use_probabilities",) and not is_path
+    if preset == "snas":
+        assert first == ("sample", 1.0, "soft") and last[1] == 0.33 and not is_path
+    if preset == "gdas":
+        assert first == ("sample", 10.0, "straight-through-gumbel") and last[1] == 0.1 and is_path
+    if preset == "reinmax":
+        assert first == ("sample", 1.0, "reinmax") and last[1] == 1.0 and is_path
+
+
+def test_a_search_follows_a_target_entropy_to_its_end():
+    class Temperatures(pl.Callback):
+        seen = []
+
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            self.seen.append(module.temperature)
+
+    search(
+        evaluator(callbacks=[Temperatures()]), Factors, temperature_schedule="target-entropy",
+        arc_learning_rate=1e-6,
+    )  # fmt: skip
+    seen = Temperatures.seen
+    assert seen[0] == 3.0 and seen[-1] == 0.1 and seen == sorted(seen, reverse=True)
+
+
+def test_an_estimator_that_is_not_derived_for_a_choice_is_refused_before_the_search():
+    from nni.nas.nn.pytorch import InputChoice
+
+    class Subset(Factors):
+        def __init__(self):
+            super().__init__()
+            self.inputs = InputChoice(3, n_chosen=2, label="inputs")
+
+        def forward(self, x):
+            return self.factor(self.inputs([x, x, x]))
+
+    with pytest.raises(UsageError, match="estimator: 'reinmax' .* choice 'inputs'"):
+        search(space=Subset, estimator="reinmax")
+    search(evaluator(max_epochs=1, limit_train_batches=1), Subset, preset="darts")
+
+
+def test_what_is_reported_is_a_function_of_the_logits_alone():
+    module = search(evaluator(max_epochs=1), Factors)
+    first = module.structure_summary(), module.export(), module.export_probs()
+    for _ in range(3):
+        module.distribution.sample(1.0)
+        assert (module.structure_summary(), module.export(), module.export_probs()) == first
+
+
+class Records(pl.loggers.Logger):
+    name, version = "records", 0
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        if any(name.startswith("prob/") for name in metrics):
+            self.seen.append(metrics)
+
+
+@pytest.mark.parametrize(("every", "count"), [(1, 4), (3, 2), (0, 0)])
+def test_probabilities_are_logged_as_often_as_the_settings_say(every, count):
+    records = Records()
+    search(evaluator(max_epochs=1, logger=records), Factors, log_prob_every_n_step=every)
+    assert len(records.seen) == count
+    assert all(set(metrics) == {"prob/factor/0", "prob/factor/1"} for metrics in records.seen)
+
+
+def test_the_defaults_are_those_of_the_main_job():
+    changed = dataclasses.asdict(SearchSettings())
+    assert changed["estimator"] == "soft" and changed["level"] == "bilevel" and changed["preset"] == "none"

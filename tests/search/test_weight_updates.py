@@ -1,0 +1,149 @@
+"""The weights are updated as Lightning's automatic optimisation updates them, with all of the Trainer's options."""
+
+import copy
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from small_searches import QUIET, Minimal, OneCandidate, evaluator, loader, search
+from torch import nn
+
+from nni_gumbel.errors import UsageError
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=1e-3)
+
+
+def adam(parameters):
+    return torch.optim.Adam(parameters, lr=0.02)
+
+
+def step_wise(parameters):
+    optimizer = sgd(parameters)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def every_second_step(parameters):
+    optimizer = adam(parameters)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": schedule, "interval": "step", "frequency": 2},
+    }
+
+
+def epoch_wise(parameters):
+    optimizer = adam(parameters)
+    return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.3)]
+
+
+def trained_plainly(optimizer, trainer):
+    """The same network under Lightning alone, on the same batches in the same order."""
+    pl.seed_everything(0, verbose=False)
+    module = Minimal(optimizer)
+    module.set_model(OneCandidate().freeze({"only": 0}))
+    pl.Trainer(**{**QUIET, "max_epochs": 3, **trainer}).fit(module, ordered())
+    return list(module.parameters())
+
+
+def searched(optimizer, trainer, **settings):
+    given = evaluator(Minimal(optimizer), train=ordered(), **{"max_epochs": 3, **trainer})
+    return search(given, OneCandidate, gradient_clip_val=0.0, **settings)
+
+
+def ordered():
+    """Five batches, the last of them smaller."""
+    return loader(count=36, shuffle=False)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "trainer"),
+    [
+        (sgd, {}),
+        (sgd, {"accumulate_grad_batches": 2}),
+        (adam, {"accumulate_grad_batches": 3, "gradient_clip_val": 0.5}),
+        (sgd, {"gradient_clip_val": 0.05, "gradient_clip_algorithm": "value"}),
+        (adam, {"gradient_clip_algorithm": "value"}),
+        (step_wise, {"accumulate_grad_batches": 2, "gradient_clip_val": 1.0}),
+        (every_second_step, {}),
+        (epoch_wise, {"limit_train_batches": 3, "accumulate_grad_batches": 2}),
+        (step_wise, {"accumulate_grad_batches": 2, "max_steps": 4}),
+    ],
+)
+def test_a_space_with_one_candidate_is_trained_as_lightning_trains_it(optimizer, trainer):
+    module = searched(optimizer, trainer)
+    for ours, plain in zip(module.training_module.parameters(), trained_plainly(optimizer, trainer)):
+        assert torch.allclose(ours, plain, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("level", ["single", "unrolled"])
+def test_it_is_so_at_the_other_levels_too(level):
+    trainer = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.5}
+    module = searched(adam, trainer, level=level)
+    for ours, plain in zip(module.training_module.parameters(), trained_plainly(adam, trainer)):
+        assert torch.allclose(ours, plain, rtol=0, atol=1e-6)
+
+
+def test_steps_are_counted_as_lightning_counts_them():
+    module = searched(sgd, {"accumulate_grad_batches": 2, "max_epochs": 2})
+    assert module.trainer.global_step == 6 and module.trainer.estimated_stepping_batches == 6
+
+
+def test_the_trainer_has_its_own_options_after_a_search():
+    given = evaluator(
+        accumulate_grad_batches=2, gradient_clip_val=0.5, gradient_clip_algorithm="value", max_epochs=1
+    )
+    search(given)
+    assert (given.trainer.accumulate_grad_batches, given.trainer.gradient_clip_val) == (2, 0.5)
+
+
+@pytest.mark.parametrize("trainer", [{}, {"gradient_clip_val": 1e-3}])
+def test_the_trainers_limit_on_gradients_wins_over_that_of_the_search(trainer):
+    norms = []
+
+    class Norms(Minimal):
+        def configure_gradient_clipping(self, optimizer, *args, **kwargs):
+            super().configure_gradient_clipping(optimizer, *args, **kwargs)
+            flat = torch.cat([p.grad.flatten() for group in optimizer.param_groups for p in group["params"]])
+            norms.append(float(flat.norm()))
+
+    search(evaluator(Norms(), max_epochs=1, **trainer), OneCandidate, gradient_clip_val=0.1)
+    assert norms == pytest.approx([trainer.get("gradient_clip_val", 0.1)] * 4, rel=1e-3)
+
+
+def test_several_optimisers_of_the_weights_are_refused():
+    class Two(Minimal):
+        def configure_optimizers(self):
+            return [torch.optim.SGD(self.parameters(), lr=0.1) for _ in range(2)]
+
+    with pytest.raises(UsageError, match="configure_optimizers: it gives 2 optimisers"):
+        search(evaluator(Two()))
+
+
+def test_a_module_that_updates_its_weights_by_itself_is_refused():
+    manual = Minimal()
+    manual.automatic_optimization = False
+    with pytest.raises(UsageError, match="automatic_optimization: "):
+        search(evaluator(manual))
+
+
+class ThreeCandidates(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        self.layer = LayerChoice([nn.Linear(4, 1) for _ in range(3)], label="layer")
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(("estimator", "trained"), [("soft", 3), ("probabilities", 3), ("gumbel-rao", 1)])
+def test_the_weight_step_trains_the_candidates_that_its_sample_contains(estimator, trained):
+    space = ThreeCandidates()
+    before = copy.deepcopy(space.state_dict())
+    one_step = evaluator(max_epochs=1, limit_train_batches=1)
+    after = search(one_step, space, estimator=estimator).model.state_dict()
+    changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
+    assert len(changed) == trained
