@@ -1,5 +1,6 @@
 """The examples are complete and run; the experiments in YAML have nothing that the doctor would mend."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -37,11 +38,42 @@ def test_the_mnist_space_is_plain_nni_syntax():
     assert "nni_gumbel" not in (ROOT / "search_spaces" / "mnist.py").read_text()
 
 
+def test_the_loop_of_ones_own_finds_a_network(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["own_loop.py", "--steps", "40"])
+    runpy.run_path(str(ROOT / "examples" / "own_loop.py"), run_name="__main__")
+    found = dict(
+        line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")
+    )
+    assert set(found) == {"norm", "first_activation", "second_activation", "shortcut"}
+
+
+def test_the_tutorials_say_what_differs_from_nnis():
+    for name in ("hello_nas", "darts"):
+        text = (ROOT / "examples" / f"{name}.py").read_text().split('"""')[1]
+        assert f"https://nni.readthedocs.io/en/v3.0/tutorials/{name}.html" in text
+        assert all(f"* {change}: " in text for change in ("import", "data", "sizes"))
+
+
+def test_the_space_of_hello_nas_is_the_tutorials():
+    space = runpy.run_path(str(ROOT / "examples" / "hello_nas.py"))["HelloSpace"]()
+    candidates = {label: list(variable.values) for label, variable in space.simplify().items()}
+    assert candidates == {"conv2": [0, 1], "dropout": [0.25, 0.5, 0.75], "feature": [64, 128, 256]}
+    assert space(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
 @pytest.mark.slow
-def test_the_python_example_runs(tmp_path):
-    example = ROOT / "examples" / "python_api.py"
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("python_api", ("the most probable network:", "layer1_operation")),
+        ("hello_nas", ("'conv2': ", "'dropout': ", "'feature': ")),
+        ("darts", ("normal/op_2_0", "reduce/input_5_1", "validation accuracy")),
+    ],
+)
+def test_an_example_runs(name, words, tmp_path):
+    example = ROOT / "examples" / f"{name}.py"
     run = subprocess.run(
         [sys.executable, example, "--epochs", "1"], capture_output=True, text=True, cwd=tmp_path
     )
     assert run.returncode == 0, run.stderr
-    assert "the most probable network:" in run.stdout and "layer1_operation" in run.stdout
+    assert all(word in run.stdout for word in words)
