@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 # Helpers of the tests are importable by their file name, the example spaces by their folder.
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from real_experiments import SMALL, Experiment, fill_folder, free_port, new_environment
+
+# What fails once fails always, for whoever runs it.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 # The tests' networks are tiny: more threads than one only wait for each other.
 torch.set_num_threads(1)

@@ -5,6 +5,8 @@ network, none included, depends on the choices above it (the candidates that lea
 ``Repeat``) and on those of its own shape (widths, kernels). It is tabulated over the labels that it
 depends on, and the table is contracted with their probabilities: labels are independent. A tensor that
 can be reached in several ways (tied weights) is there if any of them is: the largest of its tables.
+One count is an upper bound: the layers after a cell with loose ends of NNI's hub, which are narrower in
+the frozen network (:mod:`nni_gumbel.supernet.hub`), count with their whole width.
 """
 
 from __future__ import annotations

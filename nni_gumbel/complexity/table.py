@@ -83,7 +83,8 @@ class ExpectedSum:
         total = torch.zeros((), dtype=torch.float64, device=first.device)
         for labels, table in self._tables.items():
             if table.device != first.device:
-                table = self._tables[labels] = table.to(first.device)
+                with torch.inference_mode(False):  # autograd would refuse a kept tensor that was made in it
+                    table = self._tables[labels] = table.to(first.device)
             for label in labels:
                 # Not a matrix product, which autocast would lower to half precision.
                 probability = probabilities[label].double()

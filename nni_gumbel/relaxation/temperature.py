@@ -59,7 +59,8 @@ def temperature_at(
         choices: every choice's law and its logits; only ``target-entropy`` looks at them.
 
     Returns:
-        The temperature, exactly ``start`` and ``end`` at the two ends, between them otherwise.
+        The temperature; but for ``constant`` exactly ``start`` and ``end`` at the two ends, between them
+        otherwise.
 
     Raises:
         UsageError: the schedule is unknown.

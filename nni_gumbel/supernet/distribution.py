@@ -85,6 +85,8 @@ class JointSample:
 class Distribution(nn.Module):
     """One independent random variable per label of a space.
 
+    Copies of a distribution and of its supernet share the joint sample: a draw from one is a draw for all.
+
     Args:
         space: an NNI model space, not yet mutated.
 

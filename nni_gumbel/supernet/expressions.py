@@ -50,7 +50,7 @@ class Tabulated:
         >>> table = Tabulated({"width": nni.choice("c", [8, 16]) * 2, "bias": True})
         >>> table.labels, table.values
         (('c',), [{'width': 16, 'bias': True}, {'width': 32, 'bias': True}])
-        >>> table.at({"c": 16})
+        >>> table.distinct[table.position({"c": 16})]
         {'width': 32, 'bias': True}
     """
 
@@ -75,7 +75,7 @@ class Tabulated:
         for place, (combination, *entries) in enumerate(
             zip(itertools.product(*candidates.values()), *columns)
         ):
-            key = tuple(map(comparable, entries))
+            key = tuple(map(_comparable, entries))
             if key not in positions:
                 positions[key] = len(self.distinct)
                 self.distinct.append(dict(zip(expressions, entries)))
@@ -85,23 +85,19 @@ class Tabulated:
         self._latest: tuple[Any, list[int], Tensor | None] = (None, [], None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tabulated:
-        return self  # nothing in it changes
+        return self  # nothing in it changes but what is kept from the latest step
 
     @property
     def values(self) -> list[dict[str, Any]]:
         """The values of every combination, in row-major order of the product of the candidates."""
         return [self.distinct[k] for k in self.index.ravel()]
 
-    def at(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """The values at an NNI sample.
+    def position(self, sample: Mapping[str, Any]) -> int:
+        """Where the values at an NNI sample stand in ``distinct``.
 
         Raises:
             UsageError: the sample lacks a label, or names a candidate that is not there.
         """
-        return self.distinct[self.position(sample)]
-
-    def position(self, sample: Mapping[str, Any]) -> int:
-        """Where the values at an NNI sample stand in ``distinct``; raises like :meth:`at`."""
         for label, candidates in self._candidates.items():
             if label not in sample or sample[label] not in candidates:
                 given = repr(sample[label]) if label in sample else "nothing"
@@ -139,6 +135,7 @@ class Tabulated:
             joint = joint.new_zeros(len(positions)).index_add(0, place, joint)
         return positions, joint
 
+    @torch.inference_mode(False)  # autograd would refuse a kept tensor that was made in inference mode
     def _places(self, chosen: list[list[int]], device: torch.device) -> tuple[list[int], Tensor | None]:
         """The positions that combinations of candidates lead to, and which of them each leads to."""
         key = ([*map(list, chosen)], device)
@@ -194,12 +191,12 @@ class Tabulated:
             ) from error
 
 
-def comparable(value: Any) -> Any:
+def _comparable(value: Any) -> Any:
     """A hashable stand-in for a value: equal for equal numbers, and for equal values of one type."""
     if isinstance(value, (list, tuple)):
-        return type(value), *map(comparable, value)
+        return type(value), *map(_comparable, value)
     if isinstance(value, Mapping):
-        return type(value), *((key, comparable(entry)) for key, entry in value.items())
+        return type(value), *((key, _comparable(entry)) for key, entry in value.items())
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return "number", value
     try:

@@ -19,12 +19,12 @@ def mixture(
 
     Args:
         outputs: one per candidate: tensors of one shape, or tuples, lists or dicts of such, entry by entry;
-            an entry may be ``None`` in all of them.
+            an entry may be ``None`` in all of them, or a number.
         weights: scalars, one per candidate.
         describe: puts the outputs' shapes into the words of an error.
 
     Returns:
-        What the outputs are, in their dtype.
+        What the outputs are, in their dtype; whole numbers of several candidates become floats.
 
     Raises:
         UsageError: the shapes differ.
@@ -46,7 +46,7 @@ def unchanged(inputs: Any, owner: str) -> Iterator[None]:
     Raises:
         UsageError: a tensor has been written to.
     """
-    # Tensors of torch's inference mode count no writes; the training has seen the same candidates before.
+    # Tensors of torch's inference mode count no writes; a step of training finds the candidate all the same.
     tensors = [t for t in tree_leaves(inputs) if isinstance(t, Tensor) and not t.is_inference()]
     versions = [tensor._version for tensor in tensors]
     yield
@@ -64,11 +64,24 @@ def _weighted_sum(outputs: Sequence[Any], weights: Sequence[Tensor]) -> Any:
     if isinstance(first, dict):
         return {key: _weighted_sum([output[key] for output in outputs], weights) for key in first}
     if isinstance(first, (tuple, list)):
-        return type(first)(_weighted_sum(entries, weights) for entries in zip(*outputs))
-    total = first * weights[0].to(first.dtype)
+        entries = [_weighted_sum(entry, weights) for entry in zip(*outputs)]
+        # A named tuple takes its entries one by one.
+        return type(first)(*entries) if hasattr(first, "_fields") else type(first)(entries)
+    if len(outputs) == 1 and not _is_float(first):
+        return first
+    total = _scaled(first, weights[0])
     for output, weight in zip(outputs[1:], weights[1:]):
-        total = total + output * weight.to(output.dtype)
+        total = total + _scaled(output, weight)
     return total
+
+
+def _scaled(output: Any, weight: Tensor) -> Tensor:
+    # In whole numbers a weight below 1 would be 0.
+    return output * (weight.to(output.dtype) if _is_float(output) else weight)
+
+
+def _is_float(output: Any) -> bool:
+    return isinstance(output, Tensor) and (output.is_floating_point() or output.is_complex())
 
 
 def _shape(output: Any) -> Any:
@@ -78,4 +91,4 @@ def _shape(output: Any) -> Any:
         return {key: _shape(entry) for key, entry in output.items()}
     if isinstance(output, (tuple, list)):
         return tuple(_shape(entry) for entry in output)
-    return tuple(output.shape)
+    return tuple(output.shape) if isinstance(output, Tensor) else ()

@@ -27,6 +27,8 @@ class Survival:
         centred: per dimension whether the parts are its centre, not its beginning.
     """
 
+    # Its tensors serve all steps; those made in inference mode, if the first one is, autograd would refuse.
+    @torch.inference_mode(False)
     def __init__(self, shapes: Sequence[Shape | None], full: Shape, centred: Sequence[bool]) -> None:
         self._full = full
         self._centred = tuple(centred)
@@ -69,6 +71,7 @@ class Survival:
                 table = table.index_select(dim, self._ranks[dim][start : start + shape[dim]])
         return table
 
+    @torch.inference_mode(False)
     def _move(self, device: torch.device) -> None:
         if self._cells.device != device:
             self._cells = self._cells.to(device)

@@ -72,7 +72,7 @@ class Variants:
                 self.full[key] = tuple(map(max, shape, self.full.get(key, shape)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Variants:
-        return self  # nothing in it changes
+        return self  # nothing in it changes but what is made on demand
 
     def describe(self, k: int) -> str:
         """The arguments of variant ``k`` that depend on choices, in words."""

@@ -308,6 +308,18 @@ def test_under_autocast_parameters_stay_as_they_are_and_outputs_follow():
         assert all(parameter.dtype == torch.float32 for parameter in supernet.parameters())
 
 
+def test_a_supernet_whose_first_pass_was_in_inference_mode_can_be_trained():
+    # Two combinations make a width of 4, so that positions and sizes are both kept for later passes.
+    supernet, distribution = supernet_of(
+        lambda: MutableLinear(6, nni.choice("width", [2, 4]) * nni.choice("factor", [1, 2]), bias=False)
+    )
+    with torch.inference_mode():
+        supernet(randn(2, 6))
+    distribution.sample(1.0)
+    supernet(randn(2, 6)).square().sum().backward()
+    assert all((logits.grad != 0).all() for logits in distribution.logits.values())
+
+
 def test_a_supernet_of_a_space_in_float64_is_in_float64():
     space = Space(conv_net).double()
     relax(space)

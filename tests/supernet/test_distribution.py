@@ -127,7 +127,7 @@ def test_subsets_of_inputs_are_nni_samples_too(n_chosen):
 
 
 @given(plan=plans)
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 def test_probabilities_are_those_of_the_enumerated_networks(plan):
     space = GeneratedSpace(plan)
     samples = samples_of(space, limit=200)

@@ -4,6 +4,8 @@ The reference is a second, never mutated instance of the space, frozen by NNI's 
 supernet's weights. Every primitive has a planted bug that the comparison must find.
 """
 
+import collections
+
 import nni
 import pytest
 import torch
@@ -20,7 +22,7 @@ from nni_gumbel.supernet.mixture import mixture
 from nni_gumbel.supernet.mutation import relax
 from nni_gumbel.testing import assert_supernet_equals_frozen, random_samples
 
-SOME = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+SOME = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 
 
 def assert_equal_at_all_or_many_samples(plan, many):
@@ -59,7 +61,7 @@ def test_weights_survive_the_freezing_of_a_supernet(plan):
 @settings(SOME, max_examples=15)
 def test_the_used_part_of_a_sample_freezes_to_the_same_network(plan):
     space = GeneratedSpace(plan)
-    for sample in random_samples(space, 4):
+    for sample in random_samples(space, 2):
         used = used_part(space, sample)
         assert str(space.freeze(used)) == str(space.freeze(sample))
 
@@ -102,6 +104,20 @@ def test_a_mixture_of_tuples_is_taken_entry_by_entry():
     first, (second, nothing) = mixture(outputs, [torch.tensor(0.25), torch.tensor(0.75)])
     assert torch.equal(first, torch.full((2,), 0.25)) and torch.equal(second, torch.tensor([0.75]))
     assert nothing is None
+
+
+def test_a_mixture_of_named_tuples_is_one():
+    Pair = collections.namedtuple("Pair", "mean spread")
+    outputs = [Pair(torch.ones(2), torch.zeros(1)), Pair(torch.zeros(2), torch.ones(1))]
+    mixed = mixture(outputs, [torch.tensor(0.25), torch.tensor(0.75)])
+    assert type(mixed) is Pair and torch.equal(mixed.spread, torch.tensor([0.75]))
+
+
+def test_whole_numbers_are_not_rounded_away():
+    lengths = [torch.tensor([3, 5]), torch.tensor([1, 5])]
+    assert mixture(lengths, [torch.tensor(0.5)] * 2).tolist() == [2.0, 5.0]
+    assert mixture([2, 4], [torch.tensor(0.5)] * 2).item() == 3.0
+    assert mixture(lengths[:1], [torch.tensor(1.0)]) is lengths[0]
 
 
 def test_candidates_take_keyword_arguments():

@@ -45,7 +45,9 @@ def test_values_at_a_sample_are_those_of_nni():
     table = Tabulated(expressions)
     for x, y in itertools.product([1, 2, 3], [2, 4]):
         sample = {"a": x, "b": y, "other": 0}
-        assert table.at(sample) == {name: e.freeze(sample) for name, e in expressions.items()}
+        assert table.distinct[table.position(sample)] == {
+            name: e.freeze(sample) for name, e in expressions.items()
+        }
 
 
 def test_combinations_with_one_value_are_one_entry_with_the_sum_of_their_weights():
@@ -111,7 +113,7 @@ def test_numbers_that_are_equal_are_one_value_and_true_is_none_of_them():
 
 def test_lists_can_be_values():
     table = Tabulated({"kernel": nni.choice("k", [[1, 3], [3, 3]])})
-    assert table.at({"k": [3, 3]}) == {"kernel": [3, 3]} and len(table.distinct) == 2
+    assert table.distinct[table.position({"k": [3, 3]})] == {"kernel": [3, 3]} and len(table.distinct) == 2
 
 
 def test_a_copy_of_a_supernet_shares_the_table():
@@ -148,6 +150,6 @@ def test_what_cannot_be_tabulated_is_refused_in_one_line(expressions, message):
 def test_a_sample_outside_the_table_is_refused():
     table = Tabulated({"width": nni.choice("a", [1, 2])})
     with pytest.raises(UsageError, match="choice 'a': 3 is none of its candidates; give one of"):
-        table.at({"a": 3})
+        table.position({"a": 3})
     with pytest.raises(UsageError, match="choice 'a': nothing is none of its candidates"):
-        table.at({})
+        table.position({})

@@ -64,7 +64,13 @@ FAMILY = {
 }
 
 
-@pytest.fixture(params=FAMILY, ids=lambda space: space.__name__)
+# One of those that concatenate all nodes and one with loose ends; the others differ in their operations.
+QUICK = (DARTS, ENAS)
+
+
+@pytest.fixture(
+    params=[pytest.param(s, id=s.__name__, marks=() if s in QUICK else pytest.mark.slow) for s in FAMILY]
+)
 def family(request, monkeypatch):
     """A space of the family with two of its operations, a skip and another one for each."""
     operations = getattr(request.param, FAMILY[request.param])
@@ -187,10 +193,10 @@ class SmallShuffleNet(ShuffleNetSpace):
     stage_out_channels = property(lambda self: [-1, 8, 20, 28, 36, 16], lambda self, value: None)
 
 
-@pytest.mark.parametrize("channel_search", [False, True])
-@pytest.mark.parametrize("affine", [False, True])
-def test_shufflenet_is_the_frozen_network(channel_search, affine):
-    assert_supernet_equals_frozen(SmallShuffleNet(4, channel_search, affine), images(16), 2)
+@pytest.mark.parametrize("both", [False, True])
+def test_shufflenet_is_the_frozen_network(both):
+    space = SmallShuffleNet(4, channel_search=both, affine=both)
+    assert_supernet_equals_frozen(space, images(16), 2)
 
 
 @pytest.mark.parametrize("channel_search", [False, True])

@@ -105,10 +105,9 @@ class Chooses(nn.Module):
         self.choice = choice
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_the_ranking_of_a_space_with_every_primitive_is_the_one_found_by_listing_it(seed):
+def test_the_ranking_of_a_space_with_every_primitive_is_the_one_found_by_listing_it():
     space = Everything()
-    assert_ranked(space, with_random_logits(space, seed, scale=2.0))
+    assert_ranked(space, with_random_logits(space, seed=0, scale=2.0))
 
 
 def layers(number, candidates):
