@@ -17,6 +17,7 @@ from nni.nas.nn.pytorch import ModelSpace
 from numpy.random import RandomState
 from torch import Tensor, nn
 
+from nni_gumbel.errors import UsageError
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.mutation import relax
 
@@ -26,7 +27,10 @@ TOLERANCE = 1e-9
 # A mixture that has all but decided: how far it may be from the network that it tends to.
 ALMOST_ONE = 1e-9
 CONTINUITY_TOLERANCE = 1e-4
-_ALMOST = "output of the almost decided mixture (compared unless continuous=False)"
+_ALMOST = (
+    "output of the almost decided mixture (compared unless continuous=False; a mixture of widths needs features "
+    "that are the first ones of a larger width, which a concatenation or a mean over them does not give)"
+)
 
 
 def assert_supernet_equals_frozen(
@@ -60,6 +64,8 @@ def assert_supernet_equals_frozen(
     Example:
         >>> assert_supernet_equals_frozen(MySpace(), torch.randn(4, 3, 32, 32))  # doctest: +SKIP
     """
+    if not isinstance(space, ModelSpace):
+        raise UsageError(f"space: {space!r} is no instance of a ModelSpace; give one")
     arguments = tuple(_double(x) for x in (inputs if isinstance(inputs, tuple) else (inputs,)))
     reference = copy.deepcopy(space).double()
     supernet = copy.deepcopy(reference)

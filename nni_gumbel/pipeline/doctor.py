@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.stages import check_trial_limit, largest_trial_count
 from nni_gumbel.pipeline.tuner import ASSESSOR_REFUSED
 from nni_gumbel.results.space import SpaceReference
+from nni_gumbel.search.settings import SearchSettings
 
 
 def examine(config_file: str | Path | None, port: int) -> Iterator[Finding]:
@@ -146,10 +147,13 @@ def config_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
         yield _found("searchSpace", lambda: plan.read_combinations(config.get("searchSpace")))
     if plan.combinations is not None:
         yield _found("trials", lambda: plan.compare_trials(config.get("maxTrialNumber")))
-    yield from command_and_data_findings(config, plan.settings.metric if plan.settings else None)
+    metric = plan.settings.metric if plan.settings else None
+    yield from command_and_data_findings(config, metric, plan.searches())
 
 
-def command_and_data_findings(config: Mapping[str, Any], metric: str | None) -> Iterator[Finding]:
+def command_and_data_findings(
+    config: Mapping[str, Any], metric: str | None, searches: Sequence[SearchSettings]
+) -> Iterator[Finding]:
     """The trial command: its words, its space (which is built and tried), its data and its evaluator."""
     try:
         command, directory = trial_command_of({"params": config})
@@ -162,7 +166,7 @@ def command_and_data_findings(config: Mapping[str, Any], metric: str | None) -> 
         found = [_found("space", lambda: _space(command)), _found("data", lambda: _data(command))]
         yield from found
         if all(finding.level == OK for finding in found):
-            yield _found("rehearsal", lambda: _rehearsal(command))
+            yield _found("rehearsal", lambda: _rehearsal(command, searches))
     yield _found("evaluator", lambda: _evaluator(command, metric))
 
 
@@ -186,6 +190,10 @@ class _Plan:
         self.combinations = combinations(search_space, self.settings)
         searches = len(self.combinations) * self.settings.search_seeds
         return f"{len(self.combinations)} combination(s), {searches} search(es)"
+
+    def searches(self) -> list[SearchSettings]:
+        """The settings of every search, as far as they are known."""
+        return [self.settings.with_values(values).search for values in self.combinations or []]
 
     def compare_trials(self, most: int | None) -> str:
         check_trial_limit(self.settings, self.combinations, most)
@@ -219,13 +227,16 @@ def _space(command: TrialCommand) -> str:
     return f"{reference}, {len(labels)} choices"
 
 
-def _rehearsal(command: TrialCommand) -> str:
+def _rehearsal(command: TrialCommand, searches: Sequence[SearchSettings]) -> str:
     from nni_gumbel.pipeline.rehearsal import rehearse
+    from nni_gumbel.search.module import check_estimator
     from nni_gumbel.supernet.mutation import relax
 
     reference = SpaceReference.parse(command.space, command.space_arguments)
     space = reference.build()
     distribution = relax(space)
+    for settings in searches:
+        check_estimator(distribution, settings)
     if command.data != PACKAGED and not str(command.data).startswith(FILE_PREFIX):
         return "every choice can be relaxed; the first trial tries the space on its data"
     import torch

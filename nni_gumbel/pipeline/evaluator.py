@@ -24,9 +24,10 @@ class Classification(ClassificationModule):
             self.parameters(), lr=self.hparams.learning_rate, weight_decay=self.hparams.weight_decay
         )
         steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        # One more than there are steps: the scheduler is also advanced after the last of them.
+        # One more than there are steps: the scheduler is also advanced after the last of them. Not a quarter of
+        # them rising: of 4 that would be a phase of no length, by which torch divides.
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=self.hparams.learning_rate, total_steps=steps + 1, pct_start=0.25
+            optimizer, max_lr=self.hparams.learning_rate, total_steps=steps + 1, pct_start=0.26
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.results.space import SpaceReference
+from nni_gumbel.search.diagnosis import first_culprit
 from nni_gumbel.supernet.cell import check_loose_ends
 from nni_gumbel.supernet.distribution import Distribution
 
@@ -32,7 +33,8 @@ def rehearse(
         classes: how many outputs an image needs; ``None`` if that is not known.
 
     Raises:
-        UsageError: it fails, its candidates do not fit together, or it has another number of outputs.
+        UsageError: it fails, its candidates do not fit together, its outputs are not finite, or it has another
+            number of them.
     """
     space.eval()
     try:
@@ -48,6 +50,12 @@ def rehearse(
         ) from error
     finally:
         space.train()
+    if isinstance(output, Tensor) and not torch.isfinite(output).all():
+        culprit = first_culprit(space, lambda: space(example))
+        raise UsageError(
+            f"--space: {reference} gives numbers that are not finite; {culprit or 'look for a division by zero'}; "
+            "mend or remove it"
+        )
     check_loose_ends(space, distribution, lambda: space(example))
     if classes is None:
         return

@@ -78,6 +78,10 @@ def temperature_at(
     if schedule == "cosine":
         return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
     if schedule == "target-entropy":
+        if not choices:
+            raise UsageError(
+                "temperature_schedule: 'target-entropy' follows the choices; give them, or another schedule"
+            )
         return temperature_following_entropy(progress, start, end, choices)
     raise UsageError(
         f"temperature_schedule: {schedule!r} is unknown; give constant, linear, exponential, cosine "

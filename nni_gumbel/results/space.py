@@ -82,7 +82,7 @@ class SpaceReference:
                 f"{FIELD}: {self} cannot be built with {given}: {first_line(error)}; "
                 f"its arguments are {_signature(space)}"
             ) from error
-        variables = built.simplify()
+        variables = variables_of(built)
         if not variables:
             raise UsageError(
                 f"{FIELD}: {self} has nothing to choose; put a LayerChoice or an InputChoice into it"
@@ -96,6 +96,20 @@ class SpaceReference:
                     f"{_candidates(variable)}; give numbers, words or tuples of them, or a LayerChoice"
                 )
         return built
+
+
+def variables_of(space: ModelSpace) -> dict[str, Any]:
+    """The random variables of a space by label, as NNI's ``simplify`` gives them.
+
+    Raises:
+        UsageError: two choices share a label and are not the same.
+    """
+    try:
+        return space.simplify()
+    except ValueError as error:
+        raise UsageError(
+            f"space {type(space).__name__!r}: {first_line(error)}; give different choices different labels"
+        ) from error
 
 
 def sample_of(space: ModelSpace, architecture: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from nni.nas.oneshot.pytorch.differentiable import LinearTemperatureScheduler
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.search.settings import SCHEDULES
+from nni_gumbel.search.settings import SCHEDULES, SearchSettings, nearest
 
 _TEMPERATURE_SETTINGS = ("temperature_start", "temperature_end", "temperature_schedule")
 _TEMPERATURE_FORMS = (
@@ -32,8 +33,13 @@ def settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
             ``warmup_epochs``.
 
     Raises:
-        UsageError: ``temperature`` is none of these, or given together with a setting that says the same.
+        UsageError: a name is unknown, or ``temperature`` is none of these or given together with a setting that
+            says the same.
     """
+    known = [*(spec.name for spec in fields(SearchSettings)), "temperature", "penalty", "mutation_hooks"]
+    for name in arguments:
+        if name not in known:
+            raise UsageError(f"{name}: there is no such setting{nearest(name, known)}")
     settings = {name: value for name, value in arguments.items() if name != "temperature"}
     if "gradient_clip_val" in settings and settings["gradient_clip_val"] is None:
         settings["gradient_clip_val"] = 0.0

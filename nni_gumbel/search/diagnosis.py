@@ -38,7 +38,7 @@ def check_finite(loss: Tensor, where: str, batch: Any, module: LightningModule, 
         remedy = "the batch itself holds numbers that are not finite; check the data"
     else:
         with logging_with(module, mute):
-            culprit = _first_culprit(module.model, lambda: module.training_step(batch, batch_idx))
+            culprit = first_culprit(module.model, lambda: module.training_step(batch, batch_idx))
         remedy = (
             "lower learning_rate, or look for a candidate that divides by zero or grows without bound"
             if culprit is None
@@ -47,7 +47,7 @@ def check_finite(loss: Tensor, where: str, batch: Any, module: LightningModule, 
     raise UsageError(f"loss: {float(loss.detach()):g} in the {where} is not finite; {remedy}")
 
 
-def _first_culprit(space: nn.Module, run: Callable[[], Any]) -> str | None:
+def first_culprit(space: nn.Module, run: Callable[[], Any]) -> str | None:
     """What first made a number that is not finite out of finite ones, in words: a candidate, else a module."""
     found: dict[str, str] = {}
 

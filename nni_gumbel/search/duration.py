@@ -41,7 +41,12 @@ def total_batches(trainer: Trainer) -> int:
         else:
             epochs, updates = divmod(trainer.max_steps, math.ceil(batches / together))
             limits.append(epochs * batches + min(updates * together, batches))
-    if not limits or math.isinf(min(limits)):
+    if limits and math.isinf(min(limits)):
+        raise UsageError(
+            "limit_train_batches: the training data does not say how many batches it has, and the temperature "
+            "needs an end; give the Trainer limit_train_batches, or max_steps"
+        )
+    if not limits:
         raise UsageError("max_epochs: a search needs an end for its temperature; give the Trainer max_epochs")
     return int(min(limits))
 

@@ -124,7 +124,7 @@ def _validated(module: LightningModule, trainer: Trainer) -> dict[str, float]:
     several = len(batches.flattened) > 1
     module.on_validation_epoch_start()
     for batch, batch_idx, loader_idx in batches:
-        batch = trainer.strategy.batch_to_device(batch, dataloader_idx=loader_idx)
+        batch = _ready(batch, trainer, loader_idx)
         size = _size_of(batch)
         with trainer.precision_plugin.val_step_context():
             module.validation_step(batch, batch_idx, *([loader_idx] if several else []))
@@ -149,9 +149,15 @@ def _estimate_statistics(module: LightningModule, trainer: Trainer) -> None:
     module.log = lambda *args, **kwargs: None
     module.train()
     for batch_idx, batch in enumerate(islice(trainer.train_dataloader["train"], _BATCHES_FOR_STATISTICS)):
-        batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        batch = _ready(batch, trainer, 0)
         with trainer.precision_plugin.train_step_context():
             module.training_step(batch, batch_idx)
+
+
+def _ready(batch: Any, trainer: Trainer, loader_idx: int) -> Any:
+    """A batch on the device and in the precision of the training, as Lightning's loops hand it over."""
+    converted = trainer.precision_plugin.convert_input(batch)
+    return trainer.strategy.batch_to_device(converted, dataloader_idx=loader_idx)
 
 
 def _size_of(batch: Any) -> int:

@@ -19,6 +19,7 @@ from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import LightningModule
 from torch import Tensor
 
+from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.temperature import linear, progress_of, temperature_at
 from nni_gumbel.search.diagnosis import check_finite
 from nni_gumbel.search.distributed import draw_own_samples
@@ -41,7 +42,24 @@ from nni_gumbel.search.weights import (
 )
 from nni_gumbel.search.wrapping import WrappingModule
 from nni_gumbel.supernet.architecture import used_part
+from nni_gumbel.supernet.cell import check_loose_ends
 from nni_gumbel.supernet.distribution import Distribution
+
+
+def check_estimator(distribution: Distribution, settings: SearchSettings) -> None:
+    """Refuse settings whose estimator is not derived for a choice of the space.
+
+    Raises:
+        UsageError: names the preset, if it brought the estimator, and the choice.
+    """
+    if settings.estimator == "probabilities":
+        return
+    try:
+        distribution.check_estimator(settings.estimator)
+    except UsageError as error:
+        if settings.preset == "none":
+            raise
+        raise UsageError(f"preset: {settings.preset!r} does not fit the space: {error}") from error
 
 
 class GumbelSearchModule(WrappingModule):
@@ -67,8 +85,7 @@ class GumbelSearchModule(WrappingModule):
         penalty: Penalty | None = None,
     ) -> None:
         super().__init__(training_module)
-        if settings.estimator != "probabilities":
-            distribution.check_estimator(settings.estimator)
+        check_estimator(distribution, settings)
         self.distribution = distribution
         self.cost = cost
         self.settings = settings
@@ -155,6 +172,12 @@ class GumbelSearchModule(WrappingModule):
     # -- the steps -----------------------------------------------------------------------------
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+        if self._step == 0:
+            check_loose_ends(
+                self.model,
+                self.distribution,
+                lambda: self._run(batch["train"], batch_idx, "first pass", mute),
+            )
         temperature = self.temperature
         if self.trainer.current_epoch < self.settings.warmup_epochs:
             result = self._weight_step(batch["train"], batch_idx, temperature, uniform=True)

@@ -77,7 +77,7 @@ def describe_penalty(penalty: Any) -> ExpectationProfilerPenalty | None:
         unknown = [str(key) for key in penalty if key not in _FIELDS]
         missing = [key for key in _FIELDS[:2] if key not in penalty]
         if unknown or missing:
-            what = f"{', '.join(unknown)} is unknown" if unknown else f"{' and '.join(missing)} is missing"
+            what = f"{', '.join(unknown)} is unknown" if unknown else f"{' and '.join(missing)} missing"
             raise UsageError(
                 f"penalty: {what}; give profiler and baseline, and if wanted scale, nonlinear, aggregate"
             )

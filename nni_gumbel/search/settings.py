@@ -21,6 +21,7 @@ SCHEDULES = ("constant", "linear", "exponential", "cosine", "target-entropy")
 ESTIMATORS = (
     "soft", "straight-through", "straight-through-gumbel", "reinmax", "gumbel-rao", "probabilities",
 )  # fmt: skip
+_ENDS = ("temperature_start", "temperature_end")
 LEVELS = ("bilevel", "single", "unrolled")
 
 
@@ -172,7 +173,11 @@ class SearchSettings:
         preset = given.get("preset", "none")
         # A wrong word must reach its check; a list cannot be looked up.
         filled = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
-        for name, value in {**defaults, **filled, **given}.items():
+        values = {**defaults, **filled, **given}
+        if values["temperature_schedule"] == "constant":
+            told = [{**filled, **given}[name] for name in _ENDS if name in {**filled, **given}]
+            values |= {name: (told or [1.0])[0] for name in _ENDS if name not in {**filled, **given}}
+        for name, value in values.items():
             object.__setattr__(self, name, value)
         check_settings(self)
         if self.temperature_start < self.temperature_end:

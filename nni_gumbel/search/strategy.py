@@ -65,6 +65,8 @@ class GumbelSearch(DARTS):
         penalty: dict[str, Any] | ExpectationProfilerPenalty | None = None,
         **settings: Any,
     ) -> None:
+        if not isinstance(mutation_hooks, (list, tuple, type(None))):
+            raise UsageError(f"mutation_hooks: {mutation_hooks!r} is no list; give a list of hooks")
         description = describe_penalty(penalty)
         if description is not None:
             settings.setdefault("cost_weight", 0.0)

@@ -22,6 +22,7 @@ from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation import categorical, gates, subset
 from nni_gumbel.relaxation.estimators import check_supported, estimate
 from nni_gumbel.relaxation.law import Law
+from nni_gumbel.results.space import variables_of
 
 
 class JointSample:
@@ -96,7 +97,7 @@ class Distribution(nn.Module):
 
     def __init__(self, space: ModelSpace) -> None:
         super().__init__()
-        variables = space.simplify()
+        variables = variables_of(space)
         if not variables:
             raise UsageError(
                 f"space {type(space).__name__!r}: it has no choice, so there is nothing to search; "

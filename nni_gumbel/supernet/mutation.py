@@ -15,6 +15,7 @@ from nni.mutable import frozen_context
 from nni.nas.nn.pytorch import ModelSpace, MutableModule
 from nni.nas.oneshot.pytorch.strategy import MutationHook, MutationHookReturnType, is_supernet
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.supernet.architecture import freeze_with_weights
@@ -48,6 +49,12 @@ def relax(space: ModelSpace, hooks: Sequence[MutationHook] = ()) -> Distribution
         >>> loss = cross_entropy(space(images), labels)      # doctest: +SKIP
         >>> network = space.freeze(distribution.mode())      # doctest: +SKIP
     """
+    if not isinstance(space, ModelSpace):
+        name = getattr(space, "__name__", type(space).__name__)
+        raise UsageError(f"space: {name!r} is no instance of nni.nas.nn.pytorch.ModelSpace; give one")
+    for hook in hooks:
+        if not callable(hook):
+            raise UsageError(f"mutation_hooks: {hook!r} cannot be called; give functions, as NNI takes them")
     if is_supernet(space):
         raise UsageError(f"space {type(space).__name__!r}: it is a supernet already; build a new one")
     if space.mutables:
@@ -55,6 +62,11 @@ def relax(space: ModelSpace, hooks: Sequence[MutationHook] = ()) -> Distribution
             f"choice {_labels(space)}: the space {type(space).__name__!r} holds it itself, and it cannot be relaxed "
             "there; give it to the module that it concerns"
         )
+    for name, parameter in space.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise UsageError(
+                f"module {name.rpartition('.')[0]!r}: its sizes are not known before it runs; give them"
+            )
     distribution = Distribution(space)
     all_hooks = [*hooks, *hooks_for(space), *_HOOKS]
     arguments = {"joint_sample": distribution.joint_sample}
@@ -124,6 +136,10 @@ def _parsed(result: MutationHookReturnType | None) -> tuple[nn.Module | None, bo
         return result
     if isinstance(result, nn.Module):
         return result, True
+    if result is not None and not isinstance(result, bool):
+        raise UsageError(
+            f"mutation_hooks: a hook returned {result!r}; let it return a module, a boolean, or both"
+        )
     return None, bool(result)
 
 

@@ -49,6 +49,24 @@ class Two(ModelSpace):
         super().__init__()
         self.inputs = InputChoice(3, n_chosen=None, reduction="concat", label="inputs")
 
+class Labels(Tiny):
+    def __init__(self):
+        super().__init__()
+        self.again = LayerChoice([torch.nn.Identity(), torch.nn.Tanh(), torch.nn.ReLU()], label="layer")
+
+class Infinite(Tiny):
+    def forward(self, x):
+        return super().forward(x) / 0
+
+class Subset(Tiny):
+    def __init__(self):
+        super().__init__()
+        self.inputs = InputChoice(2, n_chosen=None, label="inputs")
+
+    def forward(self, x):
+        y = super().forward(x)
+        return self.inputs([y, 2 * y])
+
 class Plain(ModelSpace):
     def __init__(self):
         super().__init__()
@@ -118,6 +136,28 @@ def test_a_space_that_does_not_fit_shows_in_the_rehearsal(folder, space, words):
     (finding,) = check(folder, command=f"--space doctored:{space} --data npz:tiny.npz")
     assert (finding.level, finding.subject) == (FAIL, "rehearsal")
     assert all(word in finding.text for word in words), finding.text
+
+
+def test_two_choices_of_one_label_are_told(folder):
+    finding, *_ = check(folder, command="--space doctored:Labels --data npz:tiny.npz")
+    assert finding.level == FAIL and "give different choices different labels" in finding.text
+
+
+def test_outputs_that_are_not_finite_are_told_before_the_search(folder):
+    (finding,) = check(folder, command="--space doctored:Infinite --data npz:tiny.npz")
+    assert finding.level == FAIL and "numbers that are not finite" in finding.text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"class_args": {"estimator": "reinmax"}},
+        {"searchSpace": {"preset": {"_type": "choice", "_value": ["snas", "gdas"]}}},
+    ],
+)
+def test_an_estimator_that_a_choice_does_not_have_is_told(folder, changes):
+    (finding,) = check(folder, command="--space doctored:Subset --data npz:tiny.npz", **changes)
+    assert finding.level == FAIL and "is not derived for subsets, which choice 'inputs' draws" in finding.text
 
 
 def test_a_metric_that_the_built_in_classification_does_not_log_is_told(folder):

@@ -5,9 +5,11 @@ import math
 import pytest
 import pytorch_lightning as pl
 import torch
-from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from nni.nas.nn.pytorch import Cell, LayerChoice, ModelSpace
 from small_searches import Minimal, evaluator, loader, numbers, search
 from torch import nn
+
+from nni_gumbel import UsageError
 
 GPU = dict(accelerator="gpu", devices=1)
 
@@ -176,3 +178,41 @@ def test_a_search_on_a_gpu_is_resumed_to_the_bit(tmp_path):
     resumed = search(again, seed=5, gap_every=1)
     first, second = numbers(whole), numbers(resumed)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_the_gap_is_measured_in_the_precision_of_the_training(precision):
+    logged = search(evaluator(precision=precision), gap_every=1).trainer.callback_metrics
+    assert torch.isfinite(logged["gap/val_loss"])
+
+
+class Endless(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        while True:
+            yield torch.zeros(4), torch.zeros(1)
+
+
+def test_training_data_of_unknown_length_needs_a_limit():
+    endless = torch.utils.data.DataLoader(Endless(), 8)
+    with pytest.raises(UsageError, match="limit_train_batches: the training data does not say"):
+        search(evaluator(train=endless))
+    assert search(evaluator(train=endless, limit_train_batches=3)).progress == 1
+
+
+class LooseEnds(ModelSpace):
+    """What follows the cell takes two nodes, and a sample may leave one."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = Cell({"a": nn.Linear(4, 4), "b": nn.Identity()}, 2, merge_op="loose_end", label="cell")
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x):
+        return self.head(self.cell(x))
+
+
+def test_a_consumer_that_does_not_accept_every_width_is_told_before_the_search():
+    with pytest.raises(
+        UsageError, match="choice 'cell': merge_op 'loose_end' gives an output of 1 to 2 nodes"
+    ):
+        search(space=LooseEnds)

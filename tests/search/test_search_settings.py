@@ -56,6 +56,14 @@ def test_a_constant_schedule_needs_equal_ends():
         SearchSettings(temperature_schedule="constant", temperature_start=2.0, temperature_end=1.0)
 
 
+@pytest.mark.parametrize(
+    ("given", "temperature"), [({}, 1.0), ({"temperature_start": 2.0}, 2.0), ({"temperature_end": 0.3}, 0.3)]
+)
+def test_a_constant_schedule_takes_one_temperature(given, temperature):
+    settings = SearchSettings(temperature_schedule="constant", **given)
+    assert settings.temperature_start == settings.temperature_end == temperature
+
+
 def test_an_unknown_name_is_refused_with_the_nearest_one():
     with pytest.raises(
         UsageError, match="temperature_stat: there is no such setting; did you mean temperature_st"

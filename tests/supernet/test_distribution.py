@@ -196,6 +196,36 @@ def test_a_space_that_cannot_be_relaxed_is_refused_in_one_line(space, words):
     assert "\n" not in str(caught.value)
 
 
+class Lazy(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        self.layer = LayerChoice([nn.LazyLinear(2), nn.Identity()], label="layer")
+
+
+class Labels(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        self.first = LayerChoice([nn.Identity(), nn.Tanh()], label="same")
+        self.second = LayerChoice([nn.Identity(), nn.Tanh(), nn.ReLU()], label="same")
+
+
+@pytest.mark.parametrize(
+    ("space", "hooks", "words"),
+    [
+        (lambda: Space, (), "space: 'Space' is no instance of"),
+        (lambda: nn.Linear(2, 2), (), "space: 'Linear' is no instance of"),
+        (Lazy, (), "module 'layer.0': its sizes are not known before it runs"),
+        (Labels, (), "give different choices different labels"),
+        (Space, [3], "mutation_hooks: 3 cannot be called"),
+        (Space, [lambda *_: 5], "mutation_hooks: a hook returned 5"),
+    ],
+)
+def test_what_cannot_become_a_supernet_is_refused_in_one_line(space, hooks, words):
+    with pytest.raises(UsageError, match=words) as caught:
+        relax(space(), hooks)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_supernet_is_not_relaxed_twice():
     space = Space()
     relax(space)
