@@ -100,3 +100,20 @@ def regression(**kwargs):
     return Regression(
         train_dataloaders=loader(), val_dataloaders=loader(seed=1), **{**QUIET, "max_epochs": 2, **kwargs}
     )
+
+
+class Records(pl.loggers.Logger):
+    """What is logged under ``prob/``, record by record."""
+
+    name, version = "records", 0
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        if any(name.startswith("prob/") for name in metrics):
+            self.seen.append(metrics)

@@ -23,9 +23,9 @@ from nni_gumbel.data import FIELD as DATA_FIELD
 from nni_gumbel.data import FILE_PREFIX, check_name
 from nni_gumbel.errors import UsageError
 from nni_gumbel.names import split_name
-from nni_gumbel.pipeline.settings import nearest
 from nni_gumbel.results.space import FIELD as SPACE_FIELD
 from nni_gumbel.results.space import SpaceReference
+from nni_gumbel.search.settings import nearest
 
 COMMAND = "nni-gumbel trial"
 USAGE = f"{COMMAND} --space module:Class [key=value ...] [--data NAME] [--data-dir DIR] [--evaluator module:function]"

@@ -7,13 +7,12 @@ made from there. Module names and data are no settings: they come from the trial
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.search.settings import SearchSettings, check_settings, range_of, setting
+from nni_gumbel.search.settings import SearchSettings, check_settings, nearest, range_of, setting
 
 _SEARCH_NAMES = tuple(spec.name for spec in fields(SearchSettings))
 _TRAIN_NAMES = ("train_epochs", "batch_size", "learning_rate", "weight_decay")
@@ -121,13 +120,6 @@ VARIED_NAMES = tuple(
     if name not in _JUDGE_NAMES
     and name in {*ExperimentSettings().search_values(), *ExperimentSettings().train_values()}
 )
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The remedy for an unknown name: the nearest known one, else all of them."""
-    known = list(known)
-    found = difflib.get_close_matches(str(name), known, n=1)
-    return f"; did you mean {found[0]}?" if found else f"; there are {', '.join(known)}"
 
 
 def settings_table() -> str:

@@ -20,8 +20,8 @@ def pass_on_batch_hooks(owner: LightningModule | LightningDataModule, search: An
     """Let ``search`` call those hooks of ``owner`` that are its own, for each batch of a pair.
 
     Args:
-        owner: the evaluator's module or data module.
-        search: what takes its place in a search; asked for its ``trainer`` when a hook is called.
+        owner: the evaluator's module, or a data module.
+        search: what takes its place in a search, which may be itself; asked for its ``trainer`` when a hook is called.
     """
     kind = LightningDataModule if isinstance(owner, LightningDataModule) else LightningModule
     for name in _HOOKS:

@@ -19,21 +19,27 @@ from nni_gumbel.errors import UsageError
 from nni_gumbel.search.logs import logging_with, mute
 
 
-def check_finite(loss: Tensor, where: str, batch: Any, module: LightningModule, batch_idx: int) -> None:
-    """Refuse a loss that is not finite, and name the candidate that brought it about.
+def finite_loss(result: Any, where: str, batch: Any, module: LightningModule, batch_idx: int) -> Tensor:
+    """The loss in what an evaluator's ``training_step`` returned.
 
     Args:
-        loss: of a batch.
+        result: the loss, or a dict with it under ``loss``.
         where: the step, for the message.
         batch: what the loss was computed from.
         module: the evaluator's module, whose model is the supernet, at the sample that gave the loss.
         batch_idx: number of the batch in its epoch.
 
     Raises:
-        UsageError: the loss is not finite.
+        UsageError: there is no loss, or it is not finite: then the candidate that brought it about is named.
     """
+    loss = result.get("loss") if isinstance(result, dict) else result
+    if not isinstance(loss, Tensor):
+        raise UsageError(
+            f"training_step: it returned no loss but {type(result).__name__}; return a loss for every batch, "
+            "or a dict with it under 'loss'"
+        )
     if torch.isfinite(loss.detach()).all():
-        return
+        return loss
     if _not_finite(batch) is not None:
         remedy = "the batch itself holds numbers that are not finite; check the data"
     else:

@@ -13,12 +13,13 @@ def check_duration(trainer: Trainer, warmup_epochs: int) -> None:
     """See that the structure gets its turn.
 
     Raises:
-        UsageError: the warm-up takes all of the training.
+        UsageError: the warm-up takes all of the training, or the search would never end.
     """
-    if trainer.max_epochs is not None and 0 < trainer.max_epochs <= warmup_epochs:
+    epochs = last_epoch(trainer) + 1
+    if epochs <= warmup_epochs:
         raise UsageError(
-            f"warmup_epochs: {warmup_epochs} leaves no epoch of {trainer.max_epochs} in which "
-            "the structure learns; give less, or more epochs"
+            f"warmup_epochs: {warmup_epochs} leaves no epoch of {epochs} in which the structure learns; "
+            "give less, or more epochs"
         )
 
 

@@ -8,7 +8,7 @@ pairing alone, changes the data module that it is given, and refuses an evaluato
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -32,7 +32,7 @@ Loaders = Callable[[], Any]
 
 def take_over(
     evaluator: Lightning,
-    wrap: Callable[[LightningModule], GumbelSearchModule] | GumbelSearchModule,
+    wrap: Callable[[LightningModule], GumbelSearchModule],
     settings: SearchSettings,
 ) -> Lightning:
     """The evaluator of a search: the same training, of structure and weights together.
@@ -50,7 +50,8 @@ def take_over(
         A new evaluator with the same Trainer and ``fit_kwargs``.
 
     Raises:
-        UsageError: it is no Lightning evaluator, has choices of its own, or has no training data.
+        UsageError: it is no Lightning evaluator, has choices of its own, has no training data, or its Trainer
+            replaces BatchNorms.
     """
     if not isinstance(evaluator, Lightning):
         raise UsageError(
@@ -60,13 +61,17 @@ def take_over(
     if isinstance(evaluator, Mutable) and evaluator.simplify():
         labels = ", ".join(map(repr, evaluator.simplify()))
         raise UsageError(f"evaluator: it has choices of its own ({labels}); give it fixed values")
+    if getattr(evaluator.trainer.strategy, "_layer_sync", None) is not None:
+        raise UsageError(
+            "sync_batchnorm: it replaces every BatchNorm of the supernet by one that knows no choices; leave it out"
+        )
     if evaluator.datamodule is not None:
         data = _shallow_copy(evaluator.datamodule)
         train, validation = data.train_dataloader, None
         if is_overridden("val_dataloader", data, LightningDataModule):
             validation = data.val_dataloader
         structure = getattr(data, "structure_dataloader", None)
-        pass_on_batch_hooks(evaluator.datamodule, data)
+        pass_on_batch_hooks(data, data)
         data.train_dataloader, data.val_dataloader = _paired(train, validation, structure, settings)
         loaders = {"datamodule": data}
     else:
@@ -76,8 +81,7 @@ def take_over(
         validation = None if given is None else lambda: given
         train, validation = _paired(lambda: evaluator.train_dataloaders, validation, None, settings)
         loaders = {"train_dataloaders": train(), "val_dataloaders": validation()}
-    module = wrap if isinstance(wrap, GumbelSearchModule) else wrap(evaluator.module)
-    return Lightning(module, evaluator.trainer, fit_kwargs=evaluator.fit_kwargs, **loaders)
+    return Lightning(wrap(evaluator.module), evaluator.trainer, fit_kwargs=evaluator.fit_kwargs, **loaders)
 
 
 def _paired(
@@ -100,11 +104,17 @@ def _cycled(**loaders: Any) -> CombinedLoader:
 
 
 def _first(loaders: Any) -> Any:
-    if isinstance(loaders, (list, tuple)):
-        if len(loaders) > 1:
-            _logger.info("of %d validation loaders the structure learns on the first", len(loaders))
-        return loaders[0]
-    return loaders
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    if not isinstance(loaders, (list, tuple)):
+        return loaders
+    if not loaders:
+        raise UsageError(
+            "val_dataloaders: there is none in the list; give one, or none at all: the training set is split then"
+        )
+    if len(loaders) > 1:
+        _logger.info("of %d validation loaders the structure learns on the first", len(loaders))
+    return loaders[0]
 
 
 def split_training_data(loader: Any, fraction: float) -> tuple[DataLoader, DataLoader, DataLoader]:

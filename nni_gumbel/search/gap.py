@@ -56,7 +56,7 @@ def discretisation_gap(search: LightningModule) -> dict[str, float]:
         search: a :class:`~nni_gumbel.search.module.GumbelSearchModule`, between two epochs of a training.
 
     Returns:
-        One number per ``val_`` metric, under ``gap/``; empty where the evaluator validates nothing, and,
+        One number per metric that a validation logs, under ``gap/``; empty where the evaluator validates nothing, and,
         with a warning, where its module cannot be copied.
     """
     trainer = search.trainer
@@ -99,7 +99,9 @@ def _copy_of(search: LightningModule) -> LightningModule:
         for value in tree_leaves(dict(vars(part))):
             if isinstance(value, Tensor) and not value.is_leaf:
                 kept[id(value)] = value.detach()  # the last value of a metric: has a graph, cannot be copied
-    return copy.deepcopy(module, kept)
+    twin = copy.deepcopy(module, kept)
+    twin.trainer = search.trainer  # which Lightning leaves out of a copy
+    return twin
 
 
 def _validated(module: LightningModule, trainer: Trainer) -> dict[str, float]:
@@ -128,9 +130,7 @@ def _validated(module: LightningModule, trainer: Trainer) -> dict[str, float]:
         size = _size_of(batch)
         with trainer.precision_plugin.val_step_context():
             module.validation_step(batch, batch_idx, *([loader_idx] if several else []))
-    if not logged and not metrics:
-        # Only then: evaluators also report here, and a rehearsal is nobody's business.
-        module.on_validation_epoch_end()
+    module.on_validation_epoch_end()
     means = {
         name: sum(value * weight for value, weight in values) / sum(weight for _, weight in values)
         for name, values in logged.items()
@@ -148,7 +148,8 @@ def _estimate_statistics(module: LightningModule, trainer: Trainer) -> None:
         norm.momentum = None  # a plain mean
     module.log = lambda *args, **kwargs: None
     module.train()
-    for batch_idx, batch in enumerate(islice(trainer.train_dataloader["train"], _BATCHES_FOR_STATISTICS)):
+    batches = CombinedLoader(trainer.train_dataloader["train"], "max_size_cycle")
+    for batch, batch_idx, _ in islice(batches, _BATCHES_FOR_STATISTICS):
         batch = _ready(batch, trainer, 0)
         with trainer.precision_plugin.train_step_context():
             module.training_step(batch, batch_idx)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.temperature import linear, progress_of, temperature_at
-from nni_gumbel.search.diagnosis import check_finite
+from nni_gumbel.search.diagnosis import finite_loss
 from nni_gumbel.search.distributed import draw_own_samples
 from nni_gumbel.search.duration import check_duration, total_batches
 from nni_gumbel.search.gap import discretisation_gap, is_due
@@ -253,9 +253,7 @@ class GumbelSearchModule(WrappingModule):
         module = self.training_module
         with logging_with(module, log):
             result = module.training_step(batch, batch_idx)
-        loss = result["loss"] if isinstance(result, dict) else result
-        check_finite(loss, f"{step} {self._step}", batch, module, batch_idx)
-        return result, loss
+        return result, finite_loss(result, f"{step} {self._step}", batch, module, batch_idx)
 
     def _validation_objective(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         return self._objective(self._run(batch["val"], batch_idx, "structure step", under_structure)[1])

@@ -74,12 +74,12 @@ def describe_penalty(penalty: Any) -> ExpectationProfilerPenalty | None:
     if penalty is None:
         return None
     if isinstance(penalty, dict):
-        unknown = [str(key) for key in penalty if key not in _FIELDS]
-        missing = [key for key in _FIELDS[:2] if key not in penalty]
-        if unknown or missing:
-            what = f"{', '.join(unknown)} is unknown" if unknown else f"{' and '.join(missing)} missing"
+        wrong = [f"{key} is unknown" for key in penalty if key not in _FIELDS]
+        wrong += [f"{key} is missing" for key in _FIELDS[:2] if key not in penalty]
+        if wrong:
             raise UsageError(
-                f"penalty: {what}; give profiler and baseline, and if wanted scale, nonlinear, aggregate"
+                f"penalty: {', '.join(wrong)}; give profiler and baseline, "
+                "and if wanted scale, nonlinear, aggregate"
             )
         penalty = ExpectationProfilerPenalty(**penalty)
     if not isinstance(penalty, ExpectationProfilerPenalty):

@@ -118,9 +118,7 @@ class GumbelSearch(DARTS):
 
     def mutate_evaluator(self, evaluator: Lightning) -> Lightning:
         """Wrap the evaluator for the search; see :func:`~nni_gumbel.search.evaluator.take_over`."""
-        # What is no Lightning evaluator has no module; `take_over` says so.
-        module = self.configure_oneshot_module(getattr(evaluator, "module", None))
-        return take_over(evaluator, module, self.settings)
+        return take_over(evaluator, self.configure_oneshot_module, self.settings)
 
     # -- resuming --------------------------------------------------------------------------------
 

@@ -8,7 +8,8 @@ The structure is judged by the weights it would lead to, ``w' = w - xi grad_w L_
 
 The last term is the product of ``u`` with the mixed second derivative, as a central difference. Source: Liu,
 Simonyan, Yang, DARTS (arXiv 1806.09055), equations 7 and 8; there ``xi`` is one number and stands outside.
-One joint sample is used throughout.
+One joint sample is used throughout, and the same random numbers (dropout): of two passes with numbers of their
+own the difference would be noise, divided by ``2 eps``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from nni_gumbel.search.randomness import unchanged_randomness
 
 _RADIUS = 0.01
 
@@ -63,11 +66,12 @@ def unrolled_gradient(
         return [gradient * math.nan for gradient in logits_gradients(loss)]
 
     with _buffers_kept(network):
-        loss = train_loss()
+        with unchanged_randomness([]):
+            loss = train_loss()
         step = [-rate * g for rate, g in zip(rates, weight_gradients(loss))]
         if not math.isfinite(_norm(step)):
             return overflowed(loss)
-        with _shifted(parameters, step, 1.0):
+        with _shifted(parameters, step, 1.0), unchanged_randomness([]):
             loss = validation_loss()
             direct = logits_gradients(loss)
             direction = [rate * g for rate, g in zip(rates, weight_gradients(loss))]
@@ -77,7 +81,7 @@ def unrolled_gradient(
         if not math.isfinite(norm):
             return overflowed(loss)
         unit = [u / norm for u in direction]
-        with _shifted(parameters, unit, _RADIUS):
+        with _shifted(parameters, unit, _RADIUS), unchanged_randomness([]):
             above = logits_gradients(train_loss())
         with _shifted(parameters, unit, -_RADIUS):
             below = logits_gradients(train_loss())

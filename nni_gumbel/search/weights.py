@@ -50,7 +50,7 @@ def check_weight_optimisation(module: LightningModule, trainer: Trainer) -> None
         trainer: with its optimisers configured; that of the structure is the last of them.
 
     Raises:
-        UsageError: manual optimisation, several optimisers, or a scheduler that follows the loss.
+        UsageError: manual optimisation, several optimisers, LBFGS, or a scheduler that follows the loss.
     """
     if not module.automatic_optimization:
         raise UsageError(
@@ -60,6 +60,11 @@ def check_weight_optimisation(module: LightningModule, trainer: Trainer) -> None
     if len(trainer.optimizers) != 2:
         raise UsageError(
             f"configure_optimizers: it gives {len(trainer.optimizers) - 1} optimisers of the weights; give one"
+        )
+    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
+        raise UsageError(
+            "configure_optimizers: LBFGS needs the loss several times in a step, which a search takes once; "
+            "give another optimiser, for example Adam"
         )
     # Lightning marks such a scheduler only where it steps it itself.
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
@@ -106,7 +111,8 @@ def update_weights(search: LightningModule, loss: Tensor, batch_idx: int) -> Non
         search.manual_backward(loss / together)
     if complete:
         # Clipping follows in `on_before_optimizer_step`: after unscaling, as in automatic optimisation.
-        module.optimizer_step(trainer.current_epoch, batch_idx, optimizer)
+        # An `optimizer_step` of one's own may ask for the closure that automatic optimisation hands it.
+        module.optimizer_step(trainer.current_epoch, batch_idx, optimizer, lambda: None)
         _advance_schedulers(module, trainer, "step", batch_idx)
     if trainer.is_last_batch:
         _advance_schedulers(module, trainer, "epoch", trainer.current_epoch)

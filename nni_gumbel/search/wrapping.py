@@ -1,8 +1,9 @@
 """NNI's wrapper around an evaluator's module, with what it leaves out.
 
 ``BaseOneShotLightningModule`` passes most of Lightning's hooks on to the evaluator's module. Here it also
-validates, keeps the Trainer's options that Lightning refuses under manual optimisation, lets ``ddp`` know
-about the logits, and logs probabilities without a metric for each of them.
+validates, hands the evaluator's hooks a training batch instead of a pair, keeps the Trainer's options that
+Lightning refuses under manual optimisation, lets ``ddp`` know about the logits, and logs probabilities
+without a metric for each of them.
 """
 
 from __future__ import annotations
@@ -47,6 +48,12 @@ class WrappingModule(BaseOneShotLightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.training_module.on_load_checkpoint(checkpoint)
+
+    def on_train_batch_start(self, batch: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        return self.training_module.on_train_batch_start(batch["train"], *args, **kwargs)
+
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        self.training_module.on_train_batch_end(outputs, batch["train"], *args, **kwargs)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         self.training_module.on_before_optimizer_step(optimizer)

@@ -113,6 +113,7 @@ def test_a_penalty_takes_the_place_of_the_cost_of_parameters():
     assert GumbelSearch(penalty=penalty, cost_weight=0.2).settings.cost_weight == 0.2
 
 
+@pytest.mark.slow
 def test_the_strategy_can_be_the_first_thing_that_is_imported():
     # NNI's two packages import each other: in the wrong order its DARTS is a class that fails.
     program = "from nni_gumbel import GumbelSearch; GumbelSearch(warmup_epochs=1)"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
-from small_searches import evaluator, loader, search
+from small_searches import Minimal, evaluator, loader, search
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -67,6 +67,15 @@ def test_no_module_is_named_where_the_batch_is_the_cause():
         "loss: nan in the structure step 0 is not finite; "
         "the batch itself holds numbers that are not finite; check the data"
     )
+
+
+@pytest.mark.parametrize("result", [None, {"los": torch.zeros(1)}])
+def test_a_step_without_a_loss_is_refused(result):
+    class Without(Minimal):
+        def training_step(self, batch, batch_idx):
+            return result
+
+    assert message(Space(), evaluator(Without())).startswith("training_step: it returned no loss but ")
 
 
 def test_it_is_told_in_the_weight_step_too():

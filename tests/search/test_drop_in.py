@@ -9,7 +9,6 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from nni.nas.evaluator import FunctionalEvaluator
-from nni.nas.evaluator.pytorch import DataLoader, Regression
 from nni.nas.execution import SequentialExecutionEngine
 from nni.nas.experiment import NasExperiment
 from nni.nas.hub.pytorch.nasnet import NDSStageDifferentiable
@@ -21,19 +20,11 @@ from nni.nas.profiler.pytorch.flops import FlopsProfiler
 from nni.nas.space import RawFormatModelSpace
 from nni.nas.strategy import DARTS
 from nni.tools.nnictl.config_utils import Experiments
+from small_searches import Records, regression
 from torch import nn
-from torch.utils.data import TensorDataset
 
 from nni_gumbel import GumbelSearch, UsageError
 from nni_gumbel.search.resuming import last_checkpoint
-
-QUIET = dict(
-    logger=False,
-    enable_checkpointing=False,
-    enable_progress_bar=False,
-    enable_model_summary=False,
-    accelerator="cpu",
-)
 
 
 class Space(ModelSpace):
@@ -52,19 +43,8 @@ class Space(ModelSpace):
         return self.head(self.inputs([x, self.layer(x)]))
 
 
-def loader(seed=0):
-    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(seed))
-    return DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=16, shuffle=True)
-
-
 def evaluator(epochs=2, **trainer):
-    return Regression(
-        learning_rate=0.05,
-        train_dataloaders=loader(0),
-        val_dataloaders=loader(1),
-        max_epochs=epochs,
-        **{**QUIET, **trainer},
-    )
+    return regression(learning_rate=0.05, max_epochs=epochs, **trainer)
 
 
 def initialised(strategy, space=None, evaluate=None):
@@ -341,23 +321,6 @@ def test_a_state_that_leads_to_no_checkpoint_says_that_the_search_starts_anew(ca
 # -- what is logged, and the penalty ------------------------------------------------------------------
 
 
-class Records(pl.loggers.Logger):
-    """What is logged under ``prob/``, record by record."""
-
-    name, version = "records", 0
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def log_hyperparams(self, *arguments, **more):
-        pass
-
-    def log_metrics(self, metrics, step=None):
-        found = {name: value for name, value in metrics.items() if name.startswith("prob/")}
-        self.seen += [found] if found else []
-
-
 def test_probabilities_are_logged_every_n_steps_without_noise():
     records = Records()
     strategy = searched(evaluate=evaluator(logger=records), log_prob_every_n_step=7)  # of 8
@@ -416,10 +379,3 @@ def test_the_numbers_of_the_penalty_are_logged_as_nni_does():
     assert float(logged["penalty/normalized_penalty"]) == pytest.approx(
         float(logged["penalty/penalty"]) / 100 - 1, rel=1e-4
     )
-
-
-def test_without_validation_data_the_training_set_is_split():
-    alone = Regression(train_dataloaders=loader(), max_epochs=1, **QUIET)
-    module = searched(evaluate=alone).oneshot_module
-    assert any(logits.abs().max() > 0 for logits in module.distribution.logits.values())
-    assert "val_mse" in module.trainer.callback_metrics

@@ -177,6 +177,7 @@ def test_a_metric_object_and_metrics_of_the_epochs_end_count_too():
             self.error = torchmetrics.MeanAbsoluteError()
 
         def validation_step(self, batch, batch_idx):
+            super().validation_step(batch, batch_idx)
             self.error.update(self.model(batch[0]), batch[1])
 
         def on_validation_epoch_end(self):
@@ -184,10 +185,20 @@ def test_a_metric_object_and_metrics_of_the_epochs_end_count_too():
             self.log("val_twice", 2 * self.error.compute())
 
     gap = measured(module=Ending())
+    assert set(gap) == {"gap/val_loss", "gap/val_error", "gap/val_twice"}
     assert (
         gap["gap/val_twice"] == pytest.approx(2 * gap["gap/val_error"], rel=1e-4)
         and gap["gap/val_error"] != 0
     )
+
+
+def test_a_validation_step_may_ask_for_the_trainer():
+    class Asking(Minimal):
+        def validation_step(self, batch, batch_idx):
+            super().validation_step(batch, batch_idx)
+            self.log("val_epoch", float(self.trainer.current_epoch))
+
+    assert measured(module=Asking())["gap/val_epoch"] == 0
 
 
 def test_several_validation_loaders_are_all_measured():
@@ -196,6 +207,20 @@ def test_several_validation_loaders_are_all_measured():
             super().validation_step(batch, batch_idx)
 
     assert set(measured(module=Several(), val=[loader(seed=1), loader(seed=2)])) == {"gap/val_loss"}
+
+
+def test_statistics_are_estimated_on_batches_of_several_training_loaders_as_they_are_trained_on():
+    class Several(Minimal):
+        shapes = set()
+
+        def training_step(self, batch, batch_idx):
+            # The structure step has one batch.
+            batches = [batch] if isinstance(batch[0], torch.Tensor) else batch
+            self.shapes |= {tuple(x.shape) for x, _ in batches}
+            return sum(super(Several, self).training_step(part, batch_idx) for part in batches)
+
+    assert measured(module=Several(), train=[loader(), loader(seed=2)])
+    assert Several.shapes == {(8, 4)}
 
 
 def test_without_a_validation_there_is_no_gap():

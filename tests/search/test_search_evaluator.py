@@ -87,14 +87,20 @@ def test_at_a_single_level_both_learn_on_training_data():
     assert marks.pairs == [{"train": 0}] * 2 and marks.validated == [1, 1]
 
 
-def test_of_several_validation_loaders_the_structure_learns_on_the_first():
+@pytest.mark.parametrize("loaders", [[marked(1), marked(2)], {"a": marked(1), "b": marked(2)}])
+def test_of_several_validation_loaders_the_structure_learns_on_the_first(loaders):
     class Several(Minimal):
         def validation_step(self, batch, batch_idx, dataloader_idx):
             pass
 
     marks = Marks()
-    search(evaluator(Several(), train=marked(0), val=[marked(1), marked(2)], max_epochs=1, callbacks=[marks]))
+    search(evaluator(Several(), train=marked(0), val=loaders, max_epochs=1, callbacks=[marks]))
     assert marks.pairs[0]["val"] == 1
+
+
+def test_an_empty_list_of_validation_loaders_is_refused_in_one_line():
+    with pytest.raises(UsageError, match="val_dataloaders: there is none in the list; .*"):
+        search(evaluator(val=[]))
 
 
 @pytest.mark.parametrize(
@@ -165,6 +171,7 @@ def test_the_evaluator_that_was_given_can_train_afterwards():
     [
         ("nothing", "evaluator: str is no Lightning evaluator"),
         (evaluator(train=None), "evaluator: it has no training data"),
+        (evaluator(sync_batchnorm=True, strategy="ddp", devices=2), "sync_batchnorm: it replaces"),
     ],
 )
 def test_what_is_no_evaluator_of_a_training_is_refused(wrong, words):
@@ -188,8 +195,26 @@ def test_hooks_on_batches_see_one_batch_at_a_time():
 
 def test_hooks_of_a_data_module_on_batches_do_too():
     class Doubling(Data):
+        def setup(self, stage):
+            self.summand = 1
+
         def on_before_batch_transfer(self, batch, dataloader_idx):
-            return batch[0] + 1, batch[1]
+            assert self.trainer.training or self.trainer.validating
+            return batch[0] + self.summand, batch[1]
 
     marks = seen(Doubling())
     assert marks.pairs == [{"train": 1, "val": 2}] * 2 and marks.validated == [2, 2]
+
+
+def test_hooks_around_a_batch_get_the_training_batch():
+    class Looking(Minimal):
+        seen = []
+
+        def on_train_batch_start(self, batch, batch_idx):
+            self.seen.append(float(batch[0][0, 0]))
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.seen.append(float(batch[0][0, 0]))
+
+    search(evaluator(Looking(), train=marked(2), val=marked(4), max_epochs=1))
+    assert Looking.seen == [2] * 4

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import pytorch_lightning as pl
 import torch
-from nni.nas.nn.pytorch import LayerChoice, ModelSpace
-from small_searches import Minimal, evaluator, loader, search
+from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace
+from small_searches import Minimal, Records, evaluator, loader, search
 from torch import nn
 
 from nni_gumbel.errors import UsageError
@@ -133,6 +133,50 @@ class Silent(Minimal):
 
     def training_step(self, batch, batch_idx):
         return sum((p**2).sum() for p in self.parameters())
+
+
+class Inputs(ModelSpace):
+    """A subset of inputs behind a choice of layers."""
+
+    def __init__(self, n_chosen, reduction):
+        super().__init__()
+        self.factor = LayerChoice([nn.Linear(4, 4), nn.Tanh()], label="factor")
+        self.inputs = InputChoice(3, n_chosen=n_chosen, reduction=reduction, label="inputs")
+        self.head = nn.Linear(8 if reduction == "concat" else 4, 1)
+
+    def forward(self, x):
+        return self.head(self.inputs([x, self.factor(x), -x]))
+
+
+class SameNoise(pl.Callback):
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        torch.manual_seed(3)
+
+
+@pytest.mark.parametrize("estimator", ["soft", "straight-through"])
+@pytest.mark.parametrize(
+    ("n_chosen", "reduction"), [(1, "sum"), (2, "mean"), (2, "concat"), (None, "sum"), (None, "mean")]
+)
+def test_all_levels_have_the_same_gradient_on_the_same_data_while_the_weights_rest(
+    plain_sgd, n_chosen, reduction, estimator
+):
+    penalty = {"profiler": "params", "baseline": 10.0, "scale": 0.3, "aggregate": "mul"}
+    data = {
+        "train": loader(shuffle=False),
+        "val": loader(shuffle=False),
+        "max_epochs": 1,
+        "limit_train_batches": 1,
+    }
+    moved = []
+    for level in ("bilevel", "single", "unrolled"):
+        resting = Minimal(lambda parameters: torch.optim.SGD(parameters, lr=0.0))
+        module = search(
+            evaluator(resting, callbacks=[SameNoise()], **data), lambda: Inputs(n_chosen, reduction),
+            level=level, estimator=estimator, penalty=penalty,
+        )  # fmt: skip
+        moved.append(torch.cat([logits.detach() for logits in module.distribution.logits.values()]))
+    assert torch.allclose(moved[0], moved[1], atol=1e-6) and torch.allclose(moved[0], moved[2], atol=1e-6)
+    assert moved[0].abs().max() > 0.1
 
 
 def test_the_unrolled_step_follows_the_loss_after_a_step_of_the_weights(plain_sgd):
@@ -270,8 +314,6 @@ def test_a_search_follows_a_target_entropy_to_its_end():
 
 
 def test_an_estimator_that_is_not_derived_for_a_choice_is_refused_before_the_search():
-    from nni.nas.nn.pytorch import InputChoice
-
     class Subset(Factors):
         def __init__(self):
             super().__init__()
@@ -291,21 +333,6 @@ def test_what_is_reported_is_a_function_of_the_logits_alone():
     for _ in range(3):
         module.distribution.sample(1.0)
         assert (module.structure_summary(), module.export(), module.export_probs()) == first
-
-
-class Records(pl.loggers.Logger):
-    name, version = "records", 0
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def log_hyperparams(self, *args, **kwargs):
-        pass
-
-    def log_metrics(self, metrics, step=None):
-        if any(name.startswith("prob/") for name in metrics):
-            self.seen.append(metrics)
 
 
 @pytest.mark.parametrize(("every", "count"), [(1, 4), (3, 2), (0, 0)])

@@ -67,6 +67,27 @@ def test_the_weights_are_left_exactly_where_they_were():
     assert all(torch.equal(p, b) for p, b in zip(groups, before)) and all(p.grad is None for p in groups)
 
 
+def test_all_passes_draw_the_same_random_numbers():
+    w, alpha = torch.ones(3, dtype=torch.float64), torch.ones(2, dtype=torch.float64, requires_grad=True)
+    weight, noises = nn.Parameter(w.clone()), []
+
+    def loss(matrix):
+        noises.append(torch.randn(3, dtype=torch.float64))
+        return ((weight - matrix @ alpha) * (1 + noises[-1])).square().sum() / 2
+
+    (result,) = unrolled_gradient(
+        lambda: loss(A), lambda: loss(B), [(weight, 0.1)], nn.Identity(),
+        lambda value: list(torch.autograd.grad(value, [alpha], retain_graph=True)),
+    )  # fmt: skip
+    assert all(torch.equal(noise, noises[0]) for noise in noises)
+    scale = (1 + noises[0]).square()
+    ahead = w - 0.1 * scale * (w - A @ alpha.detach())
+    expected = (0.1 * scale.unsqueeze(1) * A - B).T @ (scale * (ahead - B @ alpha.detach()))
+    assert torch.allclose(result, expected, atol=1e-9)
+    # The next step draws others.
+    assert not torch.equal(torch.randn(3, dtype=torch.float64), noises[0])
+
+
 def test_running_statistics_are_left_as_they_were():
     norm, alpha = nn.BatchNorm1d(3), torch.ones(2, requires_grad=True)
     before = {name: value.clone() for name, value in norm.state_dict().items()}

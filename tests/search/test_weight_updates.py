@@ -114,13 +114,31 @@ def test_the_trainers_limit_on_gradients_wins_over_that_of_the_search(trainer):
     assert norms == pytest.approx([trainer.get("gradient_clip_val", 0.1)] * 4, rel=1e-3)
 
 
-def test_several_optimisers_of_the_weights_are_refused():
-    class Two(Minimal):
+@pytest.mark.parametrize(
+    ("optimizers", "words"),
+    [
+        (lambda parameters: [sgd(parameters), adam(parameters)], "it gives 2 optimisers of the weights; give one"),
+        (lambda parameters: [], "it gives 0 optimisers of the weights; give one"),
+        (torch.optim.LBFGS, "LBFGS needs the loss several times"),
+    ],
+)  # fmt: skip
+def test_other_than_one_optimiser_of_the_weights_is_refused(optimizers, words):
+    class Own(Minimal):
         def configure_optimizers(self):
-            return [torch.optim.SGD(self.parameters(), lr=0.1) for _ in range(2)]
+            return optimizers(list(self.parameters()))
 
-    with pytest.raises(UsageError, match="configure_optimizers: it gives 2 optimisers"):
-        search(evaluator(Two()))
+    with pytest.raises(UsageError, match=f"configure_optimizers: {words}"):
+        search(evaluator(Own()))
+
+
+def test_an_optimizer_step_of_ones_own_gets_a_closure_as_from_lightning():
+    class Own(Minimal):
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+            optimizer.step(closure=optimizer_closure)
+
+    before, module = OneCandidate(), Own()
+    search(evaluator(module, max_epochs=1), OneCandidate)
+    assert not torch.equal(before.head.weight, module.model.head.weight)
 
 
 def test_a_module_that_updates_its_weights_by_itself_is_refused():
