@@ -12,7 +12,7 @@ the frozen network (:mod:`nni_gumbel.supernet.hub`), count with their whole widt
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import reduce
 from operator import mul
 
@@ -33,7 +33,7 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-class ExpectedParameters:
+def expected_parameters(space: nn.Module) -> ExpectedSum:
     """The expected number of parameters under a distribution, as a differentiable function.
 
     Args:
@@ -43,18 +43,10 @@ class ExpectedParameters:
     Raises:
         UsageError: a tensor depends on too many choices to be tabulated.
     """
-
-    def __init__(self, space: nn.Module) -> None:
-        sizes: dict[int, list[Table]] = {}
-        for parameter, size in _sizes(space, ONE):
-            sizes.setdefault(id(parameter), []).append(size)
-        self._expected = ExpectedSum(elementwise_maximum(ways) for ways in sizes.values())
-        self.largest = self._expected.largest
-        """An upper bound on the parameters of any network: the scale that makes costs comparable."""
-
-    def __call__(self, probabilities: Mapping[str, Tensor]) -> Tensor:
-        """Scalar: the expected number of parameters; see :class:`ExpectedSum`."""
-        return self._expected(probabilities)
+    sizes: dict[int, list[Table]] = {}
+    for parameter, size in _sizes(space, ONE):
+        sizes.setdefault(id(parameter), []).append(size)
+    return ExpectedSum(elementwise_maximum(ways) for ways in sizes.values())
 
 
 def _sizes(module: nn.Module, presence: Table) -> Iterator[tuple[nn.Parameter, Table]]:

@@ -2,7 +2,9 @@
 
 A count that depends on a few choices is written down for every combination of them; its expectation
 under independent labels is the table contracted with one vector of probabilities per axis. A label that
-occurs twice in a product of tables is one axis, which is what makes shared labels exact.
+occurs twice in a product of tables is one axis, which is what makes shared labels exact. The entries of
+an axis are the outcomes of the label's law, as :meth:`Distribution.outcome_probs
+<nni_gumbel.supernet.distribution.Distribution.outcome_probs>` lists them: the candidates of a choice of one.
 """
 
 from __future__ import annotations
@@ -57,40 +59,56 @@ class ExpectedSum:
 
     Args:
         tables: numbers that depend on choices; those of the same labels are added up once.
+
+    Attributes:
+        tables: their sum, one table for each set of labels.
+        labels: all labels that it depends on.
+        largest: an upper bound of the sum over all combinations.
     """
 
     def __init__(self, tables: Iterable[Table]) -> None:
         sums: dict[tuple[str, ...], Table] = {}
         for table in tables:
             sums[table.labels] = sums[table.labels] + table if table.labels in sums else table
+        self.tables: tuple[Table, ...] = tuple(sums.values())
+        self.labels: tuple[str, ...] = tuple(dict.fromkeys(label for labels in sums for label in labels))
         # float64: counts stay exact integers up to 2^53.
-        self._tables = {
-            labels: torch.from_numpy(table.values.astype(np.float64)) for labels, table in sums.items()
-        }
-        self.largest = sum(float(table.max()) for table in self._tables.values())
-        """An upper bound of the sum over all combinations."""
+        self._values = [torch.from_numpy(table.values.astype(np.float64)) for table in self.tables]
+        self.largest = sum(float(values.max()) for values in self._values)
 
     def __call__(self, probabilities: Mapping[str, Tensor]) -> Tensor:
         """Scalar: ``sum_t sum_z t(z) prod_label P(z_label)``.
 
         Args:
-            probabilities: ``(K,)`` per label, on the simplex, float; at least one label.
+            probabilities: per label the probabilities of its outcomes, on the simplex, float; at least one label.
 
         Returns:
             Scalar in the dtype of the probabilities, added up in float64.
         """
         first = next(iter(probabilities.values()))
         total = torch.zeros((), dtype=torch.float64, device=first.device)
-        for labels, table in self._tables.items():
-            if table.device != first.device:
+        for place, table in enumerate(self.tables):
+            values = self._values[place]
+            if values.device != first.device:
                 with torch.inference_mode(False):  # autograd would refuse a kept tensor that was made in it
-                    table = self._tables[labels] = table.to(first.device)
-            for label in labels:
+                    values = self._values[place] = values.to(first.device)
+            for label in table.labels:
                 # Not a matrix product, which autocast would lower to half precision.
                 probability = probabilities[label].double()
-                table = (probability.view(-1, *[1] * (table.dim() - 1)) * table).sum(dim=0)
-            total = total + table
+                values = (probability.view(-1, *[1] * (values.dim() - 1)) * values).sum(dim=0)
+            total = total + values
         return total.to(first.dtype)
+
+    def at(self, outcomes: Mapping[str, int]) -> float:
+        """The sum for one network.
+
+        Args:
+            outcomes: per label the index of its outcome; a label that the network does not use may be missing.
+        """
+        return sum(
+            float(table.values[tuple(outcomes.get(label, 0) for label in table.labels)])
+            for table in self.tables
+        )
 
 
 def elementwise_maximum(tables: Sequence[Table]) -> Table:

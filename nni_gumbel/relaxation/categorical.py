@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -26,6 +27,10 @@ class Categorical(Law):
         """``n``."""
         return self.size
 
+    def sets(self) -> Iterator[tuple[int, ...]]:
+        """The candidates, one by one."""
+        return ((index,) for index in range(self.size))
+
     def log_partition(self, logits: Tensor) -> Tensor:
         """``(...)``, ``log sum_i exp(theta_i)``; differentiable."""
         return torch.logsumexp(logits.double(), -1).to(logits.dtype)
@@ -33,6 +38,10 @@ class Categorical(Law):
     def probs(self, logits: Tensor) -> Tensor:
         """``(..., n)``, ``softmax(theta)``; differentiable."""
         return torch.softmax(logits.double(), -1).to(logits.dtype)
+
+    def outcome_probs(self, logits: Tensor) -> Tensor:
+        """``(..., n)``, :meth:`probs`."""
+        return self.probs(logits)
 
     def mode(self, logits: Tensor) -> Tensor:
         """``(..., n)``, one-hot at the largest logit, the first of several; no gradient."""

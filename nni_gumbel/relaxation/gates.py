@@ -11,6 +11,8 @@ that its noise can be drawn after the outcome is from Tucker et al. (arXiv 1703.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -34,6 +36,11 @@ class OpenSubset(Law):
     def outcomes(self) -> int:
         """``2^n - 1``."""
         return 2**self.size - 1
+
+    def sets(self) -> Iterator[tuple[int, ...]]:
+        """The sets of one candidate, of two, … each in lexicographic order."""
+        sizes = range(1, self.size + 1)
+        return (members for size in sizes for members in itertools.combinations(range(self.size), size))
 
     def log_partition(self, logits: Tensor) -> Tensor:
         """``(...)``, ``log(prod_i (1 + exp(theta_i)) - 1)``; differentiable."""

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +53,10 @@ class Law(ABC):
     @abstractmethod
     def outcomes(self) -> int:
         """The number of outcomes; the logarithm of it is the largest entropy."""
+
+    @abstractmethod
+    def sets(self) -> Iterator[tuple[int, ...]]:
+        """Every outcome once, as the indices that are 1, ascending: the order in which tables list them."""
 
     @abstractmethod
     def log_partition(self, logits: Tensor) -> Tensor:
@@ -112,6 +117,13 @@ class Law(ABC):
         """
         theta = logits.double()
         return ((theta * outcome).sum(-1) - self.log_partition(theta)).to(logits.dtype)
+
+    def outcome_probs(self, logits: Tensor) -> Tensor:
+        """``(..., outcomes)``, the probability of each of :meth:`sets`; differentiable."""
+        members = torch.zeros(self.outcomes, self.size, dtype=torch.float64, device=logits.device)
+        for row, indices in enumerate(self.sets()):
+            members[row, list(indices)] = 1
+        return self.log_prob(logits.unsqueeze(-2), members).exp()
 
     def entropy(self, logits: Tensor) -> Tensor:
         """``(...)`` nats in [0, log outcomes], ``A(theta) - theta . probs(theta)``; differentiable."""

@@ -14,7 +14,9 @@ draws of k-subsets from such sums.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -53,6 +55,10 @@ class KSubset(Law):
     def outcomes(self) -> int:
         """``n! / (k! (n - k)!)``."""
         return math.comb(self.size, self.k)
+
+    def sets(self) -> Iterator[tuple[int, ...]]:
+        """The sets of ``k`` candidates in lexicographic order."""
+        return itertools.combinations(range(self.size), self.k)
 
     def log_partition(self, logits: Tensor) -> Tensor:
         """``(...)``, logarithm of the elementary symmetric polynomial ``e_k(exp(theta))``; differentiable."""

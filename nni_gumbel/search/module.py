@@ -19,6 +19,7 @@ from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import LightningModule
 from torch import Tensor
 
+from nni_gumbel.complexity.table import ExpectedSum
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.temperature import linear, progress_of, temperature_at
 from nni_gumbel.search.diagnosis import finite_loss
@@ -26,7 +27,7 @@ from nni_gumbel.search.distributed import draw_own_samples
 from nni_gumbel.search.duration import check_duration, total_batches
 from nni_gumbel.search.gap import discretisation_gap, is_due
 from nni_gumbel.search.logs import Log, logging_with, mute, unchanged, under_structure
-from nni_gumbel.search.objective import Cost, structure_objective
+from nni_gumbel.search.objective import structure_objective
 from nni_gumbel.search.penalty import Penalty
 from nni_gumbel.search.randomness import continue_randomness, randomness_of_ranks
 from nni_gumbel.search.settings import SearchSettings
@@ -80,7 +81,7 @@ class GumbelSearchModule(WrappingModule):
         self,
         training_module: LightningModule,
         distribution: Distribution,
-        cost: Cost,
+        cost: ExpectedSum,
         settings: SearchSettings,
         penalty: Penalty | None = None,
     ) -> None:
@@ -284,7 +285,7 @@ class GumbelSearchModule(WrappingModule):
             return {
                 "temperature": self.temperature,
                 "entropy": float(self.distribution.entropy()),
-                "expected_params": float(self.cost(probabilities)),
+                "expected_params": float(self.cost(self.distribution.outcome_probs(self.cost.labels))),
                 "max_probability": float(torch.stack([p.max() for p in probabilities.values()]).mean()),
             }
 

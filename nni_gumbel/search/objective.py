@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
-
 from torch import Tensor
 
+from nni_gumbel.complexity.table import ExpectedSum
 from nni_gumbel.search.penalty import Penalty
 from nni_gumbel.supernet.distribution import Distribution
-
-
-class Cost(Protocol):
-    """What a structure costs, differentiable in the probabilities; ``largest`` is its scale."""
-
-    largest: float
-
-    def __call__(self, probabilities: Mapping[str, Tensor]) -> Tensor: ...
 
 
 def structure_objective(
     loss: Tensor,
     distribution: Distribution,
-    cost: Cost,
+    cost: ExpectedSum,
     penalty: Penalty | None,
     *,
     cost_weight: float,
@@ -41,9 +31,8 @@ def structure_objective(
     Returns:
         The objective, scalar, and the numbers to log for the penalty.
     """
-    probabilities = distribution.probs()
     details: dict[str, Tensor] = {}
     if penalty is not None:
-        loss, details = penalty(loss, probabilities)
-    relative_cost = cost(probabilities) / max(cost.largest, 1.0)
+        loss, details = penalty(loss, distribution.outcome_probs(penalty.expected_cost.labels))
+    relative_cost = cost(distribution.outcome_probs(cost.labels)) / max(cost.largest, 1.0)
     return loss + cost_weight * relative_cost + entropy_weight * distribution.entropy(), details

@@ -8,7 +8,7 @@ the logits. Here it is a differentiable function of the probabilities.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from nni.nas.oneshot.pytorch.profiler import ExpectationProfilerPenalty
@@ -17,9 +17,8 @@ from nni.nas.profiler.pytorch.flops import FlopsParamsCounterConfig, NumParamsPr
 from torch import Tensor
 
 from nni_gumbel.complexity.expression import expectation_of
+from nni_gumbel.complexity.table import ExpectedSum
 from nni_gumbel.errors import UsageError
-
-Expected = Callable[[Mapping[str, Tensor]], Tensor]
 
 _FIELDS = ("profiler", "baseline", "scale", "nonlinear", "aggregate")
 _NONLINEAR = ("linear", "positive", "negative", "absolute")
@@ -34,10 +33,10 @@ class Penalty:
 
     Args:
         description: what the user gave NNI.
-        expected_cost: ``E[cost]``, differentiable, from the probabilities of every label.
+        expected_cost: ``E[cost]``, differentiable, from the probabilities of the outcomes of its labels.
     """
 
-    def __init__(self, description: ExpectationProfilerPenalty, expected_cost: Expected) -> None:
+    def __init__(self, description: ExpectationProfilerPenalty, expected_cost: ExpectedSum) -> None:
         self.description = description
         self.expected_cost = expected_cost
 
@@ -107,7 +106,7 @@ def describe_penalty(penalty: Any) -> ExpectationProfilerPenalty | None:
 
 
 def build_penalty(
-    description: ExpectationProfilerPenalty, variables: Mapping[str, Any], expected_parameters: Expected
+    description: ExpectationProfilerPenalty, variables: Mapping[str, Any], expected_parameters: ExpectedSum
 ) -> Penalty:
     """Make a described penalty a function of the probabilities of a space.
 

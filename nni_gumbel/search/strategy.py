@@ -22,7 +22,8 @@ from nni.nas.space import RawFormatModelSpace
 from nni.nas.strategy import DARTS
 from torch import nn
 
-from nni_gumbel.complexity.cost import ExpectedParameters
+from nni_gumbel.complexity.cost import expected_parameters
+from nni_gumbel.complexity.table import ExpectedSum
 from nni_gumbel.errors import UsageError
 from nni_gumbel.search.arguments_of_nni import settings_of
 from nni_gumbel.search.evaluator import take_over
@@ -80,7 +81,7 @@ class GumbelSearch(DARTS):
             warmup_epochs=self.settings.warmup_epochs,
         )
         self._distribution: Distribution | None = None
-        self._expected_parameters: ExpectedParameters | None = None
+        self._expected_parameters: ExpectedSum | None = None
         self._penalty: Penalty | None = None
 
     @property
@@ -104,7 +105,7 @@ class GumbelSearch(DARTS):
             )
         of_the_space = model.extra_oneshot_hooks(self) if hasattr(model, "extra_oneshot_hooks") else []
         self._distribution = relax(model, _hooks_for_us([*self.extra_mutation_hooks, *of_the_space]))
-        self._expected_parameters = ExpectedParameters(model)
+        self._expected_parameters = expected_parameters(model)
         if self.penalty is not None:
             self._penalty = build_penalty(
                 self.penalty, self._distribution.variables, self._expected_parameters

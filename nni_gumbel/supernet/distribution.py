@@ -10,7 +10,7 @@ logits alone and carries no sampling noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -164,6 +164,14 @@ class Distribution(nn.Module):
     def probs(self) -> dict[str, Tensor]:
         """``(n,)`` per label, the probability that each candidate is chosen; differentiable."""
         return self._per_label(lambda law, logits: law.probs(logits))
+
+    def outcome_probs(self, labels: Iterable[str]) -> dict[str, Tensor]:
+        """``(outcomes,)`` per label, the probability of each outcome of its law; differentiable.
+
+        Of a choice of one these are its :meth:`probs`. Never empty: without a label it has the first one's.
+        """
+        labels = tuple(labels) or tuple(self.laws)[:1]
+        return {label: self.laws[label].outcome_probs(self.logits[label]) for label in labels}
 
     def entropy(self) -> Tensor:
         """Scalar in [0, 1]: mean over labels of the entropy relative to the uniform one; differentiable.

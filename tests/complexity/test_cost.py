@@ -8,7 +8,7 @@ from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from torch import nn
 
 from nni_gumbel import relax
-from nni_gumbel.complexity.cost import ExpectedParameters, count_flops, count_parameters
+from nni_gumbel.complexity.cost import count_flops, count_parameters, expected_parameters
 from nni_gumbel.supernet.distribution import Distribution
 
 
@@ -30,7 +30,7 @@ def test_expected_parameters_equal_the_enumeration_of_all_networks_and_none_is_l
     distribution = random_distribution(space)
     relax(supernet)
     counts = [count_parameters(space.freeze(sample)) for sample in samples]
-    expected = ExpectedParameters(supernet)
+    expected = expected_parameters(supernet)
     with torch.no_grad():
         weights = [distribution.log_prob(sample).exp().item() for sample in samples]
         enumerated = sum(weight * count for weight, count in zip(weights, counts))
@@ -44,7 +44,7 @@ def test_the_gradient_of_expected_parameters_equals_finite_differences(plan):
     space = GeneratedSpace(plan)
     distribution = random_distribution(space)
     relax(space)
-    expected = ExpectedParameters(space)
+    expected = expected_parameters(space)
     labels, logits = zip(*distribution.logits.items())
 
     def cost(*values):
@@ -65,7 +65,7 @@ def test_tied_weights_count_once():
     space = Tied()
     probabilities = {"first": torch.tensor([0.5, 0.5]), "second": torch.tensor([0.2, 0.8])}
     # The layer is there unless both choices leave it out: 1 - 0.5 * 0.8.
-    assert float(ExpectedParameters(space)(probabilities)) == pytest.approx(12 * 0.6)
+    assert float(expected_parameters(space)(probabilities)) == pytest.approx(12 * 0.6)
 
 
 def test_expected_parameters_are_exact_under_autocast():
@@ -79,7 +79,7 @@ def test_expected_parameters_are_exact_under_autocast():
 
     probabilities = {"outer": torch.tensor([0.75, 0.25]), "inner": torch.tensor([0.5, 0.5])}
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        expected = ExpectedParameters(Nested())(probabilities)
+        expected = expected_parameters(Nested())(probabilities)
     assert float(expected) == 40_200 * 0.75 + 40_200 * 0.375
 
 

@@ -220,3 +220,13 @@ def test_a_temperature_that_is_not_positive_and_finite_is_refused(law, temperatu
     logits = LOGITS[: law.size]
     with pytest.raises(UsageError, match=r"temperature: .* is not positive and finite; give"):
         law.relaxed(logits, temperature)
+
+
+@every_law
+def test_the_probabilities_of_all_outcomes_are_those_of_their_sets(law):
+    logits = LOGITS[: law.size].clone().requires_grad_()
+    listed = [tuple(outcome.nonzero().flatten().tolist()) for outcome in all_outcomes(law)]
+    expected = dict(zip(listed, probabilities(law, LOGITS[: law.size]).tolist()))
+    found = law.outcome_probs(logits)
+    assert dict(zip(law.sets(), found.tolist())) == pytest.approx(expected)
+    assert torch.autograd.gradcheck(law.outcome_probs, logits)
