@@ -2,16 +2,22 @@
 
 A count that depends on a few choices is written down for every combination of them; its expectation
 under independent labels is the table contracted with one vector of probabilities per axis. A label that
-occurs twice in a product of tables is one axis, which is what makes shared labels exact. The entries of
-an axis are the outcomes of the label's law, as :meth:`Distribution.outcome_probs
-<nni_gumbel.supernet.distribution.Distribution.outcome_probs>` lists them: the candidates of a choice of one.
+occurs twice in a product of tables is one axis, which is what makes shared labels exact.
+
+The outcomes of a label are those of its law, as :meth:`Distribution.outcome_probs
+<nni_gumbel.supernet.distribution.Distribution.outcome_probs>` lists them: the candidates of a choice of one. Most
+numbers tell few of them apart: whether a node of a cell is taken by another one is a matter of two classes, however
+many inputs that one may choose from. So an axis has one entry for each class of outcomes, and two outcomes are of one
+class exactly if they are alike in all combinations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,37 +27,74 @@ from nni_gumbel.errors import UsageError
 
 LARGEST_TABLE = 1_000_000
 
+# Tables that are added up in one step: all of them are in memory then, over the classes of their sum.
+_AT_ONCE = 16
 
-@dataclass(frozen=True)
+# What to raise, given the labels and the number of combinations.
+Refusal = Callable[[Sequence[str], int], UsageError]
+
+
+@dataclass(frozen=True, eq=False)
 class Table:
-    """A number for every combination of candidates.
+    """A number for every combination of outcomes; made by :meth:`of` and by arithmetic, which keep it reduced.
 
     Args:
         labels: what it depends on, sorted, each once.
-        values: one axis per label, as long as the label has candidates.
+        values: one axis per label over its classes, at least two; no two slices along an axis are equal.
+        classes: per label, of every outcome its class: integers, numbered by first appearance.
     """
 
     labels: tuple[str, ...]
     values: np.ndarray
+    classes: tuple[np.ndarray, ...]
 
     @classmethod
-    def of(cls, labels: Sequence[str], values: np.ndarray) -> Table:
-        """A table whose labels come in any order, without the axes along which nothing changes."""
+    def of(cls, labels: Sequence[str], values: Any) -> Table:
+        """A table of a number for each combination of outcomes.
+
+        Args:
+            labels: in any order, each once.
+            values: one axis per label, over all its outcomes; a plain number if there are no labels.
+        """
         order = sorted(range(len(labels)), key=lambda axis: labels[axis])
         values = np.transpose(np.asarray(values), order)
-        kept = [axis for axis in range(values.ndim) if not (values == values.take([0], axis=axis)).all()]
-        for axis in reversed([axis for axis in range(values.ndim) if axis not in kept]):
-            values = values.take(0, axis=axis)
-        return cls(tuple(labels[order[axis]] for axis in kept), values)
+        return _reduced([labels[axis] for axis in order], values, [np.arange(n) for n in values.shape])
 
-    def __mul__(self, other: Table) -> Table:
-        return _combine(np.multiply, (self, other))
+    def dense(self) -> np.ndarray:
+        """One axis per label over all its outcomes: to be asked for only where these are few."""
+        return self.values[np.ix_(*self.classes)] if self.labels else self.values
+
+    def at(self, outcomes: Mapping[str, Any]) -> Any:
+        """The number at outcomes of the labels: an index each, or arrays of them, all of one shape.
+
+        A label that is missing counts as its first outcome.
+        """
+        return self.values[
+            tuple(classes[outcomes.get(label, 0)] for label, classes in zip(self.labels, self.classes))
+        ]
+
+    def map(self, function: Callable[[np.ndarray], np.ndarray]) -> Table:
+        """A function of each number; it takes an array of them."""
+        return _reduced(self.labels, np.asarray(function(self.values)), self.classes)
+
+    def largest_over(self, others: Collection[str]) -> Table:
+        """The largest number over all outcomes of some labels, for every combination of the remaining ones."""
+        kept = [axis for axis, label in enumerate(self.labels) if label not in others]
+        values = self.values.max(axis=tuple(axis for axis in range(self.values.ndim) if axis not in kept))
+        return _reduced([self.labels[axis] for axis in kept], values, [self.classes[axis] for axis in kept])
+
+    def __mul__(self, other: Table | float) -> Table:
+        if not isinstance(other, Table):
+            return self if other == 1 else self.map(lambda values: values * other)
+        if not other.labels:
+            return self * other.values.item()
+        return combined(np.multiply, (self, other)) if self.labels else other * self.values.item()
 
     def __add__(self, other: Table) -> Table:
-        return _combine(np.add, (self, other))
+        return combined(np.add, (self, other))
 
-
-ONE = Table((), np.array(1))
+    def __neg__(self) -> Table:
+        return self.map(np.negative)
 
 
 class ExpectedSum:
@@ -68,12 +111,16 @@ class ExpectedSum:
 
     def __init__(self, tables: Iterable[Table]) -> None:
         sums: dict[tuple[str, ...], Table] = {}
-        for table in tables:
-            sums[table.labels] = sums[table.labels] + table if table.labels in sums else table
+        for table in _presummed(tables):
+            # A sum may depend on less than what is added up; there may be a table of that, too.
+            while (known := sums.pop(table.labels, None)) is not None:
+                table = known + table
+            sums[table.labels] = table
         self.tables: tuple[Table, ...] = tuple(sums.values())
         self.labels: tuple[str, ...] = tuple(dict.fromkeys(label for labels in sums for label in labels))
         # float64: counts stay exact integers up to 2^53.
         self._values = [torch.from_numpy(table.values.astype(np.float64)) for table in self.tables]
+        self._classes = [[torch.from_numpy(classes) for classes in table.classes] for table in self.tables]
         self.largest = sum(float(values.max()) for values in self._values)
 
     def __call__(self, probabilities: Mapping[str, Tensor]) -> Tensor:
@@ -86,15 +133,13 @@ class ExpectedSum:
             Scalar in the dtype of the probabilities, added up in float64.
         """
         first = next(iter(probabilities.values()))
+        self._move_to(first.device)
+        double = {label: probabilities[label].double() for label in self.labels}
         total = torch.zeros((), dtype=torch.float64, device=first.device)
-        for place, table in enumerate(self.tables):
-            values = self._values[place]
-            if values.device != first.device:
-                with torch.inference_mode(False):  # autograd would refuse a kept tensor that was made in it
-                    values = self._values[place] = values.to(first.device)
-            for label in table.labels:
+        for table, values, classes in zip(self.tables, self._values, self._classes):
+            for label, of_outcome in zip(table.labels, classes):
+                probability = double[label].new_zeros(len(values)).index_add(0, of_outcome, double[label])
                 # Not a matrix product, which autocast would lower to half precision.
-                probability = probabilities[label].double()
                 values = (probability.view(-1, *[1] * (values.dim() - 1)) * values).sum(dim=0)
             total = total + values
         return total.to(first.dtype)
@@ -105,31 +150,114 @@ class ExpectedSum:
         Args:
             outcomes: per label the index of its outcome; a label that the network does not use may be missing.
         """
-        return sum(
-            float(table.values[tuple(outcomes.get(label, 0) for label in table.labels)])
-            for table in self.tables
-        )
+        return sum(float(table.at(outcomes)) for table in self.tables)
+
+    def _move_to(self, device: torch.device) -> None:
+        if self._values and self._values[0].device != device:
+            with torch.inference_mode(False):  # autograd would refuse a kept tensor that was made in it
+                self._values = [values.to(device) for values in self._values]
+                self._classes = [[one.to(device) for one in classes] for classes in self._classes]
+
+
+def too_large(labels: Sequence[str], combinations: int) -> UsageError:
+    """The error of a table with more combinations of classes than may be."""
+    return UsageError(
+        f"choices {', '.join(labels)}: a term of the cost depends on {combinations:,} combinations of them; "
+        f"nest fewer choices (at most {LARGEST_TABLE:,} combinations)"
+    )
+
+
+def combined(
+    function: Callable[..., np.ndarray], tables: Sequence[Table], refusal: Refusal = too_large
+) -> Table:
+    """An elementwise function of the numbers of several tables, in every combination of outcomes.
+
+    Args:
+        function: takes an array of each table; they broadcast against each other.
+        tables: at least one.
+        refusal: the error, where there are more than a million combinations of classes.
+
+    Raises:
+        UsageError: there are.
+    """
+    found: dict[str, list[np.ndarray]] = {}
+    for table in tables:
+        for label, classes in zip(table.labels, table.classes):
+            found.setdefault(label, []).append(classes)
+    labels = tuple(sorted(found))
+    joint = {label: _joint_classes(found[label]) for label in labels}
+    firsts = {label: places for label, (_, places) in joint.items()}
+    sizes = [len(firsts[label]) for label in labels]
+    if math.prod(sizes) > LARGEST_TABLE:
+        raise refusal(labels, math.prod(sizes))
+    values = np.asarray(function(*(_spread(table, labels, firsts) for table in tables)))
+    return _reduced(labels, np.broadcast_to(values, sizes), [joint[label][0] for label in labels])
 
 
 def elementwise_maximum(tables: Sequence[Table]) -> Table:
     """The largest of several numbers in every combination of what they depend on."""
-    return _combine(np.maximum, tables)
+    if len(tables) == 1:
+        return tables[0]
+    return combined(lambda *values: reduce(np.maximum, values), tables)
 
 
-def _combine(operation: Callable[[np.ndarray, np.ndarray], np.ndarray], tables: Sequence[Table]) -> Table:
-    sizes: Mapping[str, int] = {
-        label: size for table in tables for label, size in zip(table.labels, table.values.shape)
-    }
-    labels = tuple(sorted(sizes))
-    combinations = int(np.prod([sizes[label] for label in labels], dtype=np.int64))
-    if combinations > LARGEST_TABLE:
-        raise UsageError(
-            f"choices {', '.join(labels)}: a parameter depends on {combinations:,} combinations of them; "
-            f"nest fewer choices (at most {LARGEST_TABLE:,} combinations)"
-        )
-    spread = [
-        table.values.reshape([sizes[label] if label in table.labels else 1 for label in labels])
-        for table in tables
-    ]
-    values = np.broadcast_to(reduce(operation, spread), [sizes[label] for label in labels])
-    return Table(labels, values)
+def _presummed(tables: Iterable[Table]) -> Iterator[Table]:
+    """Fewer tables of the same sum: a space has tens of thousands of layers, which depend on the same few labels."""
+    groups: dict[tuple[str, ...], list[Table]] = {}
+    for table in tables:
+        groups.setdefault(table.labels, []).append(table)
+    for group in groups.values():
+        for first in range(0, len(group), _AT_ONCE):
+            some = group[first : first + _AT_ONCE]
+            yield some[0] if len(some) == 1 else combined(lambda *values: reduce(np.add, values), some)
+
+
+def _joint_classes(several: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The coarsest classes that tell apart what any of several does, and the first outcome of each class."""
+    different = list({id(classes): classes for classes in several}.values())
+    if len(different) == 1:
+        return different[0], np.unique(different[0], return_index=True)[1]
+    code = reduce(lambda code, classes: code * (int(classes.max()) + 1) + classes, different)
+    return _numbered(code.tolist())
+
+
+def _numbered(keys: Iterable[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Equal keys get one number, by first appearance; with the place where each number first appears."""
+    known: dict[Any, int] = {}
+    firsts, numbers = [], []
+    for place, key in enumerate(keys):
+        number = known.setdefault(key, len(known))
+        if number == len(firsts):
+            firsts.append(place)
+        numbers.append(number)
+    return np.array(numbers, dtype=np.int64), np.array(firsts, dtype=np.int64)
+
+
+def _spread(table: Table, labels: Sequence[str], firsts: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The values of a table with an axis for each of more labels, over finer classes."""
+    places = [classes[firsts[label]] for label, classes in zip(table.labels, table.classes)]
+    values = table.values[np.ix_(*places)] if places else table.values
+    return values.reshape([len(firsts[label]) if label in table.labels else 1 for label in labels])
+
+
+def _reduced(labels: Sequence[str], values: np.ndarray, classes: Sequence[np.ndarray]) -> Table:
+    """Equal slices merged, and the axes dropped along which nothing changes.
+
+    One pass is enough: slices that differ do so in an entry that is kept when the other axes are merged.
+    """
+    kept_labels, kept_classes = [], []
+    values = values + values.dtype.type(0) if values.dtype.kind == "f" else values  # -0.0 is 0.0
+    for axis in reversed(range(values.ndim)):
+        slices = values.tolist() if values.ndim == 1 else [s.tobytes() for s in values.swapaxes(axis, 0)]
+        numbers, firsts = _numbered(slices)
+        if len(firsts) < len(slices):
+            values = values.take(firsts, axis=axis)
+        if len(firsts) > 1:
+            kept_labels.append(labels[axis])
+            kept_classes.append(numbers[classes[axis]])
+        else:
+            values = values.take(0, axis=axis)
+    return Table(tuple(reversed(kept_labels)), np.asarray(values), tuple(reversed(kept_classes)))
+
+
+ONE = Table.of((), 1)

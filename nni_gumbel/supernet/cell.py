@@ -57,7 +57,7 @@ class MixedCell(Cell, BaseSuperNetModule):
         self.ops, self.inputs = cell.ops, cell.inputs
         self.postprocessor = cell.postprocessor
         # Node by node, the labels of the input and of the operation of each slot.
-        self._labels = [
+        self.labels = [
             [(source.label, op.label) for source, op in zip(*slots)] for slots in zip(cell.inputs, cell.ops)
         ]
         self._op_names = list(cell.ops[0][0].names)
@@ -116,7 +116,7 @@ class MixedCell(Cell, BaseSuperNetModule):
                 self.concat_dim,
                 label=self.label,
             )
-        for node, slots in enumerate(self._labels):
+        for node, slots in enumerate(self.labels):
             for k, (_, op) in enumerate(slots):
                 candidates = self.ops[node][k]
                 if self.op_candidates_factory is not None:
@@ -135,7 +135,7 @@ class MixedCell(Cell, BaseSuperNetModule):
     def candidates_of_factories(self) -> Iterator[tuple[nn.Module, tuple[str, int], tuple[str, int]]]:
         """Every candidate built by a factory, with the (label, index) of its input and of its operation."""
         if self.op_candidates_factory is not None:
-            for node, slots in enumerate(self._labels):
+            for node, slots in enumerate(self.labels):
                 for k, (source, op) in enumerate(slots):
                     for j, candidates in enumerate(self.ops[node][k]):
                         for o, candidate in enumerate(candidates):
@@ -144,7 +144,7 @@ class MixedCell(Cell, BaseSuperNetModule):
     def loose_weights(self) -> list[Tensor | None]:
         """Per node, the scalar weight that no later node takes it; ``None`` for the last, which is loose."""
         weights: list[Tensor | None] = [None] * self.num_nodes
-        for later, slots in enumerate(self._labels):
+        for later, slots in enumerate(self.labels):
             for source, _ in slots:
                 free = 1 - self._joint_sample.weights(source)[self.num_predecessors :]
                 for node in range(later):
@@ -156,14 +156,14 @@ class MixedCell(Cell, BaseSuperNetModule):
         chained = self.num_nodes - number
         return {
             source: self.num_predecessors + node - 1 if 1 <= node <= chained else 0
-            for node, slots in enumerate(self._labels)
+            for node, slots in enumerate(self.labels)
             for source, _ in slots
         }
 
     def _slot(self, node: int, k: int, states: list[Any]) -> Tensor:
         if self.op_candidates_factory is None:
             return self.ops[node][k](self.inputs[node][k](states))
-        source, op = self._labels[node][k]
+        source, op = self.labels[node][k]
         places = list(itertools.product(self._joint_sample.active(source), self._joint_sample.active(op)))
         outputs = []
         for j, o in places:

@@ -1,0 +1,318 @@
+"""Run a relaxed space once, with all its networks at a time, and price every call of a layer.
+
+Abstract interpretation with finite sets: the supernet's forward runs on PyTorch's meta device, where tensors
+have shapes and no entries; a tensor whose shape depends on choices is carried along as its alternatives
+(:mod:`nni_gumbel.complexity.alternatives`). A call of a layer is run, and priced, once for every distinct
+combination of the shapes of its inputs. What a module of ours computes is replaced by its cases: each
+candidate runs where it is chosen, each block of a ``Repeat`` where the depth reaches it, each size of a
+module with choices in its arguments where it is the size; a label that occurs again inside is fixed there.
+What a case computes in no network is not computed at all. So every call counts with the exact set of
+networks that make it, whatever Python a person's forward is made of, as long as it depends on shapes and
+not on entries.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from nni.nas.nn.pytorch.cell import preprocess_cell_inputs
+from nni.nas.nn.pytorch.choice import ChosenInputs
+from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves, tree_map
+
+from nni_gumbel.complexity.alternatives import (
+    Split,
+    VaryingNumber,
+    VaryingTensor,
+)
+from nni_gumbel.complexity.joint_values import JointValues, identity
+from nni_gumbel.complexity.loose_ends import loose_nodes, readers_of_loose_ends
+from nni_gumbel.complexity.presence import depths_of
+from nni_gumbel.complexity.table import Table
+from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.supernet.arguments import MixedArguments
+from nni_gumbel.supernet.cell import MixedCell
+from nni_gumbel.supernet.depth import MixedRepeat
+from nni_gumbel.supernet.distribution import Distribution
+from nni_gumbel.supernet.inputs import MixedInput
+from nni_gumbel.supernet.kept import KeptModule
+from nni_gumbel.supernet.layer import MixedLayer
+
+Price = Callable[[nn.Module, tuple, Mapping[str, Any], Any], float]
+
+_OURS = (MixedLayer, MixedInput, MixedRepeat, MixedCell, MixedArguments, KeptModule)
+
+
+def prices_of_calls(
+    supernet: nn.Module,
+    distribution: Distribution,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    is_priced: Callable[[nn.Module], bool],
+    price: Price,
+    what: str,
+) -> list[Table]:
+    """The price of every call of a layer in a forward pass, for every network of a space.
+
+    Args:
+        supernet: a relaxed space; nothing in it changes.
+        distribution: its distribution; the logits do not matter.
+        args, kwargs: what its forward takes; only shapes and dtypes are read.
+        is_priced: whether a module is a layer whose calls have a price.
+        price: of one call of such a layer, from the layer in ``eval()`` without weights, its arguments and its
+            output, all of plain meta tensors.
+        what: is counted, in the words of errors: ``FLOPs``.
+
+    Returns:
+        Tables whose sum is the price of a network.
+
+    Raises:
+        UsageError: the forward depends on the entries of tensors, or on more choices at once than can be
+            tabulated, or a module comes from a person's own mutation hook; names the module.
+    """
+    interpreter = Interpreter(distribution, is_priced, price, what)
+    root = interpreter.prepared(supernet, "")
+    interpreter.readers.update(readers_of_loose_ends(root))
+    inputs, named = tree_map(_on_meta, (tuple(args), dict(kwargs)))
+    # The output may be a number that depends on choices: all calls have been priced by then.
+    with suppress(Split), torch.no_grad(), torch.device("meta"), interpreter:
+        root(*inputs, **named)
+    return interpreter.terms
+
+
+class Interpreter(JointValues):
+    """See the module; while it is entered, functions of torch take what varies.
+
+    Args:
+        distribution, is_priced, price, what: see :func:`prices_of_calls`.
+
+    Attributes:
+        terms: the price of each call so far, 0 in the networks that do not make it.
+        readers: layers that are as wide as their input, whatever they are in the supernet.
+    """
+
+    def __init__(
+        self, distribution: Distribution, is_priced: Callable[[nn.Module], bool], price: Price, what: str
+    ) -> None:
+        super().__init__(distribution, what)
+        self.terms: list[Table] = []
+        self.readers: set[nn.Module] = set()
+        self._is_priced, self._price = is_priced, price
+        self._variants: dict[tuple[nn.Module, int], nn.Module] = {}
+
+    def prepared(self, module: nn.Module, name: str) -> nn.Module:
+        """A copy on the meta device, in ``eval()``, whose modules run by the rules here."""
+        is_leaf = not module._modules and type(module).__module__.startswith("torch.")
+        if is_leaf and all(t is None or t.is_meta for t in (module._parameters | module._buffers).values()):
+            copied = copy.copy(module)  # nothing in it is written to
+            copied.training, copied.forward = False, partial(self._call, copied, name, copied.forward)
+            return copied
+        owners = [vars(inner) for inner in module.modules()]
+        tensors = [leaf for owner in owners for leaf in tree_leaves(owner) if isinstance(leaf, Tensor)]
+        copied = copy.deepcopy(module, {id(tensor): _on_meta(tensor) for tensor in tensors}).eval()
+        for path, inner in copied.named_modules(prefix=name):
+            inner.forward = partial(self._call, inner, path, inner.forward)
+        return copied
+
+    def _call(
+        self, module: nn.Module, path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        priced, self.unanswered = len(self.terms), None
+        self.path.append(path or type(module).__name__)
+        try:
+            return self._run(module, path, forward, args, kwargs)
+        except Split as split:
+            del self.terms[priced:]
+            conditions = split.conditions()
+        except UsageError:
+            raise
+        except Exception as error:  # whatever a person's forward raises
+            if self.unanswered is None:
+                raise UsageError(
+                    f"module {path or type(module).__name__!r}: the {self._what} of {type(module).__name__} cannot "
+                    f"be counted ahead of a forward pass ({first_line(error)}); let its forward depend on the "
+                    "shapes of tensors alone, or price params or a cost of your own"
+                ) from error
+            # Torch asks whether an argument can be a whole number, and makes an error of its own of a split.
+            del self.terms[priced:]
+            conditions = self.unanswered.conditions()
+        finally:
+            self.path.pop()
+        again = partial(self._call, module, path, forward, *args, **kwargs)
+        return self.cases((condition, again) for condition in conditions)
+
+    def _run(
+        self,
+        module: nn.Module,
+        path: str,
+        forward: Callable[..., Any],
+        args: tuple,
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        if isinstance(module, MixedLayer):
+            chosen = (self.chosen(module.label, k) for k in range(len(module.names)))
+            candidates = (partial(module[name], *args, **kwargs) for name in module.names)
+            return self.cases(zip(chosen, candidates))
+        if isinstance(module, MixedRepeat):
+            return self._repeat(module, *args, **kwargs)
+        if isinstance(module, MixedInput):
+            return self._input(module, *args, **kwargs)
+        if isinstance(module, MixedCell):
+            return self._cell(module, *args, **kwargs)
+        if isinstance(module, MixedArguments):
+            return self._arguments(module, path, args, kwargs)
+        if isinstance(module, BaseSuperNetModule) and not isinstance(module, _OURS):
+            raise UsageError(
+                f"module {path!r}: {type(module).__name__} comes from a mutation hook, so which {self._what} its "
+                "networks have is not known; price params or a cost of your own"
+            )
+        if self._is_priced(module):
+            return self._layer(module, forward, args, kwargs)
+        return forward(*args, **kwargs)
+
+    def _layer(
+        self, module: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]
+    ) -> Any:
+        if not type(module).__module__.startswith("torch."):
+            # One that only hands on what it gets is no layer; what it gets may have little in common.
+            functions = self.functions
+            output = forward(*args, **kwargs)
+            if self.functions == functions:
+                return output
+
+        def priced(*args: Any, **kwargs: Any) -> tuple[Any, float]:
+            layer, run = module, forward
+            if module in self.readers:
+                layer = _reading(module, args[0].shape[1])
+                run = layer.forward
+            elif _keeps_shape(module):
+                run = partial(_alike, module)
+            output = run(*args, **kwargs)
+            return output, self._price(layer, args, kwargs, output)
+
+        output, price = self.evaluate(priced, args, kwargs)
+        if isinstance(price, VaryingNumber):
+            alternatives = price.alternatives
+            prices = np.append(np.array(alternatives.values), 0)  # the last is that of NOWHERE
+            self.terms.append(self.presence * alternatives.index.map(lambda index: prices[index]))
+        elif price:
+            self.terms.append(self.presence * Table.of((), price))
+        return output
+
+    def _repeat(self, module: MixedRepeat, x: Any) -> Any:
+        labels, depths = depths_of(module)
+        cases = [(Table.of(labels, np.int64(depths == 0)), partial(_same, x))]
+        for depth, block in enumerate(module.blocks, start=1):
+            with self.where(Table.of(labels, np.int64(depths >= depth))) as possible:
+                if not possible:
+                    break
+                x = block(x)
+            cases.append((Table.of(labels, np.int64(depths == depth)), partial(_same, x)))
+        return self.cases(cases)
+
+    def _input(self, module: MixedInput, candidate_inputs: Sequence[Any]) -> Any:
+        # Inputs of one shape are alike: not every set of them has to be tried.
+        kinds = [_kind(value) for value in candidate_inputs]
+        sets = self.sets(module.label)
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for outcome, chosen in enumerate(sets):
+            groups.setdefault(tuple(kinds[i] for i in chosen), []).append(outcome)
+
+        def reduced(chosen: tuple[int, ...]) -> Any:
+            return ChosenInputs(list(chosen), module.reduction)(candidate_inputs)
+
+        return self.cases(
+            (self.outcomes(module.label, outcomes), partial(reduced, sets[outcomes[0]]))
+            for outcomes in groups.values()
+        )
+
+    def _cell(self, module: MixedCell, *inputs: Any) -> Any:
+        predecessors = preprocess_cell_inputs(module.num_predecessors, *inputs)
+        states = module.preprocessor(predecessors)
+        for node in range(module.num_nodes):
+            slots = [self._slot(module, node, k, states) for k in range(module.num_ops_per_node)]
+            states.append(torch.sum(torch.stack(slots), 0))
+        if module.merge_op == "all":
+            outputs = torch.cat([states[node] for node in module.output_node_indices], module.concat_dim)
+        else:
+
+            def concatenated(nodes: tuple[int, ...]) -> Tensor:
+                return torch.cat([states[module.num_predecessors + n] for n in nodes], module.concat_dim)
+
+            outputs = self.cases(
+                (condition, partial(concatenated, nodes)) for nodes, condition in loose_nodes(module).items()
+            )
+        return module.postprocessor(outputs, predecessors)
+
+    def _slot(self, module: MixedCell, node: int, k: int, states: Sequence[Any]) -> Any:
+        if module.op_candidates_factory is None:
+            return module.ops[node][k](module.inputs[node][k](states))
+        source, op = module.labels[node][k]
+        return self.cases(
+            (self.chosen(source, j) * self.chosen(op, o), partial(candidate, states[j]))
+            for j, candidates in enumerate(module.ops[node][k])
+            for o, candidate in enumerate(candidates)
+        )
+
+    def _arguments(self, module: MixedArguments, path: str, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+        table = module.variants.table
+
+        def run(k: int) -> Any:
+            if (module, k) not in self._variants:
+                variant = self.prepared(module.variants.templates[k], path)
+                self._variants[module, k] = variant
+                if module in self.readers:
+                    self.readers.add(variant)
+            return self._variants[module, k](*args, **kwargs)
+
+        return self.cases(
+            (Table.of(table.labels, np.int64(table.index == k)), partial(run, k))
+            for k in range(len(table.distinct))
+        )
+
+
+def _kind(value: Any) -> Any:
+    plain = isinstance(value, Tensor) and not isinstance(value, VaryingTensor)
+    return identity(value) if plain else id(value)
+
+
+def _reading(layer: nn.Conv2d | nn.Linear, width: int) -> nn.Module:
+    """A layer that reads ``width`` of its inputs."""
+    narrow = copy.copy(layer)
+    del vars(narrow)["forward"]
+    narrow._parameters = dict(layer._parameters) | {"weight": layer.weight[:, :width]}
+    setattr(narrow, "in_features" if isinstance(layer, nn.Linear) else "in_channels", width)
+    return narrow
+
+
+def _keeps_shape(layer: nn.Module) -> bool:
+    """Whether it is a batch norm or an elementwise activation, whose forward takes 10 ms on the meta device."""
+    if type(layer).__module__ == nn.ReLU.__module__:
+        return not isinstance(layer, (nn.GLU, nn.MultiheadAttention))
+    return type(layer).forward is _BatchNorm.forward
+
+
+def _alike(layer: nn.Module, input: Tensor) -> Tensor:
+    if isinstance(layer, _BatchNorm):
+        layer._check_input_dim(input)
+        if input.shape[1] != layer.num_features:
+            raise ValueError(f"{type(layer).__name__} of {layer.num_features} features gets {input.shape[1]}")
+    return torch.empty_like(input)
+
+
+def _on_meta(value: Any) -> Any:
+    if isinstance(value, nn.Parameter):
+        return nn.Parameter(value.detach().to("meta"), requires_grad=value.requires_grad)
+    return value.detach().to("meta") if isinstance(value, Tensor) else value
+
+
+def _same(value: Any) -> Any:
+    return value

@@ -1,0 +1,262 @@
+"""How long a forward pass takes: read from a table of layers, expected for a distribution over networks.
+
+The latency of a network is the sum of what its layers take on their own, each measured once: on real data of
+the shapes that it gets, in ``eval()`` and without gradients, warm, on one thread that is alone on one core as far
+as the operating system allows; the median of many calls. The calls go round all layers, as in a network: called
+again and again on its own, a layer finds the processor's caches full of itself and takes half the time.
+
+With the table saved, the same network has the same latency for ever, whatever else the machine does; how long
+the whole network really takes is measured apart (:func:`measure_latency`) and told beside it. What the sum leaves
+out are functions that a forward calls itself (``x + y``, ``torch.cat``, ``F.relu``). Layers are all modules
+without children, pooling and activations among them, and attentions; one that only hands on its input is free.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from nni_gumbel.complexity.flops import is_counted
+from nni_gumbel.complexity.interpretation import prices_of_calls
+from nni_gumbel.complexity.table import ExpectedSum
+from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.supernet.distribution import Distribution
+
+# The median of fewer than 20 calls moves from one measurement to the next; the rest is a matter of patience.
+FEWEST_CALLS, MOST_CALLS, SECONDS_A_LAYER = 20, 500, 0.1
+
+_Call = tuple[Callable[..., Any], tuple, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Milliseconds of layers, each on a batch of a certain shape.
+
+    Args:
+        milliseconds: by :func:`signature_of` the call.
+    """
+
+    milliseconds: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: str | Path) -> LatencyTable:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UsageError: there is no such file, or it is no table of latencies.
+        """
+        try:
+            read = json.loads(Path(path).read_text(encoding="utf-8"))["milliseconds"]
+            return cls({str(signature): float(number) for signature, number in read.items()})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UsageError(
+                f"latency table: {str(path)!r} cannot be read ({first_line(error)}); measure the layers anew"
+            ) from error
+
+    def save(self, path: str | Path) -> None:
+        """Write a JSON file: the layers in alphabetical order."""
+        text = json.dumps({"milliseconds": dict(sorted(self.milliseconds.items()))}, indent=1)
+        Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def expected_latency(
+    supernet: nn.Module,
+    distribution: Distribution,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    table: LatencyTable,
+) -> ExpectedSum:
+    """The expected latency under a distribution, exact for the table and differentiable.
+
+    Args:
+        supernet: a relaxed space; it is not run, and nothing in it changes.
+        distribution: its distribution.
+        args, kwargs: what its forward takes: a batch.
+        table: has all layers, see :func:`measure_missing`.
+
+    Returns:
+        Milliseconds of one forward pass of the batch.
+
+    Raises:
+        UsageError: the table lacks a layer; also see
+            :func:`~nni_gumbel.complexity.interpretation.prices_of_calls`.
+    """
+
+    def price(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any], output: Any) -> float:
+        signature = signature_of(layer, args, kwargs)
+        if signature not in table.milliseconds:
+            raise UsageError(f"latency table: it lacks {signature}; measure it with measure_missing")
+        return table.milliseconds[signature]
+
+    return ExpectedSum(prices_of_calls(supernet, distribution, args, kwargs, _is_layer, price, "latency"))
+
+
+def measure_missing(
+    supernet: nn.Module,
+    distribution: Distribution,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    table: LatencyTable | None = None,
+) -> LatencyTable:
+    """Measure all layers of a space that a table lacks: every layer and every size of its inputs once.
+
+    Args:
+        supernet, distribution, args, kwargs: see :func:`expected_latency`.
+        table: what is known; nothing if omitted.
+
+    Returns:
+        A table that has them all; what was known is kept as it is.
+
+    Raises:
+        UsageError: a layer cannot be run on its own; also see
+            :func:`~nni_gumbel.complexity.interpretation.prices_of_calls`.
+    """
+    known = dict(table.milliseconds) if table else {}
+    missing: dict[str, _Call] = {}
+
+    def collect(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any], output: Any) -> float:
+        signature = signature_of(layer, args, kwargs)
+        if signature not in known:
+            missing.setdefault(signature, (layer, args, kwargs))
+        return 0.0
+
+    prices_of_calls(supernet, distribution, args, kwargs, _is_layer, collect, "latency")
+    calls: list[_Call] = []
+    inputs: dict[str, Tensor] = {}
+    for signature, call in missing.items():
+        try:
+            layer, given, named = _made_real(*call, inputs)
+            with torch.no_grad():
+                layer(*given, **named)
+        except Exception as error:  # whatever a person's layer raises on random numbers
+            raise UsageError(
+                f"latency: {signature} cannot be measured on its own ({first_line(error)}); price flops or params"
+            ) from error
+        calls.append((layer, given, named))
+    return LatencyTable(known | dict(zip(missing, _median_ms(calls))))
+
+
+def measure_latency(
+    network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
+) -> float:
+    """Milliseconds of one forward pass of a whole network, measured as its layers are.
+
+    Args:
+        network: on the CPU; it is run in ``eval()`` and without gradients, and left as it was.
+        args, kwargs: what its forward takes: a batch.
+    """
+    training = {module: module.training for module in network.modules()}
+    try:
+        network.eval()
+        return _median_ms([(network, tuple(args), kwargs or {})])[0]
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def signature_of(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> str:
+    """What the latency of a call depends on, as one line: type and arguments of the layer, shapes and dtypes."""
+    kinds = (bool, int, float, str, tuple, type(None))
+    own = {k: v for k, v in vars(layer).items() if isinstance(v, kinds) and not k.startswith("_")}
+    own.pop("training", None)
+    tensors = {name: _described(tensor) for name, tensor in layer.state_dict().items()}
+    words = [f"{key}={value!r}" for key, value in sorted(own.items())]
+    words += [f"{name}: {shape}" for name, shape in tensors.items()]
+    given = [_described(value) for value in args] + [f"{key}={_described(v)}" for key, v in kwargs.items()]
+    return f"{type(layer).__module__}.{type(layer).__qualname__}({', '.join(words)}) of {', '.join(given)}"
+
+
+@contextmanager
+def alone_on_a_core() -> Iterator[None]:
+    """Run the body on one thread, on the core that is least busy; both as before afterwards.
+
+    Where the operating system cannot bind a thread to a core (macOS, Windows), it is one thread only.
+    """
+    threads = torch.get_num_threads()
+    can_bind = hasattr(os, "sched_setaffinity")
+    cores = os.sched_getaffinity(0) if can_bind else set()
+    try:
+        torch.set_num_threads(1)
+        if can_bind:
+            busy = psutil.cpu_percent(interval=0.1, percpu=True)
+            seen = [core for core in cores if core < len(busy)]
+            os.sched_setaffinity(0, {min(seen, key=busy.__getitem__)} if seen else cores)
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if can_bind:
+            os.sched_setaffinity(0, cores)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return not isinstance(module, nn.Identity) and (not module._modules or is_counted(module))
+
+
+@torch.no_grad()
+def _median_ms(calls: Sequence[_Call]) -> list[float]:
+    """The median time of each of several calls, which take turns."""
+    times: list[list[float]] = [[] for _ in calls]
+    with alone_on_a_core():
+        for _ in range(3):
+            for run, args, kwargs in calls:
+                run(*args, **kwargs)
+        end = time.perf_counter() + SECONDS_A_LAYER * len(calls)
+        rounds = 0
+        while rounds < FEWEST_CALLS or (rounds < MOST_CALLS and time.perf_counter() < end):
+            rounds += 1
+            for (run, args, kwargs), own in zip(calls, times):
+                start = time.perf_counter_ns()
+                run(*args, **kwargs)
+                own.append((time.perf_counter_ns() - start) / 1e6)
+    return [statistics.median(own) for own in times]
+
+
+def _made_real(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any], inputs: dict[str, Tensor]) -> _Call:
+    """A layer and its arguments with random entries in [0, 1), in place of meta tensors.
+
+    Inputs of one shape are one tensor, taken from ``inputs``: those of all layers of a large space would not fit.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def filled(value: Tensor) -> Tensor:
+        real = torch.zeros(value.shape, dtype=value.dtype)
+        return real.uniform_(generator=generator) if real.is_floating_point() else real
+
+    def as_input(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        shape = _described(value)
+        if shape not in inputs:
+            inputs[shape] = filled(value)
+        return inputs[shape]
+
+    real = copy.copy(layer)
+    vars(real).pop("forward", None)  # the interpreter's
+    real = copy.deepcopy(real).to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*real.parameters(), *real.buffers()):
+            tensor.copy_(filled(tensor))
+    return real, *tree_map(as_input, (tuple(args), dict(kwargs)))
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(_described, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_described(entry)}' for key, entry in value.items())}}}"
+    return repr(value)

@@ -1,0 +1,115 @@
+"""How much the layers after the cells of NNI's hub read: as much as is loose in the cell that they follow.
+
+In the supernet such a layer is as wide as all nodes of the cell before it; in a frozen network
+(:func:`nni_gumbel.supernet.hub.fit_to_loose_ends`) it is as wide as the nodes that no later node takes as its
+input. Which cell is before it depends on the depth of the stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial, reduce
+
+import numpy as np
+from nni.nas.hub.pytorch.nasnet import NDS
+from torch import nn
+
+from nni_gumbel.complexity.presence import depths_of
+from nni_gumbel.complexity.table import ONE, Table, combined
+from nni_gumbel.supernet.cell import MixedCell
+from nni_gumbel.supernet.depth import MixedRepeat
+from nni_gumbel.supernet.hub import FullWidthCell
+
+# The cell whose output is read, and 1 in the networks where it is that one; None is the stem.
+Sources = list[tuple[Table, FullWidthCell | None]]
+
+
+def readers_of_loose_ends(space: nn.Module) -> dict[nn.Module, Sources]:
+    """The convolutions and linear layers that read the output of a cell with loose ends.
+
+    Args:
+        space: any space; only the supernet of one of NNI's ``NDS`` has such layers.
+
+    Returns:
+        By layer, where its input comes from: alternatives that exclude each other.
+    """
+    if not (isinstance(space, NDS) and any(isinstance(cell, FullWidthCell) for cell in space.modules())):
+        return {}
+    readers: dict[nn.Module, Sources] = {}
+    latest: list[Sources] = [[(ONE, None)], [(ONE, None)]]
+    for stage in space.stages:
+        depths: list[tuple[Table, list[Sources]]] = []
+        for number, cell in enumerate(stage.blocks if isinstance(stage, MixedRepeat) else stage, start=1):
+            for layer, sources in zip((cell.preprocessor.pre0, cell.preprocessor.pre1), latest):
+                readers |= {conv: sources for conv in layer.modules() if isinstance(conv, nn.Conv2d)}
+            latest = [latest[1], [(ONE, cell)]]
+            if isinstance(stage, MixedRepeat):
+                labels, depth = depths_of(stage)
+                depths.append((Table.of(labels, np.int64(depth == number)), latest))
+        if depths:
+            latest = [_in_one(depths, place) for place in range(2)]
+    return readers | {space.classifier: latest[1]}
+
+
+def loose_nodes(cell: MixedCell) -> dict[tuple[int, ...], Table]:
+    """Which nodes of a cell no later node takes as its input.
+
+    Returns:
+        For each set of nodes that may be the loose ones, 1 in the networks where it is and 0 in the others.
+
+    Raises:
+        UsageError: there are too many ways to connect the nodes.
+    """
+    # A bit for each node that is taken.
+    bits = [
+        Table.of((source,), [0] * cell.num_predecessors + [1 << earlier for earlier in range(node)])
+        for node, slots in enumerate(cell.labels)
+        for source, _ in slots
+    ]
+    taken = combined(lambda *some: reduce(np.bitwise_or, some), bits)
+    return {
+        tuple(node for node in range(cell.num_nodes) if not number >> node & 1): taken.map(
+            partial(_equals, number)
+        )
+        for number in np.unique(taken.values).tolist()
+    }
+
+
+def parts_read(sources: Sources) -> tuple[int, list[Table]]:
+    """How many equal parts a layer's weight has, and how many of them it has in each network.
+
+    The second is the sum of tables, one for each node of each kind of cell that may be before the layer: whether a
+    node is loose is a matter of the later nodes alone, each of which takes it or not.
+    """
+    (nodes,) = {cell.num_nodes for _, cell in sources if cell is not None} or {1}
+    return nodes, [
+        condition * part
+        for condition, cell in sources
+        for part in ([Table.of((), nodes)] if cell is None else map(partial(_is_loose, cell), range(nodes)))
+    ]
+
+
+def _in_one(depths: Iterable[tuple[Table, list[Sources]]], place: int) -> Sources:
+    """The sources at one of the two places, whatever the depth is; those of one kind are one."""
+    merged: dict[str, tuple[Table, FullWidthCell | None]] = {}
+    for depth, latest in depths:
+        for condition, cell in latest[place]:
+            kind = "" if cell is None else cell.label  # cells of one label have one sample
+            here = condition * depth
+            merged[kind] = (merged[kind][0] + here if kind in merged else here), cell
+    return [(condition, cell) for condition, cell in merged.values() if condition.values.any()]
+
+
+def _is_loose(cell: MixedCell, node: int) -> Table:
+    """1 in the networks where no later node takes a node."""
+    loose = ONE
+    for later, slots in enumerate(cell.labels):
+        for source, _ in slots if later > node else ():
+            loose *= Table.of(
+                (source,), np.int64(np.arange(cell.num_predecessors + later) != cell.num_predecessors + node)
+            )
+    return loose
+
+
+def _equals(number: int, values: np.ndarray) -> np.ndarray:
+    return np.int64(values == number)
