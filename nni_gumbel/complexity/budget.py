@@ -1,0 +1,283 @@
+"""Budgets that hold: the most probable network among those that cost no more than they may.
+
+Networks come in the order of their probability. While most of the probable ones are within the budget they are
+taken from :func:`~nni_gumbel.supernet.ranking.most_probable`, which costs nothing; where that passes over many in a
+row, an integer programme (:mod:`nni_gumbel.complexity.programme`) goes on. Either way the cost of what is returned
+was added up outside the programme, without tolerances: no network exceeds a limit, not by one parameter.
+
+The programme is exact unless a cost has a table with more cells than it takes. Then it knows a lower bound of that
+cost: it misses no network within the budget, and a solution that is not within is left out, with all others of the
+same cost, and the search goes on. After ``MOST_SOLUTIONS`` of those in a row it ends, and a warning says so: if it
+had found none, the cheapest network that it can find is taken, still within the budget.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nni.mutable import CategoricalMultiple
+from nni.nas.nn.pytorch import ModelSpace
+
+from nni_gumbel.complexity.programme import Linear, Network, Programme
+from nni_gumbel.complexity.table import ExpectedSum
+from nni_gumbel.errors import UsageError
+from nni_gumbel.supernet.distribution import Distribution
+from nni_gumbel.supernet.ranking import most_probable
+
+# How many networks of the ranking may exceed the budget in a row before the programme goes on.
+MOST_PASSED_OVER = 50
+# How many solutions of the programme may exceed it in a row.
+MOST_SOLUTIONS = 300
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a network may cost at most.
+
+    Args:
+        field: the setting it comes from, ``max_params``, ``max_flops`` or ``max_latency_ms``.
+        cost: the cost of every network.
+        maximum: in the unit of the cost.
+    """
+
+    field: str
+    cost: ExpectedSum
+    maximum: float
+
+
+def best_within(space: ModelSpace, distribution: Distribution, limits: Sequence[Limit]) -> dict[str, Any]:
+    """The most probable network within all limits; without limits, the most probable one.
+
+    ``max_z sum_(labels that z uses) log q(z_label)`` subject to ``cost(z) <= maximum`` for each limit; exact, and
+    the same at every call.
+
+    Args:
+        space: the space of the distribution, mutated to a supernet or not.
+        distribution: its logits, as they are now.
+        limits: none, one or several.
+
+    Returns:
+        The NNI sample, labels that the network uses only, in the order of the space.
+
+    Raises:
+        UsageError: no network is within the limits, or none was found where a cost depends on too many choices at
+            once.
+    """
+    for sample, _ in ranked_within(space, distribution, limits):
+        return sample
+    check_feasible(space, distribution, limits)
+    fields = " and ".join(limit.field for limit in limits)
+    raise UsageError(
+        f"{fields}: no network within was found, a cost depends on too many choices at once; raise it"
+    )
+
+
+def ranked_within(
+    space: ModelSpace, distribution: Distribution, limits: Sequence[Limit]
+) -> Iterator[tuple[dict[str, Any], float]]:
+    """All networks within all limits, the most probable first, found one by one.
+
+    Yields:
+        As :func:`~nni_gumbel.supernet.ranking.most_probable`: the NNI sample, labels that the network uses only, in
+        the order of the space, and the logarithm of its probability. Networks whose log-probabilities differ by
+        less than about 1e-8 come in any order. Nothing if no network is within the limits.
+    """
+    networks = _Networks(distribution, [limit.cost for limit in limits])
+    maxima = [limit.maximum for limit in limits]
+    seen: list[Network] = []
+    passed_over = 0
+    for sample, log_prob in most_probable(space, distribution):
+        seen.append(networks.of(sample))
+        passed_over += 1
+        if networks.are_within(seen[-1], maxima):
+            passed_over = 0
+            yield sample, log_prob
+        if passed_over == MOST_PASSED_OVER:
+            break
+    else:
+        return
+    programme = Programme(space, distribution, networks.costs)
+    excluded, passed_over, found_one = seen, 0, False
+    while passed_over < MOST_SOLUTIONS:
+        solution = programme.minimum(
+            programme.negative_log_prob, list(zip(programme.costs, maxima)), excluded
+        )
+        if solution is None:
+            return
+        network, _ = solution
+        if networks.are_within(network, maxima):
+            excluded.append(network)
+            passed_over, found_one = 0, True
+            yield networks.sample(network), networks.log_prob(network)
+        else:
+            excluded.append(programme.priced(network))
+            passed_over += 1
+    fields = " and ".join(limit.field for limit in limits)
+    _log.warning(
+        "%s: depends on too many choices at once to find the most probable network within it", fields
+    )
+    if not found_one:
+        network = _cheapest(programme, networks, [1 / maximum for maximum in maxima], maxima).network
+        if network is not None:
+            yield networks.sample(network), networks.log_prob(network)
+
+
+def smallest(
+    space: ModelSpace, distribution: Distribution, cost: ExpectedSum
+) -> tuple[float, dict[str, Any]]:
+    """The lowest cost of all networks of a space, exactly, and a network that has it.
+
+    Args:
+        space: the space of the distribution, mutated to a supernet or not.
+        distribution: of that space; its logits do not matter.
+        cost: the cost of every network.
+
+    Returns:
+        The cost, and the NNI sample, labels that the network uses only.
+    """
+    networks = _Networks(distribution, [cost])
+    found = _cheapest(Programme(space, distribution, [cost]), networks, [1.0], [math.inf])
+    if found.network is None:
+        raise AssertionError("a space without a network")
+    return found.cost, networks.sample(found.network)
+
+
+def largest(space: ModelSpace, distribution: Distribution, cost: ExpectedSum) -> tuple[float, dict[str, Any]]:
+    """The highest cost of all networks of a space, exactly, and a network that has it; see :func:`smallest`."""
+    negated = ExpectedSum(-table for table in cost.tables)
+    lowest, sample = smallest(space, distribution, negated)
+    return -lowest, sample
+
+
+def check_feasible(space: ModelSpace, distribution: Distribution, limits: Sequence[Limit]) -> None:
+    """Refuse limits that no network of a space is within.
+
+    Raises:
+        UsageError: names a limit and the smallest cost that is possible; where each limit could be met alone, the
+            smallest within the others.
+    """
+    if not limits:
+        return
+    networks = _Networks(distribution, [limit.cost for limit in limits])
+    programme = Programme(space, distribution, networks.costs)
+    unlimited = [math.inf] * len(limits)
+
+    def lowest(which: int, maxima: Sequence[float]) -> float:
+        weights = [float(place == which) for place in range(len(limits))]
+        return _cheapest(programme, networks, weights, maxima).bound
+
+    for which, limit in enumerate(limits):
+        least = lowest(which, unlimited)
+        if least > limit.maximum:
+            raise UsageError(
+                f"{limit.field}: {_number(limit.maximum)} is below the smallest network of the space, which "
+                f"has {_number(least)}{_unit(limit)}; give at least {_number(least)}"
+            )
+    for which, limit in enumerate(limits[1:], start=1):
+        others = limits[:which]
+        least = lowest(which, [other.maximum for other in others] + unlimited[which:])
+        if least > limit.maximum:
+            given = " and ".join(f"{other.field}: {_number(other.maximum)}" for other in others)
+            raise UsageError(
+                f"{limit.field}: {_number(limit.maximum)} is met by no network within {given}, where the "
+                f"smallest has {_number(least)}{_unit(limit)}; give at least {_number(least)} or "
+                f"raise {others[-1].field}"
+            )
+
+
+@dataclass(frozen=True)
+class _Cheapest:
+    network: Network | None
+    cost: float
+    bound: float  # no network costs less; as large as the cost unless a table is too large for the programme
+
+
+def _cheapest(
+    programme: Programme, networks: _Networks, weights: Sequence[float], maxima: Sequence[float]
+) -> _Cheapest:
+    """The network of the least weighted sum of costs that is within limits, some of which may be infinite."""
+    objective = Linear.sum_of(*zip(weights, programme.costs))
+    limits = [(cost, most) for cost, most in zip(programme.costs, maxima) if most < math.inf]
+    tolerance = 1e-9 * objective.largest_coefficient
+    best = _Cheapest(None, math.inf, -math.inf)
+    excluded: list[Network] = []
+    for _ in range(MOST_SOLUTIONS):
+        solution = programme.minimum(objective, limits, excluded)
+        if solution is None or solution[1] > best.cost - tolerance:
+            return _Cheapest(best.network, best.cost, best.cost)
+        network, bound = solution
+        best = _Cheapest(best.network, best.cost, bound)
+        cost = math.fsum(weight * cost for weight, cost in zip(weights, networks.prices(network)))
+        if networks.are_within(network, maxima) and cost < best.cost:
+            best = _Cheapest(network, cost, bound)
+            if cost <= bound + tolerance:
+                return _Cheapest(network, cost, cost)
+        excluded.append(programme.priced(network))
+    _log.warning("a cost depends on too many choices at once: its smallest value is known to a bound only")
+    return best
+
+
+class _Networks:
+    """Networks as outcomes of laws: their costs, without rounding, and their samples."""
+
+    def __init__(self, distribution: Distribution, costs: Sequence[ExpectedSum]) -> None:
+        self.costs = costs
+        self._distribution = distribution
+        self._outcomes = {
+            label: {members: index for index, members in enumerate(distribution.laws[label].sets())}
+            for label in dict.fromkeys(label for cost in costs for label in cost.labels)
+        }
+        self._logits = {label: logits.detach().double() for label, logits in distribution.logits.items()}
+
+    def of(self, sample: Mapping[str, Any]) -> Network:
+        members = {}
+        for label, value in sample.items():
+            variable = self._distribution.variables[label]
+            candidates = list(variable.values)
+            chosen = value if isinstance(variable, CategoricalMultiple) else [value]
+            members[label] = tuple(sorted(map(candidates.index, chosen)))
+        return members
+
+    def sample(self, network: Network) -> dict[str, Any]:
+        sample = {}
+        for label, members in network.items():
+            variable = self._distribution.variables[label]
+            chosen = [variable.values[i] for i in members]
+            sample[label] = chosen if isinstance(variable, CategoricalMultiple) else chosen[0]
+        return sample
+
+    def prices(self, network: Network) -> list[float]:
+        outcomes = {
+            label: of_members[network[label]]
+            for label, of_members in self._outcomes.items()
+            if label in network
+        }
+        return [cost.at(outcomes) for cost in self.costs]
+
+    def are_within(self, network: Network, maxima: Sequence[float]) -> bool:
+        return all(price <= maximum for price, maximum in zip(self.prices(network), maxima))
+
+    def log_prob(self, network: Network) -> float:
+        return math.fsum(
+            math.fsum(self._logits[label][list(members)].tolist())
+            - float(self._distribution.laws[label].log_partition(self._logits[label]))
+            for label, members in network.items()
+        )
+
+
+def _unit(limit: Limit) -> str:
+    return {"max_params": " parameters", "max_flops": " FLOPs", "max_latency_ms": " ms"}.get(limit.field, "")
+
+
+def _number(value: float) -> str:
+    """A count with all digits; any other number with four, rounded up so that it can be given as a limit."""
+    if float(value).is_integer():
+        return f"{int(value):,}"
+    digits = 3 - math.floor(math.log10(abs(value)))
+    return f"{math.ceil(value * 10.0**digits) / 10.0**digits:.{max(digits, 0)}f}"

@@ -1,0 +1,339 @@
+"""A space as an integer programme: its solutions are the networks, its costs are linear in the columns.
+
+Binary columns say which outcome of its law each label takes. A label that a network does not use has none: its
+columns are 0, so that each network is one solution. Whether a label is used is itself linear in the columns of the
+labels above it.
+
+A table over several labels gets one column in [0, 1] for each of its cells, whose sums along each axis are the
+columns of that axis' label (the local polytope). Where those are 0 or 1 exactly one cell is 1, the right one, so
+the programme is exact. A table that is too large even so is replaced by its minimum over some of its labels:
+the cost in the programme is then a lower bound, and whoever asks compares with the cost itself.
+
+Source: Wainwright, Jordan, Graphical Models, Exponential Families, and Variational Inference (2008), section 4.1
+(the local polytope). The solver is HiGHS (Huangfu, Hall, 2018), through ``scipy.optimize.milp``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from nni.nas.nn.pytorch import ModelSpace
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array
+
+from nni_gumbel.complexity.table import ExpectedSum, Table
+from nni_gumbel.relaxation.gates import OpenSubset
+from nni_gumbel.relaxation.subset import KSubset
+from nni_gumbel.supernet.architecture import Part, parts_of
+from nni_gumbel.supernet.distribution import Distribution
+
+# The labels that a network uses, each with the indices of its chosen candidates, ascending.
+Network = Mapping[str, tuple[int, ...]]
+
+# Cells of one table in the programme.
+LARGEST_TABLE = 20_000
+
+# The solver's tolerances are absolute, 1e-6 and less: coefficients are scaled up so that they matter little.
+_LARGEST_COEFFICIENT = 1e4
+_INFEASIBLE = 2  # a status of scipy.optimize.milp
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear function of the columns of a programme."""
+
+    terms: Mapping[int, float] = field(default_factory=dict)
+    constant: float = 0.0
+
+    @classmethod
+    def sum_of(cls, *parts: tuple[float, Linear]) -> Linear:
+        """``sum(factor * function)``."""
+        terms: dict[int, float] = {}
+        for factor, function in parts:
+            for column, value in function.terms.items():
+                terms[column] = terms.get(column, 0.0) + factor * value
+        return cls(terms, math.fsum(factor * function.constant for factor, function in parts))
+
+    def __neg__(self) -> Linear:
+        return Linear.sum_of((-1.0, self))
+
+    @property
+    def largest_coefficient(self) -> float:
+        """Of the terms, absolute; 0 without any."""
+        return max(map(abs, self.terms.values()), default=0.0)
+
+
+_ONE = Linear(constant=1.0)
+
+
+class Programme:
+    """The networks of a space, to be listed in ascending order of a linear function.
+
+    Args:
+        space: the space of the distribution, mutated to a supernet or not.
+        distribution: its logits, as they are now.
+        costs: what limits and objectives are made of.
+
+    Attributes:
+        costs: each of ``costs`` as a linear function, or a lower bound of it if a table is too large.
+        negative_log_prob: minus the log-probability of the labels that a network uses.
+    """
+
+    def __init__(self, space: ModelSpace, distribution: Distribution, costs: Sequence[ExpectedSum]) -> None:
+        self._integral: list[bool] = []  # per column
+        self._rows: list[tuple[Linear, float, float]] = []  # each at least and at most
+        parts = tuple(_all_parts(parts_of(space)))
+        self._listed = {label for cost in costs for label in cost.labels}
+        self._listed.update(label for part in parts if part.branches for label in part.labels)
+        self._choices: dict[str, _Choice] = {}
+        for label in space.simplify():
+            first = len(self._integral)
+            self._choices[label] = choice = _Choice.of(distribution, label, label in self._listed, first)
+            self._integral += [True] * len(choice.columns)
+        self._used: dict[str, Linear] = {}
+        self._require_used(parts)
+        self.negative_log_prob = Linear.sum_of(
+            *((-1.0, Linear(dict(zip(choice.columns, choice.scores)))) for choice in self._choices.values()),
+            *((choice.log_partition, self._used[label]) for label, choice in self._choices.items()),
+        )
+        self.costs = [self._value(cost.tables, LARGEST_TABLE) for cost in costs]
+
+    def minimum(
+        self,
+        objective: Linear,
+        limits: Sequence[tuple[Linear, float]] = (),
+        excluded: Iterable[Network] = (),
+    ) -> tuple[Network, float] | None:
+        """The network where an objective is smallest, ties broken in the same way every time.
+
+        Args:
+            objective: what is minimised.
+            limits: functions and the most that they may be; kept to about 1e-9 of that.
+            excluded: networks to leave out; a part of one leaves out all that have the part.
+
+        Returns:
+            The network, and a number that the objective is nowhere below, but for about 1e-10 of its largest
+            coefficient. ``None`` if no network is left.
+        """
+        rows = list(self._rows)
+        for function, most in limits:
+            scale = _LARGEST_COEFFICIENT / max(function.largest_coefficient, abs(most), 1e-300)
+            rows.append((Linear.sum_of((scale, function)), -math.inf, scale * most))
+        rows += [self._all_but(network) for network in excluded]
+        scale = _LARGEST_COEFFICIENT / (objective.largest_coefficient or 1.0)
+        coefficients = np.zeros(len(self._integral))
+        coefficients[list(objective.terms)] = scale * np.array(list(objective.terms.values()))
+        lengths = [len(row.terms) for row, *_ in rows]
+        matrix = csr_array(
+            (
+                np.fromiter((value for row, *_ in rows for value in row.terms.values()), np.float64),
+                np.fromiter((column for row, *_ in rows for column in row.terms), np.int32),
+                np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+            ),
+            shape=(len(rows), len(self._integral)),
+        )
+        lower = [least - row.constant for row, least, _ in rows]
+        upper = [most - row.constant for row, _, most in rows]
+        found = milp(
+            coefficients,
+            integrality=np.array(self._integral, dtype=np.int8),
+            bounds=Bounds(0, 1),
+            constraints=LinearConstraint(matrix, lower, upper),
+            options={"mip_rel_gap": 0.0},
+        )
+        if found.status == _INFEASIBLE:
+            return None
+        if not found.success:
+            raise RuntimeError(f"the integer programme of a budget was not solved: {found.message}")
+        chosen = {label: choice.chosen(found.x) for label, choice in self._choices.items()}
+        network = {label: members for label, members in chosen.items() if members}
+        bound = found.fun if found.mip_dual_bound is None else min(found.fun, found.mip_dual_bound)
+        return network, bound / scale + objective.constant
+
+    def priced(self, network: Network) -> Network:
+        """The part of a network that its costs, and what else it uses, depend on."""
+        return {label: network[label] for label in network if label in self._listed}
+
+    def _all_but(self, network: Network) -> tuple[Linear, float, float]:
+        # A network that agrees with another one in all labels that it uses is that one.
+        agreement = {}
+        for label, members in network.items():
+            agreement.update(self._choices[label].agreement(members))
+        return Linear(agreement), -math.inf, sum(value > 0 for value in agreement.values()) - 1
+
+    def _column(self) -> Linear:
+        self._integral.append(False)
+        return Linear({len(self._integral) - 1: 1.0})
+
+    def _require(self, least: float, most: float, *parts: tuple[float, Linear]) -> None:
+        self._rows.append((Linear.sum_of(*parts), least, most))
+
+    # -- which labels a network uses -------------------------------------------------------------------
+
+    def _require_used(self, parts: Sequence[Part]) -> None:
+        """``used``: 1 in the networks that use a label and 0 in the others; those have no outcome of it."""
+        homes: dict[str, list[Part]] = {label: [] for label in self._choices}
+        parents: dict[Part, tuple[Part, list[tuple[Any, ...]]]] = {}
+        for part in parts:
+            for label in dict.fromkeys(part.labels):
+                homes[label].append(part)
+            for values, following in part.branches.items():
+                for child in following:
+                    parents.setdefault(child, (part, []))[1].append(values)
+        for label, found in homes.items():
+            if not all(part in parents for part in found):
+                self._used[label] = _ONE
+            elif len(found) != 1:
+                self._used[label] = self._column() if found else Linear()
+        present: dict[Part, Linear] = {}
+        for part in parts:  # a part comes after the one that it follows
+            present[part] = self._present(present, *parents[part]) if part in parents else _ONE
+            for label in part.labels:
+                self._used.setdefault(label, present[part])
+        for label, found in homes.items():
+            used = self._used[label]
+            if len(found) > 1 and used is not _ONE:
+                for part in found:
+                    self._require(0.0, math.inf, (1.0, used), (-1.0, present[part]))
+                self._require(-math.inf, 0.0, (1.0, used), *((-1.0, present[part]) for part in found))
+            self._require_outcome(self._choices[label], used)
+
+    def _present(
+        self, present: Mapping[Part, Linear], parent: Part, values: Sequence[tuple[Any, ...]]
+    ) -> Linear:
+        """Whether a network has ``parent``, and that one's labels have one of these values."""
+        choices = [self._choices[label] for label in parent.labels]
+        places = [tuple(choice.candidates.index(v) for choice, v in zip(choices, one)) for one in values]
+        if len(choices) == 1:
+            chosen = Linear({choices[0].columns[place]: 1.0 for (place,) in places})
+            if self._used[parent.labels[0]] is present[parent]:
+                return chosen  # where the parent is not, its label has no outcome
+        else:
+            indicator = np.zeros([len(choice.columns) for choice in choices])
+            indicator[tuple(np.transpose(places))] = 1.0
+            chosen = self._value([Table.of(parent.labels, indicator)], indicator.size)
+        if present[parent] is _ONE:
+            return chosen
+        both = self._column()
+        self._require(-math.inf, 0.0, (1.0, both), (-1.0, present[parent]))
+        self._require(-math.inf, 0.0, (1.0, both), (-1.0, chosen))
+        self._require(-1.0, math.inf, (1.0, both), (-1.0, present[parent]), (-1.0, chosen))
+        return both
+
+    def _require_outcome(self, choice: _Choice, used: Linear) -> None:
+        all_columns = Linear(dict.fromkeys(choice.columns, 1.0))
+        if choice.number is not None:
+            self._require(0.0, 0.0, (1.0, all_columns), (-choice.number, used))
+            return
+        self._require(0.0, math.inf, (1.0, all_columns), (-1.0, used))
+        for column in choice.columns:
+            self._require(-math.inf, 0.0, (1.0, Linear({column: 1.0})), (-1.0, used))
+
+    # -- tables ----------------------------------------------------------------------------------------
+
+    def _value(self, tables: Iterable[Table], largest: int) -> Linear:
+        """The sum of tables; a label that is not used counts as its first outcome, as in ``ExpectedSum.at``."""
+        parts: list[tuple[float, Linear]] = []
+        for table in tables:
+            values = _lower_bound(table.values.astype(np.float64), largest)
+            axes = [
+                self._entries(label, of_outcome)
+                for label, of_outcome, size in zip(table.labels, table.classes, values.shape)
+                if size > 1
+            ]
+            values = values.squeeze()
+            if values.ndim < 2:
+                parts += zip(values.reshape(-1).tolist(), axes[0] if axes else [_ONE])
+                continue
+            cells = len(self._integral) + np.arange(values.size).reshape(values.shape)
+            self._integral += [False] * values.size
+            for axis, functions in enumerate(axes):
+                for slice_of_cells, function in zip(np.moveaxis(cells, axis, 0), functions):
+                    total = Linear(dict.fromkeys(slice_of_cells.reshape(-1).tolist(), 1.0))
+                    self._require(0.0, 0.0, (1.0, total), (-1.0, function))
+            parts.append((1.0, Linear(dict(zip(cells[values != 0].tolist(), values[values != 0].tolist())))))
+        return Linear.sum_of(*parts)
+
+    def _entries(self, label: str, of_outcome: np.ndarray) -> list[Linear]:
+        """For each entry of an axis, 1 where the label has one of its outcomes."""
+        terms: list[dict[int, float]] = [{} for _ in range(int(of_outcome.max()) + 1)]
+        for column, entry in zip(self._choices[label].columns, of_outcome.tolist()):
+            terms[entry][column] = 1.0
+        first, *others = map(Linear, terms)
+        return [Linear.sum_of((1.0, first), (1.0, _ONE), (-1.0, self._used[label])), *others]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The columns of one label: one for each outcome, or for each candidate that can be in one.
+
+    Attributes:
+        candidates: their values in an NNI sample.
+        members: per column the candidates that it stands for.
+        scores: per column their logits' sum.
+        number: how many columns are 1 in a network that uses the label; ``None`` for any but 0.
+    """
+
+    columns: range
+    candidates: list[Any]
+    members: list[tuple[int, ...]]
+    scores: list[float]
+    log_partition: float
+    number: int | None
+
+    @classmethod
+    def of(cls, distribution: Distribution, label: str, listed: bool, first: int) -> _Choice:
+        """``listed``: one column for each outcome, whose number is exponential for a subset."""
+        law, logits = distribution.laws[label], distribution.logits[label].detach().double()
+        theta = logits.tolist()
+        members = list(law.sets()) if listed else [(i,) for i in range(law.size)]
+        number = 1
+        if not listed and isinstance(law, OpenSubset):
+            number = None
+        elif not listed and isinstance(law, KSubset):
+            number = law.k
+        scores = [math.fsum(theta[i] for i in indices) for indices in members]
+        columns = range(first, first + len(members))
+        candidates = list(distribution.variables[label].values)
+        return cls(columns, candidates, members, scores, float(law.log_partition(logits)), number)
+
+    def chosen(self, solution: np.ndarray) -> tuple[int, ...]:
+        """The candidates of a solution, none if the label is not used."""
+        return tuple(
+            index
+            for column, indices in zip(self.columns, self.members)
+            if solution[column] > 0.5
+            for index in indices
+        )
+
+    def agreement(self, chosen: tuple[int, ...]) -> dict[int, float]:
+        """A function of the columns that is largest, the number of its positive terms, at one outcome alone."""
+        chosen_columns = {
+            column
+            for column, indices in zip(self.columns, self.members)
+            if indices == chosen or (self.number != 1 and indices[0] in chosen)
+        }
+        others = () if self.number is not None else set(self.columns) - chosen_columns
+        return dict.fromkeys(chosen_columns, 1.0) | dict.fromkeys(others, -1.0)
+
+
+def _all_parts(parts: Iterable[Part]) -> Iterator[Part]:
+    """Every part once, after the one that it follows."""
+    level = list(parts)
+    while level:
+        yield from level
+        following = (one for part in level for branch in part.branches.values() for one in branch)
+        level = list(dict.fromkeys(following))
+
+
+def _lower_bound(values: np.ndarray, largest: int) -> np.ndarray:
+    """A table of at most ``largest`` cells, with axes of length 1, that is nowhere above this one."""
+    while values.size > largest:
+        lows = [values.min(axis, keepdims=True) for axis in range(values.ndim)]
+        loss = [float((values - low).sum()) if low.size < values.size else math.inf for low in lows]
+        values = lows[loss.index(min(loss))]
+    return values

@@ -1,0 +1,99 @@
+"""Random networks of a given size: what a search has to beat.
+
+A sample is drawn uniformly, each label's outcome like any other, until its cost is close enough to what was asked for:
+rejection, exact in distribution. Costs are sums of tables, so that a hundred thousand samples are priced at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from nni.nas.nn.pytorch import ModelSpace
+
+from nni_gumbel.complexity.table import ExpectedSum
+from nni_gumbel.supernet.architecture import used_part
+from nni_gumbel.supernet.distribution import Distribution
+
+# After so many samples none is likely to be close enough: a part of 1e-6 of a space is missed once in seven times.
+DRAWS = 2_000_000
+_BATCH = 100_000
+
+_log = logging.getLogger(__name__)
+
+
+def random_network(
+    space: ModelSpace,
+    distribution: Distribution,
+    cost: ExpectedSum,
+    size: float,
+    tolerance: float,
+    seed: int,
+) -> dict[str, Any]:
+    """A network drawn uniformly from the samples of a space whose cost is close to a size.
+
+    Uniform are the samples, as in NNI's ``Random`` strategy: the outcomes of each label, used or not. Networks that
+    more samples stand for are drawn more often.
+
+    Args:
+        space: the space of the distribution, mutated to a supernet or not.
+        distribution: of that space; its logits do not matter.
+        cost: the cost of every network.
+        size: of the network, in the unit of the cost, > 0.
+        tolerance: the cost is in ``[(1 - tolerance) size, (1 + tolerance) size]``.
+        seed: the same seed draws the same network, another one an independent one.
+
+    Returns:
+        The NNI sample, labels that the network uses only. Where :data:`DRAWS` samples hold none that is close
+        enough, the closest of them, with a warning that says how far it is.
+    """
+    random = np.random.default_rng(seed)
+    nearest: dict[str, int] = {}
+    distance, drawn, batch = np.inf, 0, 1_000
+    while distance > tolerance * size and drawn < DRAWS:
+        # The first batch is small: most sizes that are asked for are not rare.
+        number, batch = min(batch, DRAWS - drawn), _BATCH
+        outcomes = {
+            label: random.integers(distribution.laws[label].outcomes, size=number) for label in cost.labels
+        }
+        distances = np.abs(_prices(cost, outcomes, number) - size)
+        within = np.flatnonzero(distances <= tolerance * size)
+        best = within[0] if len(within) else distances.argmin()
+        if distances[best] < distance:
+            nearest = {label: int(indices[best]) for label, indices in outcomes.items()}
+            distance = float(distances[best])
+        drawn += number
+    if distance > tolerance * size:
+        found = cost.at(nearest)
+        _log.warning(
+            "random network: none of %s samples costs %s within %.3g %%; the nearest one is taken, which costs %s "
+            "(%+.3g %%)",
+            f"{drawn:,}",
+            f"{size:,.6g}",
+            100 * tolerance,
+            f"{found:,.6g}",
+            100 * (found / size - 1),
+        )
+    # What the cost does not depend on is as likely as ever.
+    generator = torch.Generator().manual_seed(int(random.integers(2**62)))
+    sample = {}
+    for label, law in distribution.laws.items():
+        if label in nearest:
+            outcome = torch.zeros(law.size)
+            outcome[list(next(itertools.islice(law.sets(), nearest[label], None)))] = 1
+        else:
+            outcome = law.draw(torch.zeros(law.size), generator)
+        sample[label] = distribution.value(label, outcome)
+    return used_part(space, sample)
+
+
+def _prices(cost: ExpectedSum, outcomes: Mapping[str, np.ndarray], number: int) -> np.ndarray:
+    """``(number,)``, the cost of each sample."""
+    total = np.zeros(number)
+    for table in cost.tables:
+        total += table.at(outcomes)
+    return total

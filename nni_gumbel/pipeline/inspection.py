@@ -1,0 +1,258 @@
+"""What `nni-gumbel inspect` tells of a space before anything runs: its networks, what they cost, how they are mixed.
+
+The cost of a candidate is what it adds to the cheapest outcome of its choice while all other choices stay the same;
+it is a range, from the least to the most over those other choices. So 0 is the cheapest candidate, and a candidate
+of an ``InputChoice`` of several is every set that contains it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from nni.nas.nn.pytorch import ModelSpace
+from torch import Tensor, nn
+
+from nni_gumbel.complexity.budget import largest, smallest
+from nni_gumbel.complexity.cost import expected_parameters
+from nni_gumbel.complexity.counting import number_of_networks, number_of_samples
+from nni_gumbel.complexity.flops import expected_flops
+from nni_gumbel.complexity.table import ExpectedSum
+from nni_gumbel.data import FILE_PREFIX, build_data, check_name
+from nni_gumbel.data.sources import read_parts
+from nni_gumbel.errors import UsageError
+from nni_gumbel.pipeline.rehearsal import rehearse
+from nni_gumbel.results.space import SpaceReference
+from nni_gumbel.supernet.architecture import parts_of
+from nni_gumbel.supernet.arguments import MixedArguments
+from nni_gumbel.supernet.cell import MixedCell
+from nni_gumbel.supernet.depth import MixedRepeat
+from nni_gumbel.supernet.distribution import Distribution
+from nni_gumbel.supernet.inputs import MixedInput
+from nni_gumbel.supernet.layer import MixedLayer
+from nni_gumbel.supernet.merging import merge_key
+from nni_gumbel.supernet.mutation import relax
+
+Range = tuple[float, float]
+
+# Combinations of choices that one range is taken over exactly.
+_MOST_COMBINATIONS = 1_000_000
+_OTHER = "as a mutation hook of the space decides"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One candidate of a choice, and what it adds to the cheapest outcome: at least and at most.
+
+    Args:
+        name: its value in an NNI sample.
+        added: by cost, ``parameters`` and ``FLOPs``; ``None`` where it depends on too many choices.
+    """
+
+    name: str
+    added: dict[str, Range | None]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A label, its candidates, and how they are executed in a search."""
+
+    label: str
+    executions: tuple[str, ...]
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A space.
+
+    Args:
+        networks: the number of distinct networks, or of samples where that is not known.
+        are_distinct: which of the two.
+        ranges: by cost, of the smallest and of the largest network.
+        missing: why a cost is not among them, in a line each.
+    """
+
+    space: SpaceReference
+    networks: int
+    are_distinct: bool
+    ranges: dict[str, Range]
+    missing: tuple[str, ...]
+    choices: tuple[Choice, ...]
+
+
+def inspect_space(reference: SpaceReference, example: Tensor) -> Inspection:
+    """Build a space, relax it, try it on an example and price its networks.
+
+    Args:
+        reference: which space.
+        example: a batch of inputs; FLOPs are those of one of them.
+
+    Raises:
+        UsageError: the space cannot be built or relaxed, or does not take the example.
+    """
+    space = reference.build()
+    distribution = relax(space)
+    rehearse(space, distribution, reference, example, classes=None)
+    costs, missing = {"parameters": expected_parameters(space)}, []
+    try:
+        costs["FLOPs"] = expected_flops(space, distribution, (example,), {})
+    except UsageError as error:
+        missing.append(f"FLOPs: {error}")
+    networks = number_of_networks(space, distribution)
+    return Inspection(
+        reference,
+        number_of_samples(distribution) if networks is None else networks,
+        networks is not None,
+        {
+            name: (smallest(space, distribution, cost)[0], largest(space, distribution, cost)[0])
+            for name, cost in costs.items()
+        },
+        tuple(missing),
+        tuple(_choices(space, distribution, costs)),
+    )
+
+
+def example_of(shape: str | None, data: str | None, data_dir: str, batch: int) -> Tensor:
+    """The inputs that a space is tried on.
+
+    Args:
+        shape: ``1,28,28``, without the batch: standard normal numbers; or
+        data: the name of a data set, whose first validation images they are. One of the two.
+        data_dir: where torchvision's files are, or are downloaded to.
+        batch: how many.
+
+    Returns:
+        ``(batch, *shape)``, float32.
+
+    Raises:
+        UsageError: none or both are given, or one is not what it should be.
+    """
+    if (shape is None) == (data is None):
+        raise UsageError(
+            "--input: the space needs an input to run on; give either --input 1,28,28 or --data NAME"
+        )
+    if batch < 1:
+        raise UsageError(f"--batch: {batch} is no number of inputs; give at least 1")
+    if shape is not None:
+        try:
+            sizes = [int(size) for size in shape.split(",")]
+        except ValueError:
+            sizes = []
+        if not sizes or min(sizes) < 1:
+            raise UsageError(
+                f"--input: {shape!r} is no shape; give whole numbers, without the batch, such as 1,28,28"
+            )
+        return torch.randn(batch, *sizes, generator=torch.Generator().manual_seed(0))
+    check_name(data)
+    if ":" in data and not data.startswith(FILE_PREFIX):
+        loader = build_data(data, data_dir=data_dir, batch_size=batch, seed=0).val_dataloader()
+        inputs, *_ = next(iter(loader[0] if isinstance(loader, (list, tuple)) else loader))
+    else:
+        inputs = torch.from_numpy(read_parts(data, data_dir).validation.pixels).float()
+    if not isinstance(inputs, Tensor):
+        raise UsageError(f"--data: a batch of {data} begins with {type(inputs).__name__}; give tensors")
+    return inputs[:batch]
+
+
+def _choices(
+    space: ModelSpace, distribution: Distribution, costs: dict[str, ExpectedSum]
+) -> Iterator[Choice]:
+    modules: dict[str, Counter[str]] = {label: Counter() for label in distribution.variables}
+    for module in space.modules():
+        for labels, execution in _executions(module):
+            for label in labels:
+                modules[label][execution] += 1
+    always = {label for part in parts_of(space) for label in part.labels}
+    for label, variable in distribution.variables.items():
+        added = {
+            name: added_costs(distribution, cost, label, label in always) for name, cost in costs.items()
+        }
+        executions = (
+            execution + (f" ({number} modules)" if number > 1 else "")
+            for execution, number in modules[label].items()
+        )
+        candidates = (
+            Candidate(str(value), {name: ranges and ranges[place] for name, ranges in added.items()})
+            for place, value in enumerate(variable.values)
+        )
+        yield Choice(label, tuple(executions) or (_OTHER,), tuple(candidates))
+
+
+def added_costs(
+    distribution: Distribution, cost: ExpectedSum, label: str, is_always_used: bool
+) -> list[Range] | None:
+    """What each candidate of a label adds to the cheapest outcome of the label, all other choices being equal.
+
+    Args:
+        distribution: of the space.
+        cost: the cost of every network.
+        label: whose candidates.
+        is_always_used: whether every network uses it; if not, only other choices count under which it matters.
+
+    Returns:
+        Per candidate the least and the most over the other choices, and over the outcomes that contain it. ``None``
+        if the choices that the cost depends on have more than a million combinations.
+    """
+    law = distribution.laws[label]
+    tables = [table for table in cost.tables if label in table.labels]
+    others = sorted({other for table in tables for other in table.labels} - {label})
+    if math.prod(distribution.laws[other].outcomes for other in (label, *others)) > _MOST_COMBINATIONS:
+        return None
+    total = np.zeros([law.outcomes] + [distribution.laws[other].outcomes for other in others])
+    for table in tables:
+        order = [label, *(other for other in others if other in table.labels)]
+        values = np.transpose(table.values, [table.labels.index(one) for one in order])
+        total = total + values.reshape(
+            [law.outcomes]
+            + [distribution.laws[other].outcomes if other in table.labels else 1 for other in others]
+        )
+    total = total.reshape(law.outcomes, -1)
+    added = total - total.min(0)
+    # Where the label is not used it makes no difference; that is not a cost of 0.
+    matters = added.any(0)
+    if matters.any() and not is_always_used:
+        added = added[:, matters]
+    sets = list(law.sets())
+    with_candidate = [
+        added[[index for index, members in enumerate(sets) if i in members]] for i in range(law.size)
+    ]
+    return [(float(values.min()), float(values.max())) for values in with_candidate]
+
+
+def _executions(module: nn.Module) -> Iterator[tuple[Sequence[str], str]]:
+    """The labels that a module reads its weights of, and what it computes with them."""
+    if isinstance(module, MixedLayer):
+        yield [module.label], "LayerChoice, mixture: every candidate runs, the outputs are added by weight"
+    elif isinstance(module, MixedInput):
+        yield [module.label], f"InputChoice, {_execution_of_inputs(module)}"
+    elif isinstance(module, MixedRepeat):
+        blocks = f"the {len(module.blocks)} blocks run once"
+        labels = list(module.depth_choice.simplify())
+        yield labels, f"Repeat, depth prefix: {blocks}, what each depth gives is added by weight"
+    elif isinstance(module, MixedArguments):
+        variants = module.variants
+        keys = [merge_key(template, variants.full) for template in variants.templates]
+        runs = len(set(keys) - {None}) + keys.count(None)
+        how = "merged: its variants run as one operation"
+        if runs > 1:
+            how = f"mixture: its {len(keys)} variants run as {runs} operations with parts of one weight"
+        yield variants.table.labels, f"{variants.built_type.__name__}, {how}"
+    elif isinstance(module, MixedCell) and module.op_candidates_factory is not None:
+        slots = [slot for of_node in module.labels for slot in of_node]
+        labels = [label for slot in slots for label in slot]
+        yield labels, "Cell, mixture: every candidate runs on every input, the outputs are added by weight"
+
+
+def _execution_of_inputs(module: MixedInput) -> str:
+    number, inputs = module.n_chosen, module.n_candidates
+    if number is None:
+        return f"gates: the {module.reduction} of the {inputs} inputs, each by a weight of its own in [0, 1]"
+    if number > 1 and module.reduction in ("concat", "none"):
+        return f"slots: {number} places, at each the {inputs} inputs are added by weight"
+    of_all = f", which add up to {number}" if number > 1 else ""
+    return f"mixture: the {inputs} inputs are added by weight{of_all}"
