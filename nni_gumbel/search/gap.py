@@ -1,9 +1,10 @@
-"""The discretisation gap: how much of what the mixture reaches is lost by its most probable network.
+"""The discretisation gap: how much of what the mixture reaches is lost by the network found in it.
 
 Both are validated with the same weights, in the way the evaluator validates: the noise-free mixture, and
-the current mode frozen out of it. The running statistics of a BatchNorm are those of the mixture, which
-would be held against the mode; so the mode's are estimated anew, from training batches. All of it happens
-on copies: weights, buffers, metrics and the random state of the search stay as they were.
+the network that the search would return now, frozen out of it. The running statistics of a BatchNorm are
+those of the mixture, which would be held against the network; so its own are estimated anew, from training
+batches. All of it happens on copies: weights, buffers, metrics and the random state of the search stay as
+they were.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def is_due(trainer: Trainer, every: int | None) -> bool:
 
 
 def discretisation_gap(search: LightningModule) -> dict[str, float]:
-    """Validation metrics of the mixture minus those of the current mode, by the names the evaluator gives them.
+    """Validation metrics of the mixture minus those of the network found, by the names the evaluator gives them.
 
     Args:
         search: a :class:`~nni_gumbel.search.module.GumbelSearchModule`, between two epochs of a training.
@@ -74,10 +75,11 @@ def discretisation_gap(search: LightningModule) -> dict[str, float]:
             return {}
         search.distribution.use_probabilities()
         of_mixture = _validated(module, trainer)
-        module.set_model(module.model.freeze(search.distribution.mode()))
+        module.set_model(module.model.freeze(search.export()))
         _estimate_statistics(module, trainer)
-        of_mode = _validated(module, trainer)
-    return {f"gap/{name}": value - of_mode[name] for name, value in of_mixture.items() if name in of_mode}
+        of_network = _validated(module, trainer)
+    both = [name for name in of_mixture if name in of_network]
+    return {f"gap/{name}": of_mixture[name] - of_network[name] for name in both}
 
 
 @contextmanager

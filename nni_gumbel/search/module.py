@@ -19,17 +19,18 @@ from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import LightningModule
 from torch import Tensor
 
-from nni_gumbel.complexity.table import ExpectedSum
 from nni_gumbel.errors import UsageError
-from nni_gumbel.relaxation.temperature import linear, progress_of, temperature_at
+from nni_gumbel.relaxation.temperature import progress_of, temperature_at
+from nni_gumbel.search.costs import SearchCosts
 from nni_gumbel.search.diagnosis import finite_loss
-from nni_gumbel.search.distributed import draw_own_samples
+from nni_gumbel.search.distributed import draw_own_samples, of_all_ranks
 from nni_gumbel.search.duration import check_duration, total_batches
 from nni_gumbel.search.gap import discretisation_gap, is_due
 from nni_gumbel.search.logs import Log, logging_with, mute, unchanged, under_structure
-from nni_gumbel.search.objective import structure_objective
+from nni_gumbel.search.objective import StructureObjective
 from nni_gumbel.search.penalty import Penalty
 from nni_gumbel.search.randomness import continue_randomness, randomness_of_ranks
+from nni_gumbel.search.selection import warn_if_undecided
 from nni_gumbel.search.settings import SearchSettings
 from nni_gumbel.search.structure import LogitsUpdate
 from nni_gumbel.search.unrolled import unrolled_gradient
@@ -42,7 +43,6 @@ from nni_gumbel.search.weights import (
     weight_optimizer,
 )
 from nni_gumbel.search.wrapping import WrappingModule
-from nni_gumbel.supernet.architecture import used_part
 from nni_gumbel.supernet.cell import check_loose_ends
 from nni_gumbel.supernet.distribution import Distribution
 
@@ -69,7 +69,7 @@ class GumbelSearchModule(WrappingModule):
     Args:
         training_module: the evaluator's module; its model is the supernet.
         distribution: the logits of the supernet's choices.
-        cost: the cost of the structure.
+        costs: of the structure; completed with the first batch.
         settings: how to search.
         penalty: a further term of the structure's loss, in NNI's form.
 
@@ -81,16 +81,16 @@ class GumbelSearchModule(WrappingModule):
         self,
         training_module: LightningModule,
         distribution: Distribution,
-        cost: ExpectedSum,
+        costs: SearchCosts,
         settings: SearchSettings,
         penalty: Penalty | None = None,
     ) -> None:
         super().__init__(training_module)
         check_estimator(distribution, settings)
         self.distribution = distribution
-        self.cost = cost
+        self.costs = costs
         self.settings = settings
-        self.penalty = penalty
+        self.objective = StructureObjective(distribution, costs, settings, penalty)
         self._step = 0
         self._total_steps = 1  # known when the training starts
         self._update = LogitsUpdate(distribution.logits, settings.logits_clip_val)
@@ -111,11 +111,6 @@ class GumbelSearchModule(WrappingModule):
         return temperature_at(
             self.progress, s.temperature_start, s.temperature_end, s.temperature_schedule, choices
         )
-
-    @property
-    def entropy_weight(self) -> float:
-        """The weight of the structure's entropy at the current step."""
-        return linear(self.settings.entropy_weight_start, self.settings.entropy_weight_end, self.progress)
 
     # -- hooks around the training ---------------------------------------------------------------
 
@@ -144,12 +139,15 @@ class GumbelSearchModule(WrappingModule):
         # A callback stops a search after this module's hook at the end of the epoch, which is the last one then.
         if self.settings.gap_every is None and self._step < self._total_steps:
             self.log_late(discretisation_gap(self))
+        if self.trainer.is_global_zero:
+            warn_if_undecided(self.structure_summary()["chosen_probability"])
         super().on_train_end()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["gumbel_search"] = {
             "step": self._step,
             "update": self._update.state_dict(),
+            "objective": self.objective.state_dict(),
             "randomness": randomness_of_ranks(self.trainer),
         }
         super().on_save_checkpoint(checkpoint)
@@ -158,6 +156,7 @@ class GumbelSearchModule(WrappingModule):
         saved = checkpoint["gumbel_search"]
         self._step, self._randomness = saved["step"], saved["randomness"]
         self._update.load_state_dict(saved["update"])
+        self.objective.load_state_dict(saved["objective"])
         super().on_load_checkpoint(checkpoint)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -179,6 +178,7 @@ class GumbelSearchModule(WrappingModule):
                 self.distribution,
                 lambda: self._run(batch["train"], batch_idx, "first pass", mute),
             )
+        self._prepare(batch["train"], batch_idx)
         temperature = self.temperature
         if self.trainer.current_epoch < self.settings.warmup_epochs:
             result = self._weight_step(batch["train"], batch_idx, temperature, uniform=True)
@@ -238,6 +238,13 @@ class GumbelSearchModule(WrappingModule):
 
     # -- what the steps are made of ---------------------------------------------------------------
 
+    def _prepare(self, batch: Any, batch_idx: int) -> None:
+        """What has to be done before the first step, also of a search that is resumed."""
+        known = self.costs.is_complete
+        self.objective.prepare(self.model, lambda: self._run(batch, batch_idx, "first pass", mute))
+        if not known and self.trainer.world_size > 1:  # a time is measured differently by each process
+            self.costs.load_state_dict(of_all_ranks(self.costs.state_dict(), self.trainer)[0])
+
     def _draw(self, temperature: float, uniform: bool = False) -> None:
         if self.settings.estimator == "probabilities":
             # During a warm-up they are uniform: no structure step has moved the logits from 0 yet.
@@ -260,10 +267,7 @@ class GumbelSearchModule(WrappingModule):
         return self._objective(self._run(batch["val"], batch_idx, "structure step", under_structure)[1])
 
     def _objective(self, loss: Tensor) -> Tensor:
-        objective, details = structure_objective(
-            loss, self.distribution, self.cost, self.penalty,
-            cost_weight=self.settings.cost_weight, entropy_weight=self.entropy_weight,
-        )  # fmt: skip
+        objective, details = self.objective(loss, self.progress)
         self.log_dict({f"penalty/{name}": value for name, value in details.items()})
         return objective
 
@@ -271,27 +275,21 @@ class GumbelSearchModule(WrappingModule):
         """Step, unless more batches belong to the step."""
         if (batch_idx + 1) % self.settings.batches_per_step == 0 or self.trainer.is_last_batch:
             self._update.step(self.trainer, self._step)
+            self.objective.follow(self.settings.batches_per_step / self._total_steps)
 
     # -- what is reported ----------------------------------------------------------------------
 
     def structure_summary(self) -> dict[str, float]:
-        """The state of the structure in numbers; without sampling noise.
+        """The state of the structure in numbers, without sampling noise.
 
-        ``temperature``, ``entropy`` (mean over labels, 1 is uniform), ``expected_params`` and
-        ``max_probability`` (mean over labels of the largest probability).
+        ``temperature``, and those of :meth:`StructureObjective.summary
+        <nni_gumbel.search.objective.StructureObjective.summary>`.
         """
-        with torch.no_grad():
-            probabilities = self.distribution.probs()
-            return {
-                "temperature": self.temperature,
-                "entropy": float(self.distribution.entropy()),
-                "expected_params": float(self.cost(self.distribution.outcome_probs(self.cost.labels))),
-                "max_probability": float(torch.stack([p.max() for p in probabilities.values()]).mean()),
-            }
+        return {"temperature": self.temperature, **self.objective.summary(self.export())}
 
     def export(self) -> Sample:
-        """The most probable network: an NNI sample with the labels that it uses."""
-        return used_part(self.model, self.distribution.mode())
+        """The network found: an NNI sample with the labels that it uses; within the budgets, if there are any."""
+        return self.objective.best(self.model)
 
     def export_probs(self) -> Sample:
         """Per label, the probability of each candidate, without noise."""

@@ -1,38 +1,228 @@
-"""What the structure minimises: its loss, what it costs, and how undecided it is."""
+"""What the structure minimises: its loss, what it costs, how undecided it is, and what it must not exceed."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from nni.mutable import Sample
+from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor
 
-from nni_gumbel.complexity.table import ExpectedSum
+from nni_gumbel.complexity.own_cost import OwnCost
+from nni_gumbel.complexity.prior import Prior, prior_by_cost, prior_by_label, uniform_prior
+from nni_gumbel.errors import UsageError
+from nni_gumbel.relaxation.temperature import linear
+from nni_gumbel.search.costs import SearchCosts
+from nni_gumbel.search.inputs import inputs_of
+from nni_gumbel.search.multipliers import Multipliers
 from nni_gumbel.search.penalty import Penalty
+from nni_gumbel.search.selection import best_spending, best_within
+from nni_gumbel.search.settings import SearchSettings
+from nni_gumbel.supernet.architecture import used_part
 from nni_gumbel.supernet.distribution import Distribution
 
+# The constraint that a budget is spent, and the part of it that the expected cost has then. Not all of it: the
+# network found must be within, and lies on either side of what is expected.
+UNUSED = "unused"
+_AIM = 0.95
+# From here on a search with budgets commits to the network that it would return.
+_LAST_PART = 0.75
 
-def structure_objective(
-    loss: Tensor,
-    distribution: Distribution,
-    cost: ExpectedSum,
-    penalty: Penalty | None,
-    *,
-    cost_weight: float,
-    entropy_weight: float,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """``penalty(loss) + cost_weight * E[cost] / largest + entropy_weight * entropy``; differentiable.
+
+class StructureObjective:
+    """The objective of the logits, and the network that is best by it.
+
+        ``penalty(loss) + cost_weight E[cost] / largest + lambda_H(t) entropy + kl_weight KL(q || prior)``
+        ``+ sum_k psi(g_k)``
+
+    with ``g = E[cost] / budget - 1`` for each budget, and ``psi`` of :mod:`~nni_gumbel.search.multipliers`. A budget
+    that not every network meets is there to be spent, unless a cost weight or a penalty says that less is better: then
+    there is also ``g = 0.95 - E[cost] / budget`` for the one of these that is used most. All terms are exact but the
+    loss and, of a large space, a cost of one's own.
+
+    The expected cost may meet a budget that the most probable network exceeds: a choice is torn between a dear and a
+    cheap candidate, and what is decided falls to the one side or the other. In the last quarter a search therefore
+    commits to the network within its budgets that it would return now, ``z``, by the further term
+    ``-lambda_H(t) (4 t - 3) log q(z)`` for ``t`` in [3/4, 1].
 
     Args:
-        loss: scalar, that of a batch under the current sample.
-        distribution: of the structure; expectations and entropy are exact, without the sample's noise.
-        cost: the expected cost of the structure.
+        distribution: of the structure.
+        costs: of the structure; completed by :meth:`prepare`.
+        settings: of the search.
         penalty: NNI's, if one was given.
-        cost_weight: weight of the cost relative to its largest value.
-        entropy_weight: weight of the mean relative entropy; below 0 it is rewarded.
 
-    Returns:
-        The objective, scalar, and the numbers to log for the penalty.
+    Raises:
+        UsageError: the prior does not fit the space or the cost.
     """
-    details: dict[str, Tensor] = {}
-    if penalty is not None:
-        loss, details = penalty(loss, distribution.outcome_probs(penalty.expected_cost.labels))
-    relative_cost = cost(distribution.outcome_probs(cost.labels)) / max(cost.largest, 1.0)
-    return loss + cost_weight * relative_cost + entropy_weight * distribution.entropy(), details
+
+    def __init__(
+        self,
+        distribution: Distribution,
+        costs: SearchCosts,
+        settings: SearchSettings,
+        penalty: Penalty | None,
+    ) -> None:
+        self._distribution, self._costs = distribution, costs
+        self._settings, self._penalty = settings, penalty
+        self._spends = bool(costs.budgets) and not settings.cost_weight and penalty is None
+        self.multipliers = Multipliers((*costs.budgets, *([UNUSED] if self._spends else [])))
+        self._space: ModelSpace | None = None
+        self._prior: Prior | None = None  # that by cost is known when the costs are
+        if costs.is_complete or settings.prior != "cost":
+            self._prior = build_prior(settings.prior, distribution, costs)
+
+    def prepare(self, model: ModelSpace, run: Callable[[], Any]) -> None:
+        """Before the first step, find what needs an example of what the network takes.
+
+        Args:
+            model: the supernet.
+            run: lets the evaluator make a training step; see :func:`~nni_gumbel.search.inputs.inputs_of`.
+        """
+        self._space = model
+        if not self._costs.is_complete:
+            self._costs.complete(*inputs_of(model, run))
+        if self._prior is None:
+            self._prior = build_prior(self._settings.prior, self._distribution, self._costs)
+
+    def entropy_weight(self, progress: float) -> float:
+        """``lambda_H(t)``, the weight of the structure's mean relative entropy.
+
+        The divergence from a prior rewards entropy by ``kl_weight``. The last step takes that back, so that a search
+        ends with what ``entropy_weight_end`` says, and of the divergence remains what steers.
+
+        Args:
+            progress: of the search, in [0, 1].
+        """
+        s = self._settings
+        return linear(s.entropy_weight_start, s.entropy_weight_end + s.kl_weight, progress)
+
+    def __call__(self, loss: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective, scalar and differentiable, and the numbers to log for the penalty.
+
+        Args:
+            loss: scalar, that of a batch under the current sample.
+            progress: of the search, in [0, 1].
+        """
+        details: dict[str, Tensor] = {}
+        distribution, settings = self._distribution, self._settings
+        if self._penalty is not None:
+            probabilities = distribution.outcome_probs(self._penalty.expected_cost.labels)
+            loss, details = self._penalty(loss, probabilities)
+        entropy_weight = self.entropy_weight(progress)
+        objective = loss + entropy_weight * distribution.entropy()
+        commitment = max(entropy_weight, 0.0) * max(progress - _LAST_PART, 0.0) / (1 - _LAST_PART)
+        if self._costs.scarce and commitment:
+            objective = objective - commitment * log_prob_of_used(distribution, self.best(self._space))
+        if settings.cost_weight:
+            objective = objective + settings.cost_weight * self._costs.relative()
+        if settings.kl_weight:
+            objective = objective + settings.kl_weight * self._prior.divergence(distribution)
+        return objective + self.multipliers.term(self._violations()), details
+
+    def follow(self, share: float) -> None:
+        """Move the multipliers of the budgets after a step of the logits.
+
+        Args:
+            share: the part of the search that the step was, in (0, 1].
+        """
+        if self._costs.budgets:
+            with torch.no_grad():
+                violated = {name: float(g) for name, g in self._violations().items()}
+            self.multipliers.follow(violated, share)
+
+    def best(self, model: ModelSpace) -> Sample:
+        """The network found: an NNI sample with the labels that it uses.
+
+        The most probable one; with budgets, of those within; where budgets are to be spent, of those that spend
+        one: see :func:`~nni_gumbel.search.selection.best_spending`.
+        """
+        limits = self._costs.limits
+        if not limits:
+            return used_part(model, self._distribution.mode())
+        scarce = [limit for limit in limits if limit.field in self._costs.scarce]
+        if self._spends and scarce:
+            return best_spending(model, self._distribution, scarce)
+        return best_within(model, self._distribution, limits)
+
+    def summary(self, chosen: Sample) -> dict[str, float]:
+        """The state of the structure in numbers; without sampling noise.
+
+        Args:
+            chosen: the network found, from :meth:`best`.
+
+        Returns:
+            ``entropy`` (mean over labels, 1 is uniform); ``expected_params``, and the same of every other cost that is
+            priced or limited; ``max_probability`` (mean over labels of the largest probability);
+            ``chosen_probability`` (mean of the probabilities of what the network has chosen, over the labels that it
+            uses). With budgets their multipliers, ``budget_weight/…``; with a cost of one's own ``chosen_cost``,
+            that network's.
+        """
+        laws, logits = self._distribution.laws, self._distribution.logits
+        with torch.no_grad():
+            largest = [probabilities.max() for probabilities in self._distribution.probs().values()]
+            of_chosen = [
+                laws[label].log_prob(logits[label], self._distribution.outcome(label, value)).exp()
+                for label, value in chosen.items()
+            ]
+            return {
+                "entropy": float(self._distribution.entropy()),
+                **self._costs.summary(chosen),
+                "max_probability": float(torch.stack(largest).mean()),
+                "chosen_probability": float(torch.stack(of_chosen).mean()),
+                **{f"budget_weight/{name}": weight for name, weight in self.multipliers.weights.items()},
+            }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed search must know."""
+        return {"multipliers": self.multipliers.state_dict(), "costs": self._costs.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self.multipliers.load_state_dict(state["multipliers"])
+        self._costs.load_state_dict(state["costs"])
+
+    def _violations(self) -> dict[str, Tensor]:
+        """``g`` by constraint, scalar, at most 0 where it holds; differentiable."""
+        used = self._costs.used()
+        found = {field: share - 1 for field, share in used.items()}
+        if self._spends and self._costs.scarce:
+            found[UNUSED] = _AIM - torch.stack([used[field] for field in self._costs.scarce]).max()
+        return found
+
+
+def log_prob_of_used(distribution: Distribution, sample: Sample) -> Tensor:
+    """``log q(z)`` of a network: of the labels that its sample names, those that it uses; scalar, differentiable."""
+    laws, logits = distribution.laws, distribution.logits
+    each = [
+        laws[label].log_prob(logits[label], distribution.outcome(label, value))
+        for label, value in sample.items()
+    ]
+    return torch.stack(each).sum()
+
+
+def build_prior(prior: str, distribution: Distribution, costs: SearchCosts) -> Prior:
+    """The prior that a setting names.
+
+    Args:
+        prior: ``uniform``, ``cost``, or the JSON of a mapping label -> {candidate: probability}.
+        distribution: of the space.
+        costs: complete; ``cost`` takes the one that is priced.
+
+    Raises:
+        UsageError: a label or a candidate is unknown, or the cost is a person's own.
+    """
+    if prior == "uniform":
+        return uniform_prior()
+    if prior == "cost":
+        cost = costs.by_word[costs.priced]
+        if isinstance(cost, OwnCost):
+            raise UsageError(
+                "prior: 'cost' needs a cost that is a sum over choices, and yours is a function; "
+                "give it by label, or leave out your cost"
+            )
+        return prior_by_cost(distribution, cost)
+    by_label: Mapping[str, Mapping[str, float]] = json.loads(prior)
+    return prior_by_label(distribution, by_label)

@@ -8,8 +8,9 @@ the tuner, which must connect to NNI within ten seconds, reads settings too.
 from __future__ import annotations
 
 import difflib
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -23,6 +24,10 @@ ESTIMATORS = (
 )  # fmt: skip
 _ENDS = ("temperature_start", "temperature_end")
 LEVELS = ("bilevel", "single", "unrolled")
+COSTS = ("params", "flops", "latency")
+BUDGETS = ("max_params", "max_flops", "max_latency_ms")
+PRIORS = ("uniform", "cost")
+_PRIOR_WORDS = "uniform, cost, or a mapping label: {candidate: probability}"
 
 
 def setting(
@@ -33,7 +38,8 @@ def setting(
     above: float | None = None,
     maximum: float | None = None,
     choices: tuple[str, ...] | None = None,
-    optional: bool = False,
+    optional: type | None = None,
+    words: str = "any",
 ) -> Any:
     """Declare a setting as a dataclass field.
 
@@ -44,11 +50,12 @@ def setting(
         above: values must be greater than this.
         maximum: largest allowed value.
         choices: the allowed words.
-        optional: whether ``None`` is allowed; the default is ``None`` then, and values are ints.
+        optional: ``None`` is allowed, and is the default; the type of the other values.
+        words: what is allowed, where that is neither a range nor one of a few words.
     """
     metadata = {
         "doc": doc, "minimum": minimum, "above": above, "maximum": maximum,
-        "choices": choices, "optional": optional,
+        "choices": choices, "optional": optional, "words": words,
     }  # fmt: skip
     return field(default=default, metadata=metadata)
 
@@ -63,7 +70,7 @@ def range_of(metadata: Any) -> str:
         ("at most ", metadata["maximum"]),
     ]
     words = " and ".join(f"{word}{bound:g}" for word, bound in bounds if bound is not None)
-    return words + (", or left out" if metadata["optional"] else "") or "any"
+    return words + (", or left out" if metadata["optional"] else "") or metadata["words"]
 
 
 def check_settings(settings: Any) -> None:
@@ -76,7 +83,7 @@ def check_settings(settings: Any) -> None:
         if "doc" not in spec.metadata:
             continue
         value = getattr(settings, spec.name)
-        kind = int if spec.metadata["optional"] else type(spec.default)
+        kind = spec.metadata["optional"] or type(spec.default)
         if value is None and spec.metadata["optional"]:
             continue
         numeric = kind is not str
@@ -144,13 +151,38 @@ class SearchSettings:
     batches_per_step: int = setting(
         1, "batches whose gradients a structure step averages; it comes once in so many", minimum=1
     )
+    cost: str = setting(
+        "params",
+        "what `cost_weight` prices: parameters, multiply-adds, or milliseconds of a table",
+        choices=COSTS,
+    )
     cost_weight: float = setting(
-        0.3, "weight of the expected number of parameters, relative to the largest network's", minimum=0
+        0.3, "weight of the expected `cost`, relative to the largest network's; with a budget 0, if left out",
+        minimum=0,
+    )  # fmt: skip
+    max_params: int | None = setting(
+        None, "budget: the network found never has more parameters", minimum=1, optional=int
     )
+    max_flops: int | None = setting(
+        None, "budget: it never has more multiply-adds for one example", minimum=1, optional=int
+    )
+    max_latency_ms: float | None = setting(
+        None, "budget: a forward pass of one example never takes longer, by the table of its candidates",
+        above=0, optional=float,
+    )  # fmt: skip
     entropy_weight_start: float = setting(
-        0.0, "weight of the structure's mean entropy at the first step; below 0 explores"
+        -1.0, "weight of the structure's mean entropy at the first step; below 0 explores"
     )
-    entropy_weight_end: float = setting(0.1, "the same at the last step; above 0 commits")
+    entropy_weight_end: float = setting(2.0, "the same at the last step; above 0 commits")
+    kl_weight: float = setting(
+        0.0,
+        "weight of the structure's mean divergence from `prior`, KL relative to the largest entropy; explores",
+        minimum=0,
+    )
+    prior: str = setting(
+        "uniform", "what the structure is drawn to by `kl_weight`; `cost` is proportional to exp(-cost)",
+        words=_PRIOR_WORDS,
+    )  # fmt: skip
     gradient_clip_val: float = setting(
         5.0, "largest norm of the weights' gradient, unless the Trainer has a limit; 0 is no limit", minimum=0
     )
@@ -159,7 +191,7 @@ class SearchSettings:
     )
     gap_every: int | None = setting(
         None, "epochs between two measurements of the discretisation gap, 0 is never; if left out, it is "
-        "taken at the first, middle and last epoch", minimum=0, optional=True,
+        "taken at the first, middle and last epoch", minimum=0, optional=int,
     )  # fmt: skip
     log_prob_every_n_step: int = setting(
         10, "steps between two records of every probability in the Trainer's loggers, 0 is never", minimum=0
@@ -177,6 +209,9 @@ class SearchSettings:
         if values["temperature_schedule"] == "constant":
             told = [{**filled, **given}[name] for name in _ENDS if name in {**filled, **given}]
             values |= {name: (told or [1.0])[0] for name in _ENDS if name not in {**filled, **given}}
+        if "cost_weight" not in given and any(values[name] is not None for name in BUDGETS):
+            values["cost_weight"] = 0.0  # the budget says what the structure may cost
+        values["prior"] = prior_text(values["prior"])
         for name, value in values.items():
             object.__setattr__(self, name, value)
         check_settings(self)
@@ -195,6 +230,48 @@ class SearchSettings:
                 f"samples_per_step: {self.samples_per_step} samples have no place in the joint step of "
                 "level 'single'; give 1, or level 'bilevel'"
             )
+
+
+def prior_text(prior: Any) -> Any:
+    """A prior by label as its JSON text, which passes through a trial's parameters like any word.
+
+    Args:
+        prior: a word; a mapping label -> {candidate: probability}; or the text of one. The probabilities of a
+            label are taken relative to their sum, and candidates that are left out have probability 0.
+
+    Returns:
+        The word, or the text, always the same for the same mapping; what is neither as it is.
+
+    Raises:
+        UsageError: an unknown word, or no such mapping.
+    """
+    if isinstance(prior, str) and prior not in PRIORS:
+        try:
+            prior = json.loads(prior)
+        except ValueError:
+            raise UsageError(f"prior: {prior!r} is unknown; give {_PRIOR_WORDS}") from None
+    elif not isinstance(prior, Mapping):
+        return prior
+    if not isinstance(prior, Mapping) or not prior:
+        raise UsageError(f"prior: {prior!r} is no mapping; give {_PRIOR_WORDS}")
+    for label, weights in prior.items():
+        if not isinstance(weights, Mapping):
+            raise UsageError(f"prior: {label!r} has {weights!r}; give a mapping candidate: probability")
+        for candidate, weight in weights.items():
+            number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+            if not number or not 0 <= weight < math.inf:
+                raise UsageError(
+                    f"prior: {label!r} gives candidate {candidate!r} {weight!r}; give a probability, at least 0"
+                )
+        if not sum(weights.values()) > 0:
+            raise UsageError(
+                f"prior: {label!r} has no candidate with a probability above 0; give at least one"
+            )
+    plain = {
+        str(label): {str(candidate): float(weight) for candidate, weight in weights.items()}
+        for label, weights in prior.items()
+    }
+    return json.dumps(plain, sort_keys=True)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

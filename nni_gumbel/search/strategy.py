@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nni.nas.strategy  # noqa: F401  (first of all of NNI: see nni_gumbel.supernet)
 from nni.nas.evaluator.pytorch import Lightning, LightningModule
@@ -22,18 +22,22 @@ from nni.nas.space import RawFormatModelSpace
 from nni.nas.strategy import DARTS
 from torch import nn
 
-from nni_gumbel.complexity.cost import expected_parameters
-from nni_gumbel.complexity.table import ExpectedSum
 from nni_gumbel.errors import UsageError
 from nni_gumbel.search.arguments_of_nni import settings_of
+from nni_gumbel.search.costs import SearchCosts
+from nni_gumbel.search.dropout import tell_dropout_rates
 from nni_gumbel.search.evaluator import take_over
 from nni_gumbel.search.module import GumbelSearchModule
 from nni_gumbel.search.penalty import Penalty, build_penalty, describe_penalty
 from nni_gumbel.search.resuming import checkpoints_of, last_checkpoint
+from nni_gumbel.search.selection import ranked_from_best
 from nni_gumbel.search.settings import SearchSettings
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.mutation import relax
 from nni_gumbel.supernet.ranking import most_probable
+
+if TYPE_CHECKING:
+    from nni_gumbel.complexity.latency import LatencyTable
 
 _logger = logging.getLogger(__name__)
 
@@ -46,6 +50,10 @@ class GumbelSearch(DARTS):
             return read the weights of their candidates from ``mutate_kwargs["joint_sample"]``.
         penalty: what the structure costs, as NNI's ``DARTS`` takes it; see
             :func:`~nni_gumbel.search.penalty.describe_penalty`. With it, ``cost_weight`` is 0 unless it is given.
+        cost: what ``cost_weight`` prices: a word of the settings, or a function of one's own, see
+            :class:`~nni_gumbel.complexity.own_cost.OwnCost`.
+        latency_table: times of candidates, as ``cost="latency"`` and ``max_latency_ms`` need them; without one
+            they are measured when the search begins.
         **settings: the fields of :class:`~nni_gumbel.search.settings.SearchSettings`, and NNI's ``temperature``;
             see :func:`~nni_gumbel.search.arguments_of_nni.settings_of`.
 
@@ -64,6 +72,8 @@ class GumbelSearch(DARTS):
         *,
         mutation_hooks: list[MutationHook] | None = None,
         penalty: dict[str, Any] | ExpectationProfilerPenalty | None = None,
+        cost: str | Callable[..., Any] = "params",
+        latency_table: LatencyTable | None = None,
         **settings: Any,
     ) -> None:
         if not isinstance(mutation_hooks, (list, tuple, type(None))):
@@ -71,6 +81,10 @@ class GumbelSearch(DARTS):
         description = describe_penalty(penalty)
         if description is not None:
             settings.setdefault("cost_weight", 0.0)
+        self._own_cost = cost if callable(cost) else None
+        if self._own_cost is None:
+            settings["cost"] = cost
+        self._latency_table = latency_table
         self.settings = SearchSettings(**settings_of(settings))
         super().__init__(
             mutation_hooks=mutation_hooks,
@@ -81,7 +95,7 @@ class GumbelSearch(DARTS):
             warmup_epochs=self.settings.warmup_epochs,
         )
         self._distribution: Distribution | None = None
-        self._expected_parameters: ExpectedSum | None = None
+        self._costs: SearchCosts | None = None
         self._penalty: Penalty | None = None
 
     @property
@@ -97,7 +111,8 @@ class GumbelSearch(DARTS):
         """Turn the space into a supernet, in place, with fresh logits.
 
         Raises:
-            UsageError: it is no space, it has a choice that cannot be relaxed, or the penalty does not fit it.
+            UsageError: it is no space, it has a choice that cannot be relaxed, the penalty does not fit it, or no
+                network of it has as few parameters as it may.
         """
         if not isinstance(model, ModelSpace):
             raise UsageError(
@@ -105,16 +120,18 @@ class GumbelSearch(DARTS):
             )
         of_the_space = model.extra_oneshot_hooks(self) if hasattr(model, "extra_oneshot_hooks") else []
         self._distribution = relax(model, _hooks_for_us([*self.extra_mutation_hooks, *of_the_space]))
-        self._expected_parameters = expected_parameters(model)
+        self._costs = SearchCosts(
+            model, self._distribution, self.settings, self._own_cost, self._latency_table
+        )
         if self.penalty is not None:
-            self._penalty = build_penalty(
-                self.penalty, self._distribution.variables, self._expected_parameters
-            )
+            parameters = self._costs.by_word["params"]
+            self._penalty = build_penalty(self.penalty, self._distribution.variables, parameters)
+        tell_dropout_rates(model, self.settings.level)
         return model
 
     def configure_oneshot_module(self, training_module: LightningModule) -> GumbelSearchModule:
         return GumbelSearchModule(
-            training_module, self.distribution, self._expected_parameters, self.settings, self._penalty
+            training_module, self.distribution, self._costs, self.settings, self._penalty
         )
 
     def mutate_evaluator(self, evaluator: Lightning) -> Lightning:
@@ -153,7 +170,9 @@ class GumbelSearch(DARTS):
     # -- after it --------------------------------------------------------------------------------
 
     def list_models(self, sort: bool = True, limit: int | None = 1) -> Iterator[RawFormatModelSpace]:
-        """The most probable distinct networks, in the order of their probability.
+        """The most probable distinct networks within the budgets, in the order of their probability.
+
+        The first is the one that the search returns, also where it is chosen for spending its budget.
 
         Networks that differ in labels alone that they do not use are the same network. Each is found when it is
         asked for, so ``limit=None`` is an iterator over the whole space.
@@ -169,8 +188,14 @@ class GumbelSearch(DARTS):
         if limit is not None and limit < 1:
             raise UsageError(f"limit: {limit} is no number of networks; give at least 1, or None for all")
         networks = _Networks(self.supernet, self.model_space.evaluator)
-        for sample, _ in islice(most_probable(self.supernet, self.distribution), limit):
+        for sample in islice(self._ranked(), limit):
             yield networks.freeze(sample)
+
+    def _ranked(self) -> Iterator[dict[str, Any]]:
+        if not self._costs.limits:
+            return (sample for sample, _ in most_probable(self.supernet, self.distribution))
+        found = self._mutated_model_space.evaluator.module.export()
+        return ranked_from_best(self.supernet, self.distribution, self._costs.limits, found)
 
 
 class _Networks(RawFormatModelSpace):

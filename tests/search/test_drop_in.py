@@ -357,7 +357,9 @@ class Dear(nn.Module):
 
 def dear_after(**arguments):
     # The structure learns from the penalty alone: a loss of 0 has no gradient.
-    strategy = searched(space=Widths(), evaluate=evaluator(4), entropy_weight_end=0.0, **arguments)
+    strategy = searched(
+        space=Widths(), evaluate=evaluator(4), entropy_weight_start=0.0, entropy_weight_end=0.0, **arguments
+    )
     return float(strategy.distribution.probs()["layer"][1])
 
 

@@ -75,6 +75,7 @@ def same(first, second):
         ("noisy", {"gap_every": 1, "warmup_epochs": 1, "estimator": "straight-through"}),
         ("plain", {"level": "unrolled", "temperature_schedule": "target-entropy", "samples_per_step": 2}),
         ("own generator", {"level": "single", "batches_per_step": 2, "gap_every": 2}),
+        ("plain", {"max_params": 30, "max_flops": 40, "kl_weight": 0.5, "prior": "cost", "cost": "flops"}),
     ],
 )
 def test_resumed_after_any_epoch_it_ends_with_the_same_logits_and_weights(tmp_path, kind, settings):

@@ -110,7 +110,7 @@ def test_without_validation_data_the_training_set_is_split_and_the_split_is_logg
     with caplog.at_level(logging.INFO, "nni_gumbel"):
         marks = seen(**data)
     assert len(marks.pairs) == 2 and len(marks.validated) == 2
-    (line,) = [r.getMessage() for r in caplog.records if r.name.startswith("nni_gumbel")]
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "nni_gumbel.search.evaluator"]
     assert "16 of its 32 training examples become validation data" in line
 
 

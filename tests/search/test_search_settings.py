@@ -1,5 +1,7 @@
 """Settings of a search: each wrong type or range is one line with field, value and remedy."""
 
+import json
+
 import pytest
 
 from nni_gumbel.errors import UsageError
@@ -36,6 +38,21 @@ def test_the_defaults_are_valid():
         ("logits_weight_decay", -0.1, "at least 0"),
         ("validation_fraction", 1.0, "at most 0.9"),
         ("gap_every", -1, "at least 0"),
+        ("cost", "time", "one of params, flops, latency"),
+        ("max_params", 0, "at least 1"),
+        ("max_params", 1e4, "not a whole number"),
+        ("max_flops", "many", "not a whole number"),
+        ("max_latency_ms", 0.0, "greater than 0"),
+        ("max_latency_ms", "1e-1", "YAML reads 1e-1 as text; write 0.1 instead"),
+        ("kl_weight", -1.0, "at least 0"),
+        ("prior", "flat", "give uniform, cost, or a mapping"),
+        ("prior", 3, "not a word"),
+        ("prior", {}, "is no mapping; give uniform, cost"),
+        ("prior", "[1]", "is no mapping; give uniform, cost"),
+        ("prior", {"layer": 0.5}, "'layer' has 0.5; give a mapping candidate: probability"),
+        ("prior", {"layer": {"conv": -0.5}}, "candidate 'conv' -0.5; give a probability, at least 0"),
+        ("prior", {"layer": {"conv": float("nan")}}, "candidate 'conv' nan; give a probability, at least 0"),
+        ("prior", {"layer": {"conv": 0, "pool": 0}}, "'layer' has no candidate with a probability above 0"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(name, value, words):
@@ -93,6 +110,26 @@ def test_settings_made_from_all_values_of_others_are_the_same(preset):
 def test_several_samples_have_no_place_in_a_joint_step():
     with pytest.raises(UsageError, match="samples_per_step: 2 samples have no place"):
         SearchSettings(level="single", samples_per_step=2)
+
+
+def test_a_latency_may_be_whole_and_a_budget_may_be_left_out():
+    assert SearchSettings(max_latency_ms=2).max_latency_ms == 2
+    assert SearchSettings(max_params=None).max_params is None
+
+
+@pytest.mark.parametrize("budget", ["max_params", "max_flops", "max_latency_ms"])
+def test_with_a_budget_the_cost_has_no_weight_of_its_own_unless_one_is_given(budget):
+    assert SearchSettings(**{budget: 1000}).cost_weight == 0
+    assert SearchSettings(**{budget: 1000}, cost_weight=0.2).cost_weight == 0.2
+    assert SearchSettings(**{budget: None}).cost_weight > 0
+
+
+def test_a_prior_by_label_is_kept_as_text_that_means_the_same_everywhere():
+    prior = {"layer": {3: 0.25, 5: 1}, "input": {"0": 1.0}}
+    settings = SearchSettings(prior=prior)
+    assert json.loads(settings.prior) == {"layer": {"3": 0.25, "5": 1.0}, "input": {"0": 1.0}}
+    assert SearchSettings(prior=settings.prior) == settings
+    assert SearchSettings(prior=dict(reversed(prior.items()))) == settings
 
 
 def test_settings_cannot_be_changed():

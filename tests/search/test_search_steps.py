@@ -111,8 +111,15 @@ def test_a_penalty_counts_in_the_joint_step_as_in_the_structure_step(plain_sgd):
     assert torch.allclose(bilevel, single, rtol=1e-5)
 
 
-def test_cost_and_entropy_count_in_the_joint_step_as_in_the_structure_step(plain_sgd):
-    terms = {"cost_weight": 2.0, "entropy_weight_start": 0.7, "entropy_weight_end": 0.7}
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"cost_weight": 2.0, "entropy_weight_start": 0.7, "entropy_weight_end": 0.7},
+        {"kl_weight": 2.0, "prior": "cost"},
+        {"max_params": 4},
+    ],
+)
+def test_cost_entropy_prior_and_budget_count_in_the_joint_step_as_in_the_structure_step(plain_sgd, terms):
     bilevel, single = (
         logits_after(level=level, module=Silent(), space=Biased, **terms)[0]
         for level in ("bilevel", "single")
@@ -211,7 +218,8 @@ def test_several_samples_are_averaged_into_one_step(plain_sgd, monkeypatch):
             drawn.append(self.joint_sample.weights("factor").detach())
 
     monkeypatch.setattr(Distribution, "sample", recorded)
-    (after,) = logits_after(preset="none", samples_per_step=3, temperature_end=0.5, entropy_weight_end=0.0)
+    no_entropy_term = {"entropy_weight_start": 0.0, "entropy_weight_end": 0.0}
+    (after,) = logits_after(preset="none", samples_per_step=3, temperature_end=0.5, **no_entropy_term)
     assert len(drawn) == 3 and not torch.equal(drawn[0], drawn[1])
     # z = softmax((theta + noise) / tau), so dz/dtheta = (diag(z) - z z^T) / tau.
     gradients = [

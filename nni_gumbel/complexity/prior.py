@@ -1,0 +1,183 @@
+"""A prior over networks, and how far a structure is from it: the regulariser that explores and steers.
+
+The Kullback-Leibler divergence of independent labels is a sum over labels, each exact:
+
+    ``KL(q || p) = -H(q) - E_q[log p]``,
+
+so that it contains ``-H``: it rewards an undecided structure. Reported and weighted is the mean over labels,
+each relative to the largest entropy that the label can have, as
+:meth:`Distribution.entropy <nni_gumbel.supernet.distribution.Distribution.entropy>` is; with a uniform
+prior the divergence is ``1 - entropy``.
+
+A prior is written either in candidates or in outcomes. *Given by label*, it is of the same exponential family as
+the structure, with natural parameters ``theta_p``, and with marginals ``mu`` and log-partition ``A``
+
+    ``KL(q || p) = A(theta_p) - A(theta_q) + (theta_q - theta_p) . mu(theta_q)``.
+
+*By cost*, it is ``p(z) ∝ exp(-n cost(z) / largest)`` for ``n`` labels, so that ``beta`` times the mean divergence is
+a cost weight of ``beta`` (for labels of a nat of entropy) that explores by ``beta``. A cost that couples labels has no
+independent ``p``; each label then has that of the cost averaged over the others, all equally likely:
+``p(outcome) ∝ exp(-n E[cost | outcome] / largest)``.
+
+Source: Wainwright, Jordan, Graphical Models, Exponential Families, and Variational Inference (2008), sections 3.6
+and 5.2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from nni.mutable import CategoricalMultiple
+from torch import Tensor
+
+from nni_gumbel.complexity.table import ExpectedSum
+from nni_gumbel.errors import UsageError
+from nni_gumbel.relaxation.law import Law
+from nni_gumbel.supernet.distribution import Distribution
+
+# A candidate that a prior gives nothing has this probability: the divergence would be infinite.
+SMALLEST_PROBABILITY = 1e-6
+
+# Scalar float64: -E_q[log p] of one label at its logits.
+_CrossEntropy = Callable[[Tensor], Tensor]
+
+
+class Prior:
+    """A probability of every outcome of every label, uniform where nothing else is said.
+
+    Args:
+        cross_entropies: ``-E_q[log p]``, by label, for those that are not uniform.
+    """
+
+    def __init__(self, cross_entropies: Mapping[str, _CrossEntropy]) -> None:
+        self._cross_entropies = dict(cross_entropies)
+
+    def divergence(self, distribution: Distribution) -> Tensor:
+        """Scalar, at least 0, in the dtype of the logits: the mean relative ``KL(q || p)``; exact, differentiable.
+
+        ``mean_label( KL(q_label || p_label) / log(number of outcomes) )``; a label with one outcome counts as 0.
+        """
+        divergences = []
+        for label, law in distribution.laws.items():
+            theta, largest = distribution.logits[label].double(), math.log(max(law.outcomes, 2))
+            if law.outcomes == 1:
+                divergences.append(theta.sum() * 0)
+                continue
+            cross_entropy = self._cross_entropies.get(label)
+            expected = math.log(law.outcomes) if cross_entropy is None else cross_entropy(theta)
+            divergences.append((expected - law.entropy(theta)) / largest)
+        return torch.stack(divergences).mean().to(_dtype(distribution))
+
+
+def _dtype(distribution: Distribution) -> torch.dtype:
+    """The dtype of the logits."""
+    return next(iter(distribution.logits.values())).dtype
+
+
+def uniform_prior() -> Prior:
+    """Every outcome of a label is equally likely."""
+    return Prior({})
+
+
+def prior_by_cost(distribution: Distribution, cost: ExpectedSum) -> Prior:
+    """``p(outcome) ∝ exp(-n E[cost | outcome] / largest)`` for each of ``n`` labels; see the module.
+
+    Args:
+        distribution: of the space; its logits play no part.
+        cost: what the prior calls dear.
+    """
+    uniform = {
+        label: torch.full(
+            (distribution.laws[label].outcomes,), 1 / distribution.laws[label].outcomes
+        ).double()
+        for label in cost.labels
+    }
+    scale = len(distribution.laws) / max(cost.largest, 1e-12)
+    of_labels: dict[str, _CrossEntropy] = {}
+    for label in cost.labels:
+        certain = torch.eye(distribution.laws[label].outcomes, dtype=torch.float64)
+        conditional = torch.stack([cost({**uniform, label: row}) for row in certain])
+        of_labels[label] = _of_outcomes(distribution.laws[label], torch.log_softmax(-scale * conditional, 0))
+    return Prior(of_labels)
+
+
+def prior_by_label(distribution: Distribution, given: Mapping[str, Mapping[str, float]]) -> Prior:
+    """A prior whose probabilities of candidates a person gives; labels that are not named are uniform.
+
+    Of a choice of one these are the probabilities, relative to their sum. Of a choice of k of n inputs they are
+    the weights of the inputs: ``p(subset) ∝`` the product of the weights in it. Of a choice of any number of
+    inputs each is the probability that this input is taken, given that at least one is. A candidate that is
+    not named, or has less, has 1e-6.
+
+    Args:
+        distribution: of the space.
+        given: label -> {candidate as text: probability}.
+
+    Raises:
+        UsageError: a label or a candidate is unknown, or of a choice of any number one is more likely than 1.
+    """
+    return Prior(
+        {
+            label: _of_candidates(distribution.laws[label], _natural_parameters(distribution, label, weights))
+            for label, weights in _checked(distribution, given).items()
+        }
+    )
+
+
+def _checked(
+    distribution: Distribution, given: Mapping[str, Mapping[str, float]]
+) -> Mapping[str, Mapping[str, float]]:
+    for label, weights in given.items():
+        if label not in distribution.variables:
+            raise UsageError(
+                f"prior: the space has no choice {label!r}; give one of {_listed(distribution.variables)}"
+            )
+        candidates = list(map(str, distribution.variables[label].values))
+        for candidate in weights:
+            if candidate not in candidates:
+                raise UsageError(
+                    f"prior: choice {label!r} has no candidate {candidate!r}; give one of {_listed(candidates)}"
+                )
+        if not all(0 <= weight < math.inf for weight in weights.values()) or not sum(weights.values()) > 0:
+            raise UsageError(
+                f"prior: the probabilities of {label!r} are {dict(weights)}; give numbers of at least 0, one above 0"
+            )
+    return given
+
+
+def _natural_parameters(distribution: Distribution, label: str, weights: Mapping[str, float]) -> Tensor:
+    """``(n,)`` float64."""
+    variable = distribution.variables[label]
+    each = torch.tensor([weights.get(str(v), 0.0) for v in variable.values], dtype=torch.float64)
+    if isinstance(variable, CategoricalMultiple) and variable.n_chosen is None:
+        if float(each.max()) > 1:
+            raise UsageError(
+                f"prior: {label!r} takes any number of inputs, one with {float(each.max()):g}; give at most 1"
+            )
+        return torch.logit(each.clamp(SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY))
+    return (each / each.sum()).clamp_min(SMALLEST_PROBABILITY).log()
+
+
+def _of_candidates(law: Law, natural_parameters: Tensor) -> _CrossEntropy:
+    """``A(theta_p) - theta_p . mu(theta_q)``."""
+
+    def cross_entropy(theta: Tensor) -> Tensor:
+        of_prior = natural_parameters.to(theta.device)
+        return law.log_partition(of_prior) - (of_prior * law.probs(theta)).sum()
+
+    return cross_entropy
+
+
+def _of_outcomes(law: Law, log_probabilities: Tensor) -> _CrossEntropy:
+    def cross_entropy(theta: Tensor) -> Tensor:
+        return -(law.outcome_probs(theta) * log_probabilities.to(theta.device)).sum()
+
+    return cross_entropy
+
+
+def _listed(names: Any) -> str:
+    names = list(map(str, names))
+    return ", ".join(names[:6]) + (" …" if len(names) > 6 else "")

@@ -1,0 +1,193 @@
+"""What networks cost in a search: what is reported, what is priced, and what is limited.
+
+Parameters are known from the space alone. Multiply-adds and latency need an example of what the network takes: they
+are known as soon as the search has seen its first batch (:meth:`SearchCosts.complete`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from nni.nas.nn.pytorch import ModelSpace
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from nni_gumbel.complexity.budget import Limit, check_feasible
+from nni_gumbel.complexity.cost import expected_parameters
+from nni_gumbel.complexity.flops import batch_size, expected_flops
+from nni_gumbel.complexity.latency import LatencyTable, expected_latency, measure_missing
+from nni_gumbel.complexity.own_cost import OwnCost
+from nni_gumbel.complexity.table import ExpectedSum, Table
+from nni_gumbel.search.settings import SearchSettings
+from nni_gumbel.supernet.distribution import Distribution
+
+# Which cost each budget limits, by the words of the setting `cost`.
+LIMITED = {"max_params": "params", "max_flops": "flops", "max_latency_ms": "latency"}
+# The word of a cost of one's own.
+OWN = "cost"
+_OF_EXAMPLE = ("flops", "latency")
+
+
+class SearchCosts:
+    """The costs of the networks of a space, by word; the one owner of them during a search.
+
+    Args:
+        space: the supernet.
+        distribution: of its networks.
+        settings: say what is priced and what is limited.
+        own: a person's cost, priced in the place of the setting `cost`.
+        latency_table: times of candidates; without one they are measured when they are needed.
+
+    Attributes:
+        by_word: the costs that are known; `params` always is.
+        latency_table: the one given, and what was measured beside it.
+        priced: the word of the cost that `cost_weight` weighs.
+
+    Raises:
+        UsageError: no network has as few parameters as it may, or the function is no cost.
+    """
+
+    def __init__(
+        self,
+        space: ModelSpace,
+        distribution: Distribution,
+        settings: SearchSettings,
+        own: Callable[..., Any] | None = None,
+        latency_table: LatencyTable | None = None,
+    ) -> None:
+        self._space, self._distribution, self.latency_table = space, distribution, latency_table
+        self._maxima = {field: getattr(settings, field) for field in LIMITED}
+        self.by_word: dict[str, ExpectedSum | OwnCost] = {"params": expected_parameters(space)}
+        self.priced = settings.cost if own is None else OWN
+        if own is not None:
+            self.by_word[OWN] = OwnCost(own, space, distribution)
+        needed = {self.priced, *(LIMITED[field] for field, most in self._maxima.items() if most is not None)}
+        self._missing = [word for word in _OF_EXAMPLE if word in needed]
+        self.check()
+
+    @property
+    def budgets(self) -> tuple[str, ...]:
+        """The settings that are budgets here."""
+        return tuple(field for field, most in self._maxima.items() if most is not None)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every cost that is priced or limited is known."""
+        return not self._missing
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """The budgets, of the costs that are known."""
+        return tuple(
+            Limit(field, self.by_word[LIMITED[field]], float(self._maxima[field]))
+            for field in self.budgets
+            if LIMITED[field] in self.by_word
+        )
+
+    @property
+    def scarce(self) -> tuple[str, ...]:
+        """The budgets that leave out some network: one that the largest network meets says nothing."""
+        return tuple(limit.field for limit in self.limits if limit.maximum < limit.cost.largest)
+
+    def complete(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Find the costs that need an example.
+
+        Args:
+            args, kwargs: what the space is called with: a batch.
+
+        Raises:
+            UsageError: a cost cannot be found, or no network is within the budgets.
+        """
+        for word in self._missing:
+            self.by_word[word] = self._of_example(word, args, kwargs)
+        self._missing = []
+        self.check()
+
+    def check(self) -> None:
+        """Refuse budgets that no network can meet, as far as the costs are known.
+
+        Raises:
+            UsageError: names the budget and the smallest cost that is possible.
+        """
+        check_feasible(self._space, self._distribution, self.limits)
+
+    def expected(self, word: str) -> Tensor:
+        """Scalar: the expected cost, in its unit; differentiable in the logits, without the sample's noise."""
+        cost = self.by_word[word]
+        if isinstance(cost, OwnCost):
+            return cost(self._distribution)
+        return cost(self._distribution.outcome_probs(cost.labels))
+
+    def relative(self) -> Tensor:
+        """Scalar: the expected cost that is priced, relative to the largest; differentiable."""
+        largest = self.by_word[self.priced].largest
+        return self.expected(self.priced) / (largest if largest > 0 else 1.0)
+
+    def used(self) -> dict[str, Tensor]:
+        """Per budget, the expected cost relative to it; scalar, differentiable."""
+        return {field: self.expected(LIMITED[field]) / self._maxima[field] for field in self.budgets}
+
+    def summary(self, chosen: Mapping[str, Any]) -> dict[str, float]:
+        """``expected_<word>`` of every cost that is known, without noise; of a person's own, that of a network.
+
+        Args:
+            chosen: an NNI sample that names at least the labels that the network uses.
+        """
+        numbers = {
+            f"expected_{word}": float(self.expected(word))
+            for word, cost in self.by_word.items()
+            if not isinstance(cost, OwnCost)
+        }
+        own = self.by_word.get(OWN)
+        return numbers | ({"chosen_cost": own.at_sample(chosen)} if isinstance(own, OwnCost) else {})
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was found with an example: a resumed search takes it over, and measures nothing again."""
+        # Plain strings: NNI's labels are of a class of its own, which a checkpoint would need to be trusted for.
+        return {
+            word: [
+                (
+                    [*map(str, table.labels)],
+                    torch.from_numpy(table.values.astype(float)),
+                    [*map(torch.from_numpy, table.classes)],
+                )
+                for table in cost.tables
+            ]
+            for word, cost in self.by_word.items()
+            if word in _OF_EXAMPLE
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with what :meth:`state_dict` has."""
+        for word, tables in state.items():
+            self.by_word[word] = ExpectedSum(
+                Table(tuple(labels), values.numpy(), tuple(one.numpy() for one in classes))
+                for labels, values, classes in tables
+            )
+        self._missing = [word for word in self._missing if word not in state]
+
+    def _of_example(self, word: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> ExpectedSum:
+        if word == "flops":
+            return expected_flops(self._space, self._distribution, args, kwargs)
+        args, kwargs = first_example(args, kwargs)
+        self.latency_table = measure_missing(
+            self._space, self._distribution, args, kwargs, self.latency_table
+        )
+        return expected_latency(self._space, self._distribution, args, kwargs, self.latency_table)
+
+
+def first_example(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A batch of one: latency is that of a single example.
+
+    Args:
+        args, kwargs: what the space is called with; the first dimension of the first tensor is the batch, and so is
+            that of every other tensor where it is as long.
+    """
+    size = batch_size(args, kwargs)
+
+    def cut(value: Any) -> Any:
+        return value[:1] if isinstance(value, Tensor) and value.dim() and len(value) == size else value
+
+    return tree_map(cut, tuple(args)), tree_map(cut, dict(kwargs))
