@@ -6,10 +6,12 @@ model.safetensors      its ``state_dict``
 bundle.json            the space by name and arguments, and the facts about the network
 probe.safetensors      a few inputs and the network's outputs for them when it was written
 README.md              for people; only in an export
+front.csv, front.png   all networks of the experiment (see ``front.py``); only in an export
 =====================  =================================================================================
 
-A network is rebuilt by NNI's own ``freeze`` on the space, so that a bundle holds no code; the probe
-tells when the space's code has changed since. A folder appears under its name complete or not at all.
+A network is rebuilt by NNI's own ``freeze`` on the space, and pruned as it was (``bundle.json`` lists the
+layers that went), so that a bundle holds no code; the probe tells when the space's code has changed
+since. A folder appears under its name complete or not at all.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import inspect
 import json
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -51,6 +53,7 @@ def write_bundle(
     space: SpaceReference,
     probe_input: torch.Tensor,
     facts: dict[str, Any],
+    pruned: nn.Module | None = None,
 ) -> None:
     """Write a trained, frozen network as a bundle, in place of an older one.
 
@@ -61,6 +64,8 @@ def write_bundle(
         space: where it comes from.
         probe_input: a small batch, first dimension the batch.
         facts: what a reader may want to know (metric, seed, parameters, FLOPs ...); JSON values.
+        pruned: what :func:`~nni_gumbel.results.pruning.prune` made of the network, with ``probe_input`` as its
+            example: its weights are written, and ``load`` gives it back.
 
     Raises:
         UsageError: the folder cannot be written, or the network does not return one tensor.
@@ -68,7 +73,9 @@ def write_bundle(
     import torch
     from safetensors.torch import save_file
 
-    settled = copy.deepcopy(network).cpu().eval()
+    from nni_gumbel.results.pruning import removed_layers
+
+    settled = copy.deepcopy(network if pruned is None else pruned).cpu().eval()
     probe = probe_input.detach().cpu()
     with torch.no_grad():
         output = settled(probe)
@@ -78,6 +85,9 @@ def write_bundle(
         )
     versions = {"nni_gumbel": __version__, "nni": version("nni"), "torch": version("torch")}
     bundle = {"space": str(space), "arguments": space.arguments, **facts, "versions": versions}
+    if pruned is not None and pruned is not network:
+        removed = removed_layers(network, pruned)
+        bundle["pruned"] = {"example_shape": list(probe.shape), "removed_layers": removed}
 
     def fill(folder: Path) -> None:
         _write_json(folder / ARCHITECTURE, architecture)
@@ -90,8 +100,8 @@ def write_bundle(
     _replace_folder(Path(directory), fill)
 
 
-def copy_bundle(source: str | Path, destination: str | Path, readme: str) -> None:
-    """Copy a bundle and add its README; needs no torch.
+def copy_bundle(source: str | Path, destination: str | Path, readme: str, more: Sequence[Path] = ()) -> None:
+    """Copy a bundle and add its README and more files; needs no torch.
 
     Raises:
         UsageError: the source is no complete bundle, or the destination cannot be written.
@@ -101,6 +111,8 @@ def copy_bundle(source: str | Path, destination: str | Path, readme: str) -> Non
     def fill(folder: Path) -> None:
         for name in _REQUIRED:
             shutil.copyfile(found / name, folder / name)
+        for file in more:
+            shutil.copyfile(file, folder / file.name)
         (folder / README).write_text(readme, encoding="utf-8")
 
     _replace_folder(Path(destination), fill)
@@ -115,7 +127,8 @@ def load(path: str | Path, space: type[ModelSpace] | ModelSpace | None = None) -
             imported by the name in the bundle, from the working directory or ``sys.path``.
 
     Returns:
-        The network; its outputs are those that it had when the bundle was written.
+        The network, a ``torch.fx.GraphModule`` if it was pruned; its outputs are those that it had when the
+        bundle was written.
 
     Raises:
         UsageError: a file is missing or damaged, or the space is not the one that was searched.
@@ -156,6 +169,8 @@ def load(path: str | Path, space: type[ModelSpace] | ModelSpace | None = None) -
         raise UsageError(f"{changed}: it has no choice {unknown[0]!r}; {remedy}")
     try:
         network = built.freeze(sample_of(built, architecture))
+        if "pruned" in facts:
+            network = _pruned_alike(network, probe_input, facts["pruned"]["removed_layers"])
         network.load_state_dict(weights, strict=True)
         network.eval()
         with torch.no_grad():
@@ -165,6 +180,22 @@ def load(path: str | Path, space: type[ModelSpace] | ModelSpace | None = None) -
     if output.shape != probe_output.shape or not _close(output, probe_output):
         raise UsageError(f"{changed}: with the same weights it computes something else; {remedy}")
     return network
+
+
+def _pruned_alike(network: nn.Module, example: torch.Tensor, expected: list[str]) -> nn.Module:
+    """Prune a network as that of the bundle was.
+
+    Raises:
+        ValueError: other layers than those are unreachable.
+    """
+    from nni_gumbel.results.pruning import prune, removed_layers
+
+    pruned = prune(network, example)
+    removed = removed_layers(network, pruned)
+    if removed != expected:
+        name = sorted(set(removed) ^ set(expected) or removed)[0]
+        raise ValueError(f"layer {name!r} can{'' if name in expected else 'not'} reach the output now")
+    return pruned
 
 
 def _close(output: torch.Tensor, expected: torch.Tensor) -> bool:
