@@ -71,6 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     doctor = add("doctor", "check this machine and an experiment before it starts", _doctor)
     doctor.add_argument("experiment", metavar="experiment.yml", nargs="?", help="also check this experiment")
     doctor.add_argument("--port", type=int, default=8080, help="port of the portal (default: %(default)s)")
+    inspect = add("inspect", "show what a search space holds: networks, costs, execution", _inspect)
+    inspect.add_argument("space", metavar="module:MySpace", help="a class that is found from here")
+    inspect.add_argument("arguments", metavar="key=value", nargs="*", help="arguments of its constructor")
+    inspect.add_argument("--input", metavar="1,28,28", help="shape of one of its inputs, or")
+    inspect.add_argument("--data", metavar="NAME", help="data whose images it takes, as in a trial command")
+    inspect.add_argument("--data-dir", metavar="DIR", default="data", help="default: %(default)s")
+    inspect.add_argument("--batch", type=int, default=2, help="how many inputs (default: %(default)s)")
     wait = add("wait", "follow an experiment until it ends and show the networks found", _wait)
     wait.add_argument("id", metavar="ID", nargs="?", help="the experiment's id (default: the newest)")
     wait.add_argument("--timeout", metavar="SECONDS", type=float, help="give up waiting after this time")
@@ -112,6 +119,27 @@ def _settings(_: argparse.Namespace) -> int:
     from nni_gumbel.pipeline.settings import settings_table
 
     print(settings_table())
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    import warnings
+
+    # NNI wonders about classes that torch has added since; nobody can do anything about it.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"nni\.nas")
+    from rich.console import Console
+
+    from nni_gumbel.pipeline.inspection import example_of, inspect_space
+    from nni_gumbel.pipeline.inspection_view import rendered
+    from nni_gumbel.results.space import SpaceReference
+
+    reference = SpaceReference.parse(arguments.space, arguments.arguments)
+    example = example_of(arguments.input, arguments.data, arguments.data_dir, arguments.batch)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 100
+    for part in rendered(inspect_space(reference, example)):
+        console.print(part)
     return 0
 
 
@@ -182,11 +210,12 @@ def _wait(arguments: argparse.Namespace) -> int:
 
 def progress_line(progress: Progress) -> str:
     """Where an experiment is, without the time."""
-    nouns = {"search": "searches", "train": "trainings", "export": "export"}
-    searching = progress.stages[0].done < progress.stages[0].planned
-    parts = []
+    nouns = {"search": "searches", "train": "trainings", "random": "random networks", "export": "export"}
+    parts, earlier_are_open = [], False
     for stage in progress.stages:
-        more = "+" if stage.stage == "train" and searching else ""
+        # A search brings trainings, a training its baseline.
+        more = "+" if stage.stage != "export" and earlier_are_open else ""
+        earlier_are_open |= stage.done < stage.planned
         running = f" ({stage.running} running)" if stage.running else ""
         # Before a network is found, and after everything failed, no number is known.
         of = f"/{stage.planned}{more}" if stage.planned else ""
@@ -203,13 +232,15 @@ def _print_outcome(console: Console, outcome: Outcome) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from nni_gumbel.results.report import network_header, network_rows
+    from nni_gumbel.results.report import baseline_line, network_header, network_rows
 
     if not console.is_terminal:
         console.width = max(console.width, 120)  # so that nothing is wrapped in a log
-    rows = network_rows(outcome.networks, outcome.chosen)
+    # The baseline has a line of its own: the table fits a terminal.
+    metric = outcome.settings.metric
+    rows = network_rows(outcome.networks, outcome.chosen, baseline=False)
     table = Table(box=SIMPLE_HEAD)
-    for title in _without_choices(network_header(outcome.settings.metric)):
+    for title in _without_choices(network_header(metric, outcome.networks, baseline=False)):
         table.add_column(title)
     for network, row in zip(outcome.networks, rows):
         table.add_row(*_without_choices(row), style="bold" if network is outcome.chosen else None)
@@ -217,6 +248,10 @@ def _print_outcome(console: Console, outcome: Outcome) -> None:
     # As many as a network has layers and more: too many for a column.
     for name, choices, *_ in rows:
         console.print(f"{name}: {choices}", soft_wrap=True, markup=False)
+    for line in filter(None, (baseline_line(network, metric) for network in outcome.networks)):
+        console.print(line, soft_wrap=True, markup=False)
+    if outcome.warning:
+        console.print(f"warning: {outcome.warning}", soft_wrap=True, markup=False, style="yellow")
     console.print(f"\nexport   {outcome.path}", soft_wrap=True, markup=False)
 
 

@@ -59,8 +59,15 @@ class CrashingTuner(GumbelSearchTuner):
     def _missing(self):
         return 1 / 0
 """
-# Two searches and two trainings a network: enough for every stage, a choice and a spread.
-SMALL = {"search_seeds": 2, "train_seeds": 2, "search_epochs": 2, "warmup_epochs": 0, "train_epochs": 2}
+# Two searches, and two trainings and a random network for each found: enough for every stage, a choice and a spread.
+SMALL = {
+    "search_seeds": 2,
+    "train_seeds": 2,
+    "random_baseline": 1,
+    "search_epochs": 2,
+    "warmup_epochs": 0,
+    "train_epochs": 2,
+}
 TRIAL_COMMAND = "nni-gumbel trial --space tiny_space:Tiny --data npz:tiny.npz"
 
 

@@ -118,9 +118,20 @@ def test_a_trial_gets_all_words_after_its_name(capsys):
             (0.5, "search"),
             "searches 2/2, trainings 0/6 (2 running), export 0/1, best validation acc of a search 0.5",
         ),
+        (
+            ((1, 0, 1), (1, 2, 3), (0, 0, 5), (0, 0, 1)),
+            (0.5, "train"),
+            "searches 1/1, trainings 1/3 (2 running), random networks 0/5+, export 0/1, best validation acc 0.5",
+        ),
+        (
+            ((1, 0, 1), (3, 0, 3), (2, 1, 5), (0, 0, 1)),
+            None,
+            "searches 1/1, trainings 3/3, random networks 2/5 (1 running), export 0/1",
+        ),
     ],
 )
 def test_progress_is_one_line(stages, best, line):
-    counts = tuple(StageProgress(name, *count) for name, count in zip(("search", "train", "export"), stages))
+    names = ("search", "train", *(("random",) if len(stages) == 4 else ()), "export")
+    counts = tuple(StageProgress(name, *count) for name, count in zip(names, stages))
     value, stage = best or (None, None)
     assert progress_line(Progress("RUNNING", counts, 0, "acc", value, stage, 10.0)) == line

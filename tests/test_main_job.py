@@ -1,5 +1,6 @@
 """The whole main job on a tiny space, by the real manager: what it leaves behind, and what it never looks at."""
 
+import csv
 import json
 import os
 import shutil
@@ -51,6 +52,7 @@ def test_the_export_lies_where_it_was_started_and_in_the_export_trials_directory
 ):
     export = export_of(finished_experiment, user_folder)
     names = {"architecture.json", "model.safetensors", "bundle.json", "probe.safetensors", "README.md"}
+    names |= {"front.csv", "front.png"}
     assert {path.name for path in export.iterdir()} == names
     (trial,) = of_stage(finished_experiment, "export")
     copy = finished_experiment.output_of(trial) / "gumbel-export"
@@ -134,8 +136,26 @@ def test_each_epoch_is_an_intermediate_result_without_a_gap(finished_experiment)
 def test_intermediate_results_of_a_search_tell_the_state_of_the_structure(finished_experiment):
     results = intermediate_results(finished_experiment, of_stage(finished_experiment, "search")[0])
     names = {"default", "train_loss", "temperature", "entropy", "expected_params", "max_probability"}
+    names |= {"chosen_probability"}
     assert all(set(numbers) == names for _, numbers in results)
     assert results[-1][1]["temperature"] == pytest.approx(0.1)
+
+
+def test_the_export_compares_each_network_found_with_random_ones_of_its_size(
+    finished_experiment, user_folder
+):
+    with open(export_of(finished_experiment, user_folder) / "front.csv", newline="") as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    drawn = of_stage(finished_experiment, "random")
+    sizes = {trial.parameters["target_parameters"]: trial.result["parameters"] for trial in drawn}
+    assert sizes and all(abs(drawn - target) <= 0.05 * target for target, drawn in sizes.items())
+    random = [row for row in rows.values() if row["kind"] == "random"]
+    assert {row["of_network"] for row in random} == {n for n, row in rows.items() if row["kind"] == "found"}
+    for row in random:
+        target = int(rows[row["of_network"]]["parameters"])
+        assert int(row["parameters"]) == sizes[target]
+    text = (export_of(finished_experiment, user_folder) / "README.md").read_text()
+    assert "network-1 and one random network of equal size" in text and "](front.png)" in text
 
 
 def test_a_training_shows_the_choices_of_its_network_and_every_trial_its_stage_and_seed(finished_experiment):
@@ -177,7 +197,13 @@ def test_wait_prints_the_table_and_ends_with_0(finished_experiment, nni_environm
         timeout=60,
     )
     assert run.returncode == 0, run.stderr
-    for words in ("network-1", "parameters", "gumbel-export", f"nnictl stop {finished_experiment.id}"):
+    for words in (
+        "network-1",
+        "parameters",
+        "one random network",
+        "gumbel-export",
+        f"nnictl stop {finished_experiment.id}",
+    ):
         assert words in run.stdout
 
 

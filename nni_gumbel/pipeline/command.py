@@ -1,6 +1,7 @@
 """The trial command: its words, found inside what NNI runs, and checked without importing anything.
 
-`nni-gumbel trial --space module:Class [key=value …] [--data …] [--data-dir DIR] [--evaluator module:function]`
+`nni-gumbel trial --space module:Class [key=value …] [--data …] [--data-dir DIR] [--evaluator module:function]
+[--cost module:function]`
 
 Module names and data come from here alone, never from parameters: a person writes the command, but
 whoever reaches NNI's port can write parameters. The check looks for modules as Python would and reads
@@ -13,7 +14,7 @@ import argparse
 import ast
 import importlib.util
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -28,8 +29,12 @@ from nni_gumbel.results.space import SpaceReference
 from nni_gumbel.search.settings import nearest
 
 COMMAND = "nni-gumbel trial"
-USAGE = f"{COMMAND} --space module:Class [key=value ...] [--data NAME] [--data-dir DIR] [--evaluator module:function]"
+USAGE = (
+    f"{COMMAND} --space module:Class [key=value ...] [--data NAME] [--data-dir DIR] [--evaluator module:function] "
+    "[--cost module:function]"
+)
 DEFAULT_DATA = "mnist5k"
+COST_FIELD = "--cost"
 _MODULE = "nni_gumbel.cli"
 
 
@@ -47,6 +52,7 @@ class TrialCommand:
     data: str | None = None
     data_dir: str = "data"
     evaluator: str | None = None
+    cost: str | None = None
 
     @classmethod
     def parse(cls, words: Sequence[str]) -> TrialCommand:
@@ -60,16 +66,18 @@ class TrialCommand:
         parser.add_argument("--data")
         parser.add_argument("--data-dir", default=cls.data_dir)
         parser.add_argument("--evaluator")
+        parser.add_argument("--cost")
         found = parser.parse_args(list(words))
         space, *arguments = found.space
         # An evaluator of one's own may bring its data along.
         data = found.data if found.data or found.evaluator else DEFAULT_DATA
-        command = cls(space, tuple(arguments), data, found.data_dir, found.evaluator)
+        command = cls(space, tuple(arguments), data, found.data_dir, found.evaluator, found.cost)
         SpaceReference.parse(command.space, command.space_arguments)
         if command.data is not None:
             check_name(command.data)
-        if command.evaluator is not None:
-            split_name("--evaluator", command.evaluator)
+        for field, reference in (("--evaluator", command.evaluator), (COST_FIELD, command.cost)):
+            if reference is not None:
+                split_name(field, reference)
         return command
 
     @classmethod
@@ -106,8 +114,23 @@ class TrialCommand:
         _check_named(SPACE_FIELD, self.space, Path(code_directory))
         if self.data is not None and ":" in self.data and not self.data.startswith(FILE_PREFIX):
             _check_named(DATA_FIELD, self.data, Path(code_directory))
-        if self.evaluator is not None:
-            _check_named("--evaluator", self.evaluator, Path(code_directory))
+        for field, reference in (("--evaluator", self.evaluator), (COST_FIELD, self.cost)):
+            if reference is not None:
+                _check_named(field, reference, Path(code_directory))
+
+    def check_cost(self, given: Iterable[str]) -> None:
+        """See that only one cost is priced.
+
+        Args:
+            given: names of the settings that a person gave or varies.
+
+        Raises:
+            UsageError: the setting ``cost`` is among them, and the command has a cost of its own.
+        """
+        if self.cost is not None and "cost" in given:
+            raise UsageError(
+                f"{COST_FIELD}: {self.cost} takes the place of the setting cost; remove one of the two"
+            )
 
 
 def _check_named(field: str, reference: str, directory: Path) -> None:

@@ -7,22 +7,17 @@ trials will ask, in the order in which they would fail.
 
 from __future__ import annotations
 
-import os
-import sys
 import traceback
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from nni_gumbel.data import DIRECTORY_FIELD, DOWNLOADED, FILE_PREFIX, PACKAGED
 from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.pipeline.checkup import command_and_data_findings
 from nni_gumbel.pipeline.combinations import combinations
-from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.experiments import running_experiments
 from nni_gumbel.pipeline.gpus import gpu_findings, visible_gpus
 from nni_gumbel.pipeline.host import (
@@ -31,16 +26,15 @@ from nni_gumbel.pipeline.host import (
     WARN,
     Finding,
     command_findings,
+    finding_of,
     installed_version_findings,
     port_findings,
     usable_cores,
 )
-from nni_gumbel.pipeline.manager import trial_command_of
 from nni_gumbel.pipeline.registration import NAME, is_registered
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.stages import check_trial_limit, largest_trial_count
 from nni_gumbel.pipeline.tuner import ASSESSOR_REFUSED
-from nni_gumbel.results.space import SpaceReference
 from nni_gumbel.search.settings import SearchSettings
 
 
@@ -53,7 +47,7 @@ def examine(config_file: str | Path | None, port: int) -> Iterator[Finding]:
     """
     yield from installed_version_findings()
     yield from command_findings()
-    yield _found("tuner", _registration)
+    yield finding_of("tuner", _registration)
     config = None
     if config_file is not None:
         try:
@@ -142,32 +136,13 @@ def config_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(WARN, "trialConcurrency", f"{slower}; give at most {cores}")
 
     plan = _Plan()
-    yield _found("settings", lambda: plan.read_settings(algorithm.get("classArgs")))
+    yield finding_of("settings", lambda: plan.read_settings(algorithm.get("classArgs")))
     if plan.settings is not None:
-        yield _found("searchSpace", lambda: plan.read_combinations(config.get("searchSpace")))
+        yield finding_of("searchSpace", lambda: plan.read_combinations(config.get("searchSpace")))
     if plan.combinations is not None:
-        yield _found("trials", lambda: plan.compare_trials(config.get("maxTrialNumber")))
+        yield finding_of("trials", lambda: plan.compare_trials(config.get("maxTrialNumber")))
     metric = plan.settings.metric if plan.settings else None
     yield from command_and_data_findings(config, metric, plan.searches())
-
-
-def command_and_data_findings(
-    config: Mapping[str, Any], metric: str | None, searches: Sequence[SearchSettings]
-) -> Iterator[Finding]:
-    """The trial command: its words, its space (which is built and tried), its data and its evaluator."""
-    try:
-        command, directory = trial_command_of({"params": config})
-        command.check(directory)
-    except UsageError as error:
-        yield Finding(FAIL, "trial command", str(error))
-        return
-    yield Finding(OK, "trial command", f"runs in {directory}")
-    with _inside(directory):
-        found = [_found("space", lambda: _space(command)), _found("data", lambda: _data(command))]
-        yield from found
-        if all(finding.level == OK for finding in found):
-            yield _found("rehearsal", lambda: _rehearsal(command, searches))
-    yield _found("evaluator", lambda: _evaluator(command, metric))
 
 
 @dataclass
@@ -205,81 +180,10 @@ class _Plan:
         )
 
 
-def _found(subject: str, check: Callable[[], str]) -> Finding:
-    try:
-        return Finding(OK, subject, check())
-    except UsageError as error:
-        return Finding(FAIL, subject, str(error))
-
-
 def _registration() -> str:
     if not is_registered():
         raise UsageError(f"{NAME} is not registered with NNI in this environment; run `nni-gumbel register`")
     return f"{NAME} is registered with NNI"
-
-
-def _space(command: TrialCommand) -> str:
-    reference = SpaceReference.parse(command.space, command.space_arguments)
-    with warnings.catch_warnings():
-        # NNI wonders about classes that torch has added since; nobody can do anything about it.
-        warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"nni\.nas")
-        labels = reference.build().simplify()
-    return f"{reference}, {len(labels)} choices"
-
-
-def _rehearsal(command: TrialCommand, searches: Sequence[SearchSettings]) -> str:
-    from nni_gumbel.pipeline.rehearsal import rehearse
-    from nni_gumbel.search.module import check_estimator
-    from nni_gumbel.supernet.mutation import relax
-
-    reference = SpaceReference.parse(command.space, command.space_arguments)
-    space = reference.build()
-    distribution = relax(space)
-    for settings in searches:
-        check_estimator(distribution, settings)
-    if command.data != PACKAGED and not str(command.data).startswith(FILE_PREFIX):
-        return "every choice can be relaxed; the first trial tries the space on its data"
-    import torch
-
-    from nni_gumbel.data.sources import read_parts
-
-    parts = read_parts(command.data, command.data_dir)
-    example = torch.from_numpy(parts.validation.pixels[:2]).float()
-    classes = None if command.evaluator else int(parts.train.labels.max()) + 1
-    rehearse(space, distribution, reference, example, classes)
-    return "every choice can be relaxed, and the space takes the data"
-
-
-def _evaluator(command: TrialCommand, metric: str | None) -> str:
-    if command.evaluator is None and metric not in (None, "acc", "loss"):
-        raise UsageError(
-            f"metric: the built-in classification logs acc and loss, not {metric!r}; set metric: acc, "
-            "or name an --evaluator of your own"
-        )
-    return command.evaluator or "the built-in classification"
-
-
-def _data(command: TrialCommand) -> str:
-    name, folder = command.data, Path(command.data_dir).expanduser()
-    if name is None:
-        return "the evaluator's own"
-    if name in DOWNLOADED:
-        # The nearest folder that exists is the one in which the others would be made.
-        existing = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            raise UsageError(
-                f"{DIRECTORY_FIELD}: {existing} cannot be written; give a directory that can, or that holds {name}"
-            )
-        return f"{name}, which the first trial downloads unless it is in {folder}"
-    if name == PACKAGED or name.startswith(FILE_PREFIX):
-        from nni_gumbel.data.sources import read_parts
-
-        parts = read_parts(name, command.data_dir)
-        sizes = (
-            f"{len(parts.train)} training, {len(parts.validation)} validation, {len(parts.test)} test images"
-        )
-        return f"{name}, {sizes} of shape {parts.train.pixels.shape[1:]}"
-    return name
 
 
 def _torch_finding(gpus: int) -> Finding:
@@ -290,15 +194,3 @@ def _torch_finding(gpus: int) -> Finding:
         remedy = "install a CUDA build of torch that fits the driver"
         return Finding(WARN, "torch", f"{torch.__version__} sees {seen} of {gpus} GPUs; {remedy}")
     return Finding(OK, "torch", f"sees {seen} GPU(s)")
-
-
-@contextmanager
-def _inside(directory: Path) -> Iterator[None]:
-    """Work in the trial code directory, where a trial finds modules and files."""
-    before, path = Path.cwd(), list(sys.path)
-    os.chdir(directory)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-        sys.path[:] = path

@@ -13,7 +13,7 @@ import shutil
 import socket
 import subprocess
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.starter import DISTRIBUTION
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
@@ -36,6 +37,14 @@ class Finding:
     level: str
     subject: str
     text: str
+
+
+def finding_of(subject: str, check: Callable[[], str]) -> Finding:
+    """What a check says; what it refuses is to be mended."""
+    try:
+        return Finding(OK, subject, check())
+    except UsageError as error:
+        return Finding(FAIL, subject, str(error))
 
 
 def usable_cores() -> int:

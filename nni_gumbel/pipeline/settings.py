@@ -37,6 +37,9 @@ class ExperimentSettings:
     train_seeds: int = setting(
         3, "trainings from scratch with different seeds, for every network found", minimum=1
     )
+    random_baseline: int = setting(
+        0, "random networks of equal size, each trained once, for every network found; 0 is none", minimum=0
+    )
     search_epochs: int = setting(8, "epochs of a search", minimum=1)
     train_epochs: int = setting(36, "epochs of a training", minimum=1)
     batch_size: int = setting(64, "examples in a batch", minimum=1)
@@ -47,7 +50,7 @@ class ExperimentSettings:
         None,
         "combinations drawn at random from `searchSpace`; if left out, every combination is taken",
         minimum=1,
-        optional=True,
+        optional=int,
     )
     seed: int = setting(0, "first of the seeds; the others count up from it", minimum=0)
     search: SearchSettings = field(default_factory=SearchSettings)

@@ -1,6 +1,6 @@
 """A task: one piece of work for one trial, and its key.
 
-The key - stage, a hash of the settings (and of the network), seed and attempt - is in the parameters of
+The key - stage, a hash of the settings (and of the network or its size), seed and attempt - is in the parameters of
 the trial that is to do the task and in the final metric of the trial that did it.
 """
 
@@ -16,29 +16,38 @@ from typing import Any
 from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.settings import ExperimentSettings
 
-SEARCH, TRAIN, EXPORT = STAGES = ("search", "train", "export")
+SEARCH, TRAIN, RANDOM, EXPORT = STAGES = ("search", "train", "random", "export")
 CHOICE_PREFIX = "choice/"
+_SIZE = "target_parameters"
 
+# Of a training, in its trial's output directory.
+BUNDLE = "bundle"
 # Of an export, in its trial's output directory and in the trial code directory.
 EXPORT_FOLDER = "gumbel-export"
 
 
 @dataclass(frozen=True)
 class Task:
-    """One piece of work for one trial."""
+    """One piece of work for one trial.
+
+    A training has the ``architecture`` of its network. A training of a random network has ``target_parameters``,
+    the number of parameters of the network that it is compared with: the trial itself draws the network.
+    """
 
     stage: str
     seed: int
     attempt: int
     settings: dict[str, Any]
     architecture: dict[str, Any] | None = None
+    target_parameters: int | None = None
 
     @cached_property
     def identity(self) -> str:
         """What is to be done, whichever attempt it is."""
         if self.stage == EXPORT:
             return EXPORT
-        digest = hashlib.sha256(canonical([self.settings, self.architecture]).encode()).hexdigest()
+        network = self.target_parameters if self.stage == RANDOM else self.architecture
+        digest = hashlib.sha256(canonical([self.settings, network]).encode()).hexdigest()
         return f"{self.stage}-{digest[:8]}-seed{self.seed}"
 
     @property
@@ -49,7 +58,8 @@ class Task:
         """The parameters of the trial, flat, as the portal shows them."""
         choices = {CHOICE_PREFIX + label: value for label, value in (self.architecture or {}).items()}
         own = {"stage": self.stage, "seed": self.seed, "attempt": self.attempt, "key": self.key}
-        return own | self.settings | choices
+        size = {} if self.target_parameters is None else {_SIZE: self.target_parameters}
+        return own | size | self.settings | choices
 
     @classmethod
     def from_parameters(cls, parameters: Any) -> Task:
@@ -66,19 +76,25 @@ class Task:
         stage, seed, attempt, key = (rest.pop(name) for name in ("stage", "seed", "attempt", "key"))
         choices = {name: rest.pop(name) for name in list(rest) if str(name).startswith(CHOICE_PREFIX)}
         architecture = {name[len(CHOICE_PREFIX) :]: value for name, value in choices.items()}
+        size = rest.pop(_SIZE, None)
         if stage not in STAGES or not is_count(seed, 0) or not is_count(attempt, 1):
             raise UsageError(
                 f"parameters: stage {stage!r}, seed {seed!r}, attempt {attempt!r} are not those of a task"
             )
         known = ExperimentSettings.from_flat(rest)
-        names = {SEARCH: known.search_values(), TRAIN: known.train_values(), EXPORT: known.export_values()}[
-            stage
-        ]
-        if set(rest) != set(names) or bool(architecture) != (stage == TRAIN):
+        names = {
+            SEARCH: known.search_values(),
+            TRAIN: known.train_values(),
+            RANDOM: known.train_values(),
+            EXPORT: known.export_values(),
+        }[stage]
+        fits = set(rest) == set(names) and bool(architecture) == (stage == TRAIN)
+        if not fits or (not is_count(size, 0) if stage == RANDOM else size is not None):
             raise UsageError(
-                f"parameters: {sorted(rest)} and {len(architecture)} choices do not fit stage {stage!r}"
+                f"parameters: {sorted(rest)}, {len(architecture)} choices and {_SIZE} {size!r} do not fit "
+                f"stage {stage!r}"
             )
-        task = cls(stage, seed, attempt, rest, architecture or None)
+        task = cls(stage, seed, attempt, rest, architecture or None, size)
         if task.key != key:
             raise UsageError(f"parameters: the key {key!r} does not fit them, it would be {task.key!r}")
         return task

@@ -1,4 +1,4 @@
-"""What one NNI trial does: a search, a training from scratch, or the export.
+"""What one NNI trial does: a search, a training from scratch of a network found or of a random one, or the export.
 
 A trial first learns what it has to do, before anything slow is imported: NNI 3.0 hands out parameters
 first come, first served, so trials that start together can receive each other's. The trial therefore
@@ -18,25 +18,23 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nni
 
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.command import TrialCommand
+from nni_gumbel.pipeline.export import run_export
 from nni_gumbel.pipeline.host import usable_cores
 from nni_gumbel.pipeline.manager import Manager, plan_of
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.stages import networks
-from nni_gumbel.pipeline.task import EXPORT, EXPORT_FOLDER, SEARCH, TRAIN, Task
-
-if TYPE_CHECKING:
-    from nni.nas.evaluator.pytorch import Lightning
-    from torch import Tensor
+from nni_gumbel.pipeline.task import BUNDLE, EXPORT, RANDOM, SEARCH, TRAIN, Task
 
 logger = logging.getLogger(__name__)
 
-BUNDLE, TENSORBOARD = "bundle", "tensorboard"
+TENSORBOARD = "tensorboard"
+# Random networks are of equal size if their number of parameters is within this part of the one found.
+_EQUAL_SIZE = 0.05
 
 
 def main(arguments: list[str]) -> int:
@@ -59,8 +57,8 @@ def main(arguments: list[str]) -> int:
         with _alone_in(output):
             (output / "task.json").write_text(json.dumps(task.parameters(), indent=2) + "\n")
             _show_tensorboard_to_the_portal(output)
-            run = {SEARCH: run_search, TRAIN: run_training, EXPORT: run_export}[task.stage]
-            run(task, command, manager, output)
+            stages = {SEARCH: run_search, TRAIN: run_training, RANDOM: run_random, EXPORT: run_export}
+            stages[task.stage](task, command, manager, output)
     except UsageError as error:
         print(f"nni-gumbel: {first_line(error)}", file=sys.stderr)
         return 1
@@ -73,6 +71,9 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
     import pytorch_lightning as pl
 
     from nni_gumbel.complexity.cost import count_flops, count_parameters
+    from nni_gumbel.pipeline.costs import budget_use, own_cost, prices_latency
+    from nni_gumbel.pipeline.evaluation import evaluator_of, example_input
+    from nni_gumbel.pipeline.latency import shared_table
     from nni_gumbel.pipeline.rehearsal import rehearse
     from nni_gumbel.pipeline.reporting import Metrics, SearchProgress, our_reports_only, validation_metric
     from nni_gumbel.results.space import SpaceReference
@@ -81,14 +82,20 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
     settings = ExperimentSettings.from_flat(task.settings)
     pl.seed_everything(task.seed)
     reference = SpaceReference.parse(command.space, command.space_arguments)
-    strategy = GumbelSearch(**vars(settings.search))
-    evaluator = _evaluator(command, settings, settings.search_epochs, task.seed)
+    own = own_cost(command)
+    strategy = GumbelSearch(**{**vars(settings.search), **({} if own is None else {"cost": own})})
+    evaluator = evaluator_of(command, settings, settings.search_epochs, task.seed)
     supernet = strategy.mutate_model(reference.build())
     evaluator = strategy.mutate_evaluator(evaluator)
     # The built-in evaluator needs an output for every class; another one's needs are its own.
     classes = evaluator.datamodule.num_classes if command.evaluator is None else None
-    example = _example_input(evaluator)
+    example = example_input(evaluator)
     rehearse(supernet, strategy.distribution, reference, example, classes)
+    costs = evaluator.module.costs
+    if prices_latency(settings.search):
+        costs.latency_table = shared_table(supernet, strategy.distribution, example[:1], output)
+    # A budget that no network can meet ends the trial here.
+    costs.complete((example,), {})
     evaluator.trainer.callbacks.append(SearchProgress(settings.metric, output / TENSORBOARD))
     with our_reports_only():
         evaluator.evaluate(supernet)
@@ -102,6 +109,7 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
                 parameters=count_parameters(found),
                 flops=count_flops(found, example),
                 **evaluator.module.structure_summary(),
+                **budget_use(costs, strategy.distribution, architecture),
             )
         )
 
@@ -109,25 +117,72 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
 def run_training(task: Task, command: TrialCommand, manager: Manager, output: Path) -> None:
     """Train one network from scratch, write its bundle, report what it reaches."""
     _use_share_of_cores(manager)
+    _train(task, task.architecture, command, manager, output, {})
+
+
+def run_random(task: Task, command: TrialCommand, manager: Manager, output: Path) -> None:
+    """Draw a network of the size asked for, with the task's seed, and train it as one that was found."""
+    _use_share_of_cores(manager)
+    from nni_gumbel.complexity.cost import expected_parameters
+    from nni_gumbel.complexity.sampling import random_network
+    from nni_gumbel.results.space import SpaceReference
+    from nni_gumbel.supernet.mutation import relax
+
+    supernet = SpaceReference.parse(command.space, command.space_arguments).build()
+    distribution = relax(supernet)
+    architecture = random_network(
+        supernet,
+        distribution,
+        expected_parameters(supernet),
+        task.target_parameters,
+        _EQUAL_SIZE,
+        task.seed,
+    )
+    _train(task, architecture, command, manager, output, {"architecture": json.dumps(architecture)})
+
+
+def _train(
+    task: Task,
+    architecture: dict[str, Any],
+    command: TrialCommand,
+    manager: Manager,
+    output: Path,
+    also: dict[str, Any],
+) -> None:
+    """Train the network of an NNI sample; ``also`` is reported with the results."""
     import pytorch_lightning as pl
 
     from nni_gumbel.complexity.cost import count_flops, count_parameters
+    from nni_gumbel.pipeline.costs import prices_latency
+    from nni_gumbel.pipeline.evaluation import (
+        evaluator_of,
+        example_input,
+        result_on_test_part,
+        validation_size,
+    )
+    from nni_gumbel.pipeline.latency import latencies
     from nni_gumbel.pipeline.reporting import Metrics, Progress, our_reports_only, validation_metric
     from nni_gumbel.results.bundle import write_bundle
+    from nni_gumbel.results.pruning import prune
     from nni_gumbel.results.space import SpaceReference, sample_of
 
     settings = ExperimentSettings.from_flat(task.settings)
     pl.seed_everything(task.seed)
     reference = SpaceReference.parse(command.space, command.space_arguments)
     space = reference.build()
-    network = space.freeze(sample_of(space, task.architecture))
-    evaluator = _evaluator(command, settings, settings.train_epochs, task.seed)
+    network = space.freeze(sample_of(space, architecture))
+    evaluator = evaluator_of(command, settings, settings.train_epochs, task.seed)
     evaluator.trainer.callbacks.append(Progress(settings.metric, output / TENSORBOARD))
     with our_reports_only():
         evaluator.evaluate(network)
         validation = validation_metric(evaluator.trainer, settings.metric)
-        example = _example_input(evaluator)
+        example = example_input(evaluator)
         parameters, flops = count_parameters(network), count_flops(network, example)
+        pruned = prune(network, example)
+        after_pruning = {
+            "pruned_parameters": count_parameters(pruned),
+            "pruned_flops": count_flops(pruned, example),
+        }
         facts = {
             "settings": task.settings,
             "metric": settings.metric,
@@ -135,48 +190,24 @@ def run_training(task: Task, command: TrialCommand, manager: Manager, output: Pa
             "seed": task.seed,
             "parameters": parameters,
             "flops": flops,
+            **after_pruning,
         }
-        write_bundle(output / BUNDLE, network, task.architecture, reference, example, facts)
+        write_bundle(output / BUNDLE, network, architecture, reference, example, facts, pruned)
+        plan, combinations = plan_of(manager.experiment())
+        if any(prices_latency(plan.with_values(values).search) for values in combinations):
+            also = {**also, **latencies(network, architecture, reference, example[:1], output)}
         nni.report_final_result(
             Metrics(
                 default=validation,
                 key=task.key,
-                test=_test_metric(evaluator, settings.metric),
+                test=result_on_test_part(evaluator, settings.metric),
                 parameters=parameters,
                 flops=flops,
-                validation_size=_validation_size(evaluator),
+                **after_pruning,
+                validation_size=validation_size(evaluator),
+                **also,
             )
         )
-
-
-def run_export(task: Task, command: TrialCommand, manager: Manager, output: Path) -> None:
-    """Choose between the trained networks and put the chosen one where people find it; needs no torch."""
-    from nni_gumbel.results.bundle import copy_bundle
-    from nni_gumbel.results.choice import choose
-    from nni_gumbel.results.report import export_readme
-
-    settings, combinations = plan_of(manager.experiment())
-    found = networks(settings, combinations, manager.trials())
-    choice = choose(found, settings.metric, settings.optimize_mode)
-    # NNI keeps the output directories of an experiment's trials side by side.
-    source = output.parent / choice.run.trial_id / BUNDLE
-    destination = Path.cwd() / EXPORT_FOLDER / os.environ["NNI_EXP_ID"]
-    readme = export_readme(choice, found, settings.metric, destination, data=command.data)
-    for folder in (output / EXPORT_FOLDER, destination):
-        copy_bundle(source, folder, readme)
-    chosen = choice.network
-    nni.report_final_result(
-        {
-            "default": chosen.validation_mean,
-            "key": task.key,
-            "network": chosen.name,
-            "test_mean": chosen.test_mean,
-            "test_std": chosen.test_std,
-            "parameters": chosen.parameters,
-            "flops": chosen.flops,
-            "path": str(destination),
-        }
-    )
 
 
 @contextmanager
@@ -208,37 +239,6 @@ def _use_share_of_cores(manager: Manager) -> None:
     logger.info("this trial uses %d of %d cores", threads, cores)
 
 
-def _evaluator(command: TrialCommand, settings: ExperimentSettings, epochs: int, seed: int) -> Lightning:
-    from nni_gumbel.data import build_data
-    from nni_gumbel.pipeline.evaluator import build_evaluator
-
-    data = None
-    if command.data is not None:
-        data = build_data(command.data, data_dir=command.data_dir, batch_size=settings.batch_size, seed=seed)
-    evaluator = build_evaluator(
-        command.evaluator,
-        data=data,
-        epochs=epochs,
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        seed=seed,
-    )
-    logger.info("this trial runs on %s", _device_name(evaluator))
-    return evaluator
-
-
-def _device_name(evaluator: Lightning) -> str:
-    import torch
-
-    device = evaluator.trainer.strategy.root_device
-    if device.type != "cuda":
-        return str(device)
-    # NNI assigns a GPU by hiding the others: inside the trial it is always number 0.
-    assigned = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
-    return f"{torch.cuda.get_device_name(device)} (CUDA_VISIBLE_DEVICES={assigned})"
-
-
 def _show_tensorboard_to_the_portal(output: Path) -> None:
     """Link the events to where the portal's TensorBoard button looks.
 
@@ -256,47 +256,3 @@ def _show_tensorboard_to_the_portal(output: Path) -> None:
     elif not expected.is_symlink():
         events.mkdir(exist_ok=True)
         expected.symlink_to(events)
-
-
-def _example_input(evaluator: Lightning) -> Tensor:
-    """Two inputs of the validation part."""
-    from torch import Tensor
-
-    batch = next(iter(_validation_loader(evaluator)))
-    inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-    if not isinstance(inputs, Tensor):
-        raise UsageError(
-            f"--evaluator: a batch begins with {type(inputs).__name__}; give batches (inputs, targets) of tensors"
-        )
-    return inputs[:2]
-
-
-def _validation_loader(evaluator: Lightning) -> Any:
-    """The first validation loader: NNI allows several."""
-    data = evaluator.datamodule
-    loader = evaluator.val_dataloaders if data is None else data.val_dataloader()
-    return loader[0] if isinstance(loader, (list, tuple)) else loader
-
-
-def _validation_size(evaluator: Lightning) -> int | None:
-    """Number of validation examples, if it is known."""
-    try:
-        return len(_validation_loader(evaluator).dataset)
-    except (AttributeError, TypeError):
-        return None
-
-
-def _test_metric(evaluator: Lightning, metric: str) -> float | None:
-    """The metric on the test part; ``None`` where there is none: a finished training is not lost to that."""
-    from pytorch_lightning.utilities.model_helpers import is_overridden
-
-    from nni_gumbel.pipeline.reporting import logged_metric
-
-    data, module = evaluator.datamodule, evaluator.module
-    if data is None or not (is_overridden("test_dataloader", data) and is_overridden("test_step", module)):
-        return None
-    evaluator.trainer.test(module, datamodule=data, verbose=False)
-    value = logged_metric(evaluator.trainer, "test", metric)
-    if value is None:
-        logger.warning("the evaluator logs no test_%s: the test result is left out", metric)
-    return value

@@ -33,10 +33,10 @@ from nni.tuner import Tuner
 
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.combinations import combinations
+from nni_gumbel.pipeline.ledger import Trial
 from nni_gumbel.pipeline.manager import ERROR_FILE, Manager, ManagerUnreachable, trial_command_of
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.stages import (
-    Trial,
     check_trial_limit,
     failure,
     finished,
@@ -115,6 +115,7 @@ class GumbelSearchTuner(Tuner):
         self._combinations = combinations(params.get("searchSpace"), self._settings)
         command, directory = trial_command_of(experiment)
         command.check(directory)
+        command.check_cost({*class_args, *(params.get("searchSpace") or {})})
         # After the export it is the number of trials that there were.
         if not finished(self._manager.trials()):
             check_trial_limit(self._settings, self._combinations, params.get("maxTrialNumber"))

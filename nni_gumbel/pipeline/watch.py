@@ -24,11 +24,12 @@ from nni_gumbel.pipeline.experiments import (
     tuners_line,
     why_it_shut_down,
 )
+from nni_gumbel.pipeline.ledger import Trial
 from nni_gumbel.pipeline.manager import Manager, ManagerUnreachable, error_line, plan_of
 from nni_gumbel.pipeline.registration import NAME
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.stages import Trial, failure, finished, networks, next_tasks
-from nni_gumbel.pipeline.task import EXPORT, STAGES
+from nni_gumbel.pipeline.stages import failure, finished, networks, next_tasks
+from nni_gumbel.pipeline.task import EXPORT, RANDOM, SEARCH, STAGES, TRAIN
 from nni_gumbel.results.choice import Network
 
 # Longer than a manager is silent when it is busy.
@@ -50,7 +51,11 @@ class StageProgress:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where an experiment is. ``best`` is of trainings, before there is one of searches."""
+    """Where an experiment is.
+
+    ``best`` is of trainings of networks found, before there is one of searches. A stage that was not asked for
+    is left out.
+    """
 
     status: str
     stages: tuple[StageProgress, ...]
@@ -69,6 +74,7 @@ class Outcome:
     chosen: Network | None
     settings: ExperimentSettings
     path: str
+    warning: str | None = None
 
 
 def follow(
@@ -151,7 +157,7 @@ def progress_of(
     trials: list[Trial],
     elapsed: float,
 ) -> Progress:
-    """Count trials by stage; how many trainings are needed is known search by search."""
+    """Count trials by stage; how many trainings and random networks are needed is known search by search."""
     done = Counter(_stage(trial) for trial in trials if trial.state == "succeeded")
     running = Counter(_stage(trial) for trial in trials if trial.state == "pending")
     waiting = Counter(task.stage for task in next_tasks(settings, combinations, trials))
@@ -161,8 +167,7 @@ def progress_of(
             for trial in trials
             if trial.state == "succeeded" and _stage(trial) == stage
         ]
-        for stage in reversed(STAGES)
-        if stage != EXPORT
+        for stage in (TRAIN, SEARCH)
     }
     best_stage = next((stage for stage, values in results.items() if values), None)
     better = max if settings.optimize_mode == "maximize" else min
@@ -176,6 +181,7 @@ def progress_of(
                 max(done[stage] + running[stage] + waiting[stage], int(stage == EXPORT)),
             )
             for stage in STAGES
+            if stage != RANDOM or settings.random_baseline
         ),
         failed=sum(trial.state == "failed" for trial in trials),
         metric=settings.metric,
@@ -266,7 +272,7 @@ def _outcome(
     found = networks(settings, combinations, trials)
     export = next(trial for trial in trials if trial.state == "succeeded" and _stage(trial) == EXPORT)
     chosen = next((network for network in found if network.name == export.result.get("network")), None)
-    return Outcome(found, chosen, settings, str(export.result.get("path")))
+    return Outcome(found, chosen, settings, str(export.result.get("path")), export.result.get("warning"))
 
 
 def _stage(trial: Trial) -> str | None:

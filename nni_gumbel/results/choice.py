@@ -38,6 +38,16 @@ class Network:
     flops: int
     runs: tuple[TrainedRun, ...]
     validation_size: int | None
+    # Without what no input reaches; None where that was not counted.
+    pruned_parameters: int | None = None
+    pruned_flops: int | None = None
+    # Measured on the frozen network, and as the search's table has it; None where latency plays no part.
+    latency_ms: float | None = None
+    table_latency_ms: float | None = None
+    # What `searchSpace` varied, for each combination whose searches found it.
+    found_with: tuple[dict[str, Any], ...] = ()
+    # Random networks of equal size, trained alike, each once: never chosen from.
+    baseline: tuple[Network, ...] = ()
 
     @property
     def validation_mean(self) -> float:

@@ -79,6 +79,19 @@ def test_other_types_are_refused_with_the_remedy(kind):
         combinations(space_of(learning_rate=(kind, [0.1, 0.2, 0.1])), SETTINGS)
 
 
+def test_a_budget_is_swept_and_may_be_left_out_of_a_combination():
+    space = space_of(max_params=("choice", [None, 1000, 2000]), max_latency_ms=("quniform", [0.5, 1.0, 0.5]))
+    settings = ExperimentSettings.from_flat({})
+    found = combinations(space, settings)
+    assert [each["max_params"] for each in found] == [None, None, 1000, 1000, 2000, 2000]
+    budgets = [settings.with_values(each).search for each in found]
+    assert [each.max_latency_ms for each in budgets] == [0.5, 1] * 3
+    # With a budget, what the structure costs is not priced as well, unless a person asks for it.
+    assert {each.cost_weight for each in budgets} == {0.0}
+    with pytest.raises(UsageError, match="searchSpace: max_params: 0 is out of range"):
+        combinations(space_of(max_params=("choice", [0])), SETTINGS)
+
+
 def test_samples_draw_distinct_combinations_that_the_seed_decides():
     space = space_of(learning_rate=("loguniform", [1e-4, 1e-1]), train_epochs=("quniform", [5, 50, 5]))
     drawing = SETTINGS.with_values({"samples": 7})

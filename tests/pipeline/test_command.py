@@ -6,7 +6,12 @@ from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.command import TrialCommand
 
 FULL = TrialCommand(
-    "spaces.mnist:Space", ("width=16", "deep=true"), "npz:my file.npz", "/data", "tasks:evaluator"
+    "spaces.mnist:Space",
+    ("width=16", "deep=true"),
+    "npz:my file.npz",
+    "/data",
+    "tasks:evaluator",
+    "tasks:cost",
 )
 
 
@@ -29,7 +34,7 @@ def test_the_command_is_found_in_a_shell_line(text):
 def test_every_word_of_the_command_is_read():
     text = (
         "nni-gumbel trial --space spaces.mnist:Space width=16 deep=true --data 'npz:my file.npz' "
-        "--data-dir /data --evaluator tasks:evaluator"
+        "--data-dir /data --evaluator tasks:evaluator --cost tasks:cost"
     )
     assert TrialCommand.from_trial_command(text) == FULL
 
@@ -50,6 +55,7 @@ def test_every_word_of_the_command_is_read():
         ("nni-gumbel trial --space a:B --dat mnist", ["--dat", "the form is"]),
         ("nni-gumbel trial --space a:B --data mnits", ["--data:", "'mnits'", "mnist"]),
         ("nni-gumbel trial --space a:B --evaluator evaluator", ["--evaluator:", "'evaluator'"]),
+        ("nni-gumbel trial --space a:B --cost flops", ["--cost:", "'flops'", "module:name"]),
     ],
 )
 def test_a_wrong_command_is_one_line_with_field_value_and_remedy(text, words):
@@ -95,7 +101,7 @@ def code_directory(tmp_path):
     ],
 )
 def test_what_a_trial_would_find_is_found(code_directory, reference):
-    TrialCommand(reference, evaluator=reference, data=reference).check(code_directory)
+    TrialCommand(reference, evaluator=reference, data=reference, cost=reference).check(code_directory)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +116,7 @@ def test_what_a_trial_would_find_is_found(code_directory, reference):
         ("broken:Space", ["broken.py, line 2", "is not Python"]),
     ],
 )
-@pytest.mark.parametrize("field", ["space", "data", "evaluator"])
+@pytest.mark.parametrize("field", ["space", "data", "evaluator", "cost"])
 def test_what_is_not_there_is_told_with_its_field(code_directory, field, reference, words):
     command = TrialCommand(**{"space": "spaces.mnist:Space", field: reference})
     with pytest.raises(UsageError) as caught:
@@ -120,3 +126,12 @@ def test_what_is_not_there_is_told_with_its_field(code_directory, field, referen
 
 def test_data_in_files_is_left_to_the_trial(code_directory):
     TrialCommand("spaces.mnist:Space", data="npz:there/on/the/worker.npz").check(code_directory)
+
+
+def test_a_cost_of_ones_own_and_the_setting_cost_exclude_each_other():
+    with pytest.raises(
+        UsageError, match="--cost: tasks:cost takes the place of the setting cost; remove one"
+    ):
+        FULL.check_cost(["cost_weight", "cost"])
+    FULL.check_cost(["cost_weight"])
+    TrialCommand("spaces.mnist:Space").check_cost(["cost"])

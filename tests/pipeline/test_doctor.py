@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import yaml
 
+from nni_gumbel.data import DOWNLOADED
 from nni_gumbel.errors import UsageError
+from nni_gumbel.pipeline.checkup import DOWNLOADED_SHAPES
 from nni_gumbel.pipeline.doctor import config_findings, examine, read_config
 from nni_gumbel.pipeline.gpus import Gpu, gpu_findings
 from nni_gumbel.pipeline.host import (
@@ -67,6 +69,15 @@ class Subset(Tiny):
         y = super().forward(x)
         return self.inputs([y, 2 * y])
 
+class Images(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        layers = [torch.nn.Conv2d(1, 1, 3, bias=False), torch.nn.Conv2d(1, 1, 3)]
+        self.layer = LayerChoice(layers, label="layer")
+
+    def forward(self, x):
+        return self.layer(x)
+
 class Plain(ModelSpace):
     def __init__(self):
         super().__init__()
@@ -74,6 +85,12 @@ class Plain(ModelSpace):
 
 def loader():
     ...
+
+def depth(sample):
+    return 1 + sample["layer"]
+
+def wrong(sample):
+    return "much"
 """
 
 
@@ -273,6 +290,67 @@ def test_a_mistake_in_the_yaml_is_one_line_with_its_remedy(folder, changes, subj
     (finding,) = check(folder, **changes)
     assert (finding.level, finding.subject) == (FAIL, subject)
     assert all(word in finding.text for word in words), finding.text
+
+
+# Linear(64, 2) with and without bias: 130 and 128 parameters, as many multiply-adds.
+@pytest.mark.parametrize(
+    ("class_args", "search_space", "words"),
+    [
+        ({"max_params": 127}, {}, ["max_params: 127", "128"]),
+        ({"max_flops": 100}, {}, ["max_flops: 100", "128"]),
+        ({}, {"max_params": {"_type": "choice", "_value": [None, 128, 100]}}, ["max_params: 100", "128"]),
+        (
+            {"max_params": 128},
+            {"max_flops": {"_type": "choice", "_value": [130, 10]}},
+            ["max_flops: 10", "128"],
+        ),
+    ],
+)
+def test_a_budget_that_no_network_can_meet_is_refused_in_every_combination(
+    folder, class_args, search_space, words
+):
+    (finding,) = check(folder, class_args=class_args, searchSpace=search_space)
+    assert (finding.level, finding.subject) == (FAIL, "costs")
+    assert all(word in finding.text for word in words), finding.text
+
+
+def test_a_budget_that_can_be_met_is_right(folder):
+    values = {"_type": "choice", "_value": [None, 128, 130]}
+    path = write(folder, class_args={"max_flops": 128}, searchSpace={"max_params": values})
+    (finding,) = [found for found in config_findings(read_config(path)) if found.subject == "costs"]
+    assert (finding.level, finding.text) == (OK, "params; every budget can be met")
+
+
+def test_the_shape_of_every_downloaded_data_set_is_known():
+    assert set(DOWNLOADED_SHAPES) == set(DOWNLOADED)
+
+
+def test_a_budget_of_multiply_adds_is_checked_before_the_data_is_downloaded(folder):
+    command = "--space doctored:Images --data mnist"
+    (finding,) = check(folder, command=command, class_args={"max_flops": 1000})
+    # 26 x 26 outputs of 9 multiplications, without a bias.
+    assert finding.level == FAIL and "max_flops: 1,000" in finding.text and "6,084" in finding.text
+    assert check(folder, command=command, class_args={"max_flops": 6084}) == []
+
+
+def test_what_only_a_search_can_tell_of_a_budget_is_said(folder):
+    path = write(folder, class_args={"max_latency_ms": 1e-9, "cost": "latency"})
+    (finding,) = [found for found in config_findings(read_config(path)) if found.subject == "costs"]
+    assert finding.level == OK and "but for max_latency_ms, which the first search tells" in finding.text
+
+
+def test_a_cost_of_ones_own_is_tried(folder):
+    command = "--space doctored:Tiny --data npz:tiny.npz --cost doctored:"
+    assert check(folder, command=command + "depth") == []
+    (finding,) = check(folder, command=command + "wrong")
+    assert (finding.level, finding.subject) == (FAIL, "costs") and "'much'" in finding.text
+    (finding,) = check(folder, command=command + "dpeth")
+    assert (finding.level, finding.subject) == (
+        FAIL,
+        "trial command",
+    ) and "did you mean depth?" in finding.text
+    (finding,) = check(folder, command=command + "depth", class_args={"cost": "flops"})
+    assert "--cost: doctored:depth takes the place of the setting cost" in finding.text
 
 
 def test_an_npz_that_is_cut_off_is_told(folder):

@@ -1,6 +1,7 @@
 """Every setting is known by one flat name, has a range, and a wrong one is told in one line."""
 
 import dataclasses
+import json
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,8 @@ from hypothesis import strategies as st
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.settings import VARIED_NAMES, ExperimentSettings, settings_table
-from nni_gumbel.search.settings import SearchSettings
+from nni_gumbel.pipeline.task import Task
+from nni_gumbel.search.settings import BUDGETS, SearchSettings
 
 DEFAULTS = ExperimentSettings()
 
@@ -66,7 +68,8 @@ def test_whatever_a_person_writes_gives_settings_or_one_line(values):
     except UsageError as error:
         assert str(error)
     else:
-        assert settings.flat() == DEFAULTS.flat() | values
+        budget = any(values.get(name) is not None for name in BUDGETS)
+        assert settings.flat() == DEFAULTS.flat() | ({"cost_weight": 0.0} if budget else {}) | values
 
 
 def test_values_of_a_combination_are_checked_as_a_whole():
@@ -102,3 +105,11 @@ def test_a_preset_that_is_varied_fills_in_its_own_values():
     assert settings.search.estimator == "straight-through-gumbel" and settings.search.temperature_end == 0.5
     assert varied.search.estimator == "probabilities"
     assert ExperimentSettings.from_flat(settings.flat()).search == settings.search
+
+
+def test_a_prior_by_label_reaches_a_trial_through_json_as_it_was_given():
+    prior = {"layer": {3: 0.25, 5: 1}, "inputs": {"0": 2.0}}
+    settings = ExperimentSettings().with_values({"prior": prior})
+    parameters = Task("search", 0, 1, settings.search_values()).parameters()
+    received = Task.from_parameters(json.loads(json.dumps(parameters)))
+    assert ExperimentSettings.from_flat(received.settings).search == SearchSettings(prior=prior)

@@ -10,13 +10,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from nni_gumbel.errors import UsageError
+from nni_gumbel.pipeline.ledger import Trial, judged
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.stages import (
-    Trial,
     failure,
     finished,
     given_up,
-    judged,
     largest_trial_count,
     networks,
     next_tasks,
@@ -39,7 +38,9 @@ def result_of(task, architecture=None):
     result = {"default": 0.9, "key": task.key, "parameters": 100, "flops": 1000}
     if task.stage == "search":
         result["architecture"] = json.dumps(architecture or {"layer": "conv", "input": [0]})
-    if task.stage == "train":
+    if task.stage == "random":
+        result["architecture"] = json.dumps({"layer": f"drawn{task.seed}"})
+    if task.stage in ("train", "random"):
         result |= {"test": 0.8, "validation_size": 50, "test_size": 50}
     return result
 
@@ -99,7 +100,8 @@ def play(settings, combinations, rng, *, failing=0.0, slots=2, networks_found=3,
 
 def found_by(task, networks_found):
     number = int(task.identity.split("-")[1], 16) + task.seed if task.stage == "search" else 0
-    return result_of(task, {"layer": number % networks_found, "input": [0, 1]})
+    size = {"parameters": 100 + number % networks_found} if task.stage == "search" else {}
+    return result_of(task, {"layer": number % networks_found, "input": [0, 1]}) | size
 
 
 SPACES = st.sampled_from(
@@ -115,7 +117,7 @@ SPACES = st.sampled_from(
 @hypothesis_settings(max_examples=40, deadline=None)
 @given(
     combinations=SPACES,
-    counts=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)),
+    counts=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(0, 2)),
     seed=st.integers(0, 10**6),
     failing=st.sampled_from([0.0, 0.2, 0.6, 1.0]),
     slots=st.integers(1, 4),
@@ -125,9 +127,15 @@ SPACES = st.sampled_from(
 def test_no_task_is_done_twice_and_the_export_comes_last_and_once(
     combinations, counts, seed, failing, slots, crashing, swapping
 ):
-    search_seeds, train_seeds, attempts = counts
+    search_seeds, train_seeds, attempts, random_baseline = counts
     settings = ExperimentSettings.from_flat(
-        {"search_seeds": search_seeds, "train_seeds": train_seeds, "attempts": attempts, "seed": 5}
+        {
+            "search_seeds": search_seeds,
+            "train_seeds": train_seeds,
+            "attempts": attempts,
+            "random_baseline": random_baseline,
+            "seed": 5,
+        }
     )
     trials = play(
         settings, combinations, random.Random(seed),
@@ -155,6 +163,9 @@ def test_no_task_is_done_twice_and_the_export_comes_last_and_once(
     if not failing:
         assert finished(trials) and not given_up(settings, combinations, trials)
         assert {key.rsplit("-attempt", 1)[1] for key in done} == {"1"} or swapping
+        assert {len(network.baseline) for network in networks(settings, combinations, trials)} == {
+            random_baseline
+        }
 
 
 def test_searches_come_first_and_their_seeds_count_up():
@@ -274,12 +285,114 @@ def test_networks_have_their_runs_by_seed_and_names_by_search():
         assert one.settings == SETTINGS.train_values()
 
 
+WITH_BASELINE = SETTINGS.with_values({"random_baseline": 2, "search_seeds": 1})
+
+
+def trained(settings, size=100):
+    """The trials of an experiment whose search and trainings are done: what comes next is the baseline."""
+    (search,) = next_tasks(settings, NOTHING_VARIED, [])
+    done = trial_of(search, "succeeded")
+    trials = [replace(done, result=done.result | {"parameters": size})]
+    return trials + [trial_of(task, "succeeded") for task in next_tasks(settings, NOTHING_VARIED, trials)]
+
+
+def test_random_networks_of_its_size_follow_the_trainings_of_a_network_each_with_a_seed():
+    tasks = next_tasks(WITH_BASELINE, NOTHING_VARIED, trained(WITH_BASELINE, 123))
+    assert [(task.stage, task.seed, task.target_parameters) for task in tasks] == [
+        ("random", 0, 123),
+        ("random", 1, 123),
+    ]
+    assert all(task.settings == WITH_BASELINE.train_values() and not task.architecture for task in tasks)
+
+
+def test_a_network_gets_a_baseline_once_it_could_be_trained_and_after_what_is_left_to_train():
+    search, first, second = trained(WITH_BASELINE)
+    waiting = [search, first]
+    stages = [task.stage for task in next_tasks(WITH_BASELINE, NOTHING_VARIED, waiting)]
+    assert stages == ["train", "random", "random"]
+    assert [task.stage for task in next_tasks(WITH_BASELINE, NOTHING_VARIED, [search])] == ["train"] * 2
+
+
+def test_networks_of_equal_size_share_their_baseline():
+    settings = WITH_BASELINE.with_values({"search_seeds": 2})
+    searches = next_tasks(settings, NOTHING_VARIED, [])
+    trials = [trial_of(task, "succeeded", architecture={"layer": task.seed}) for task in searches]
+    trials += [trial_of(task, "succeeded") for task in next_tasks(settings, NOTHING_VARIED, trials)]
+    tasks = next_tasks(settings, NOTHING_VARIED, trials)
+    assert [(task.stage, task.seed) for task in tasks] == [("random", 0), ("random", 1)]
+    trials += [trial_of(task, "succeeded", f"r{task.seed}") for task in tasks]
+    one, two = networks(settings, NOTHING_VARIED, trials)
+    assert [each.runs[0].trial_id for each in one.baseline] == ["r0", "r1"]
+    assert [each.runs for each in one.baseline] == [each.runs for each in two.baseline]
+    assert [each.name for each in two.baseline] == ["network-2-random-1", "network-2-random-2"]
+
+
+def test_the_export_comes_although_every_random_network_failed():
+    trials = trained(WITH_BASELINE)
+    for _ in range(WITH_BASELINE.attempts):
+        tasks = next_tasks(WITH_BASELINE, NOTHING_VARIED, trials)
+        assert [task.stage for task in tasks] == ["random", "random"]
+        trials += [trial_of(task, "failed", f"r{task.attempt}") for task in tasks]
+    assert failure(WITH_BASELINE, NOTHING_VARIED, trials) is None
+    assert len(given_up(WITH_BASELINE, NOTHING_VARIED, trials)) == 2
+    assert [task.stage for task in next_tasks(WITH_BASELINE, NOTHING_VARIED, trials)] == ["export"]
+    (network,) = networks(WITH_BASELINE, NOTHING_VARIED, trials)
+    assert network.baseline == ()
+
+
+def test_without_a_training_that_succeeded_the_baseline_does_not_delay_the_failure():
+    once = WITH_BASELINE.with_values({"attempts": 1})
+    search = trained(once)[0]
+    trainings = [trial_of(task, "failed", "TRN", None) for task in next_tasks(once, NOTHING_VARIED, [search])]
+    assert "every training failed" in failure(once, NOTHING_VARIED, [search, *trainings]).line
+
+
+def test_a_network_knows_the_combinations_whose_searches_found_it():
+    combinations = [{"cost_weight": 0.1}, {"cost_weight": 0.2}, {"cost_weight": 0.3}]
+    searches = next_tasks(WITH_BASELINE, combinations, [])
+    trials = [
+        trial_of(task, "succeeded", architecture={"layer": int(task.settings["cost_weight"] < 0.25)})
+        for task in searches
+    ]
+    trials += [trial_of(task, "succeeded") for task in next_tasks(WITH_BASELINE, combinations, trials)]
+    found = {network.name: network.found_with for network in networks(WITH_BASELINE, combinations, trials)}
+    assert found == {
+        "network-1": ({"cost_weight": 0.1}, {"cost_weight": 0.2}),
+        "network-2": ({"cost_weight": 0.3},),
+    }
+
+
+def test_a_network_has_its_pruned_counts_and_the_median_of_its_latencies():
+    search, *trainings = trained(SETTINGS.with_values({"search_seeds": 1, "train_seeds": 3}))
+    trials = [search] + [
+        replace(
+            trial,
+            result=trial.result
+            | {"pruned_parameters": 90, "pruned_flops": 900, "latency_ms": value, "table_latency_ms": 2.0},
+        )
+        for trial, value in zip(trainings, (1.0, 9.0, 2.0))
+    ]
+    settings = SETTINGS.with_values({"search_seeds": 1, "train_seeds": 3})
+    (network,) = networks(settings, NOTHING_VARIED, trials)
+    assert (network.pruned_parameters, network.pruned_flops) == (90, 900)
+    assert (network.latency_ms, network.table_latency_ms) == (2.0, 2.0)
+
+
+@pytest.mark.parametrize("broken", [{"pruned_parameters": -1}, {"pruned_flops": 1.5}, {"latency_ms": "fast"}])
+def test_a_training_with_an_unsound_count_or_latency_has_not_been_done(broken):
+    search, first, second = trained(SETTINGS.with_values({"search_seeds": 1}))
+    trials = [search, replace(first, result=first.result | broken), second]
+    (again,) = next_tasks(SETTINGS.with_values({"search_seeds": 1}), NOTHING_VARIED, trials)
+    assert (again.stage, again.attempt) == ("train", 2)
+
+
 def all_tasks():
     searches = next_tasks(SETTINGS, NOTHING_VARIED, [])
     trials = [trial_of(task, "succeeded") for task in searches]
     trainings = next_tasks(SETTINGS, NOTHING_VARIED, trials)
     trials += [trial_of(task, "succeeded") for task in trainings]
-    return [*searches, *trainings, *next_tasks(SETTINGS, NOTHING_VARIED, trials)]
+    baseline = next_tasks(WITH_BASELINE, NOTHING_VARIED, trained(WITH_BASELINE))
+    return [*searches, *trainings, *baseline, *next_tasks(SETTINGS, NOTHING_VARIED, trials)]
 
 
 @pytest.mark.parametrize("task", all_tasks(), ids=lambda task: task.key)
@@ -303,6 +416,7 @@ def test_parameters_bring_a_task_through_nni_and_back(task):
         {"metric": 3},
         {"module": "os:system"},
         {"choice/layer": "conv"},
+        {"target_parameters": 100},
     ],
 )
 def test_parameters_that_are_not_a_tasks_are_refused(change):
@@ -318,3 +432,11 @@ def test_parameters_that_are_not_a_tasks_are_refused(change):
 def test_the_largest_number_of_trials_is_that_of_the_readme():
     assert largest_trial_count(ExperimentSettings(), NOTHING_VARIED) == 1 * 1 * (1 + 3) * 2 + 1
     assert largest_trial_count(SETTINGS, [{}, {"batch_size": 8}]) == 2 * 2 * (1 + 2) * 2 + 1
+    assert largest_trial_count(WITH_BASELINE, [{}, {"batch_size": 8}]) == 2 * 1 * (1 + 2 + 2) * 2 + 1
+
+
+@pytest.mark.parametrize("size", [None, "100", -1, 1.5, 101])
+def test_a_random_network_without_the_size_that_its_key_was_made_for_is_refused(size):
+    task = next_tasks(WITH_BASELINE, NOTHING_VARIED, trained(WITH_BASELINE))[0]
+    with pytest.raises(UsageError):
+        Task.from_parameters(task.parameters() | {"target_parameters": size})

@@ -13,9 +13,10 @@ from real_experiments import Experiment as RealExperiment
 from real_experiments import fill_folder, free_port, new_environment
 
 from nni_gumbel.pipeline.experiments import Experiment, tuners_line, why_it_shut_down
+from nni_gumbel.pipeline.ledger import Trial
 from nni_gumbel.pipeline.manager import ERROR_FILE, Manager, error_line
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.stages import Trial, next_tasks
+from nni_gumbel.pipeline.stages import next_tasks
 from nni_gumbel.pipeline.task import Task
 from nni_gumbel.pipeline.watch import failed_trial_line, progress_of
 
@@ -41,6 +42,20 @@ def test_progress_counts_trials_by_stage():
     progress = progress_of("RUNNING", settings, [{}], trials, 12.0)
     counts = {stage.stage: (stage.done, stage.running, stage.planned) for stage in progress.stages}
     assert counts == {"search": (1, 1, 2), "train": (0, 0, 3), "export": (0, 0, 1)}
+
+
+def test_random_networks_are_shown_if_asked_for_and_are_never_the_best():
+    settings = ExperimentSettings(search_seeds=1, train_seeds=1, random_baseline=2)
+    (search,) = next_tasks(settings, [{}], [])
+    trials = [searched(search, 0, 0.5)]
+    (training,) = next_tasks(settings, [{}], trials)
+    trials.append(done(training, 1, default=0.7, parameters=10, flops=20))
+    first, _ = next_tasks(settings, [{}], trials)
+    trials.append(done(first, 2, default=0.9, architecture='{"a": 1}', parameters=10, flops=20))
+    progress = progress_of("RUNNING", settings, [{}], trials, 0.0)
+    (random,) = [stage for stage in progress.stages if stage.stage == "random"]
+    assert (random.done, random.running, random.planned) == (1, 0, 2)
+    assert (progress.best, progress.best_stage) == (0.7, "train")
 
 
 @pytest.mark.parametrize(("mode", "best"), [("maximize", 0.8), ("minimize", 0.7)])

@@ -2,11 +2,19 @@
 
 import ast
 import re
+from dataclasses import replace
 
 import pytest
 
 from nni_gumbel.results.choice import Network, TrainedRun, choose
-from nni_gumbel.results.report import chosen_value, export_readme, mean_and_std, network_header, network_rows
+from nni_gumbel.results.report import (
+    baseline_line,
+    chosen_value,
+    export_readme,
+    mean_and_std,
+    network_header,
+    network_rows,
+)
 
 
 def network(name, validations, tests, parameters):
@@ -87,3 +95,86 @@ def test_numbers_are_short(mean, std, words):
 )
 def test_chosen_values_read_as_words(value, words):
     assert chosen_value(value) == words
+
+
+WITH_BASELINE = [
+    replace(
+        FOUND[0],
+        baseline=(
+            network("network-1-random-1", [0.94], [0.93], 13000),
+            network("network-1-random-2", [0.96], [0.95], 14000),
+        ),
+        found_with=({"max_params": None}, {"max_params": 14000}),
+    ),
+    replace(FOUND[1], found_with=({"max_params": 30000},)),
+]
+
+
+def test_a_network_is_compared_with_the_mean_of_its_random_ones_by_difference_and_spread():
+    line = baseline_line(WITH_BASELINE[0], "acc")
+    assert line == (
+        "network-1 and 2 random networks of equal size, trained alike: "
+        "test acc 0.9620 against 0.9400 ± 0.014 (difference +0.0220); "
+        "validation acc 0.9750 against 0.9500 ± 0.014 (difference +0.0250)"
+    )
+    assert baseline_line(FOUND[1], "acc") is None
+    text = export_readme(CHOICE, WITH_BASELINE, "acc", "/exports/abc")
+    assert f"* {line}" in text and "over networks and seeds together" in text
+    assert "random" not in export_readme(CHOICE, FOUND, "acc", "/exports/abc")
+
+
+def test_a_table_has_a_column_for_the_baseline_if_there_is_one():
+    header, rows = network_header("acc", WITH_BASELINE), network_rows(WITH_BASELINE)
+    column = header.index("random networks, test acc")
+    assert [row[column] for row in rows] == ["0.9400 ± 0.014 (2)", "–"]
+    assert network_header("acc", WITH_BASELINE, baseline=False) == network_header("acc", FOUND)
+    assert {len(row) for row in network_rows(WITH_BASELINE, baseline=False)} == {len(header) - 1}
+    assert {len(row) for row in rows} == {len(header)}
+
+
+def test_without_test_results_the_baseline_is_one_of_validation_results():
+    random = network("network-1-random-1", [0.94], [None], 13000)
+    found = [replace(FOUND[0], baseline=(random,))]
+    column = network_header("acc", found).index("random networks, validation acc")
+    assert network_rows(found)[0][column] == "0.9400 (1)"
+    assert baseline_line(found[0], "acc").endswith(
+        "alike: validation acc 0.9750 against 0.9400 (difference +0.0350)"
+    )
+
+
+def test_a_row_begins_with_the_varied_settings_by_which_its_network_was_found():
+    assert [row[1].split(", ")[0] for row in network_rows(WITH_BASELINE)] == [
+        "max_params=none/14000",
+        "max_params=30000",
+    ]
+
+
+def test_pruned_counts_are_shown_where_they_differ():
+    same = {"pruned_parameters": 25000, "pruned_flops": 50000}
+    found = [
+        replace(FOUND[0], pruned_parameters=13000, pruned_flops=26000),
+        replace(FOUND[1], **same),
+    ]
+    header, rows = network_header("acc", found), network_rows(found)
+    column = header.index("parameters (pruned)")
+    assert [row[column] for row in rows] == ["13,770 (13,000)", "25,000"]
+    assert [row[header.index("FLOPs (pruned)")] for row in rows] == ["27,540 (26,000)", "50,000"]
+    assert "parameters" in network_header("acc", [replace(FOUND[1], **same)])
+    text = export_readme(choose([found[0]], "acc", "maximize"), found, "acc", "x")
+    assert "| without unreachable layers, as loaded | 13,000 parameters, 26,000 FLOPs |" in text
+    assert "unreachable" not in export_readme(choose([found[1]], "acc", "maximize"), found, "acc", "x")
+
+
+def test_latencies_are_shown_measured_and_by_the_table():
+    found = [replace(FOUND[0], latency_ms=0.5123, table_latency_ms=0.4), FOUND[1]]
+    column = network_header("acc", found).index("ms (by table)")
+    assert [row[column] for row in network_rows(found)] == ["0.512 (0.4)", "–"]
+    text = export_readme(choose([found[0]], "acc", "maximize"), found, "acc", "x")
+    assert "0.512 ms measured again, 0.4 ms by the search's table" in text
+
+
+def test_the_readme_shows_the_picture_if_there_is_one_and_warns_if_something_is_missing():
+    text = export_readme(CHOICE, FOUND, "acc", "x", picture="front.png")
+    assert "](front.png)" in text and "Warning" not in text
+    text = export_readme(CHOICE, FOUND, "acc", "x", warnings=["front.png could not be written: no font"])
+    assert "front.png)" not in text and "**Warning:** front.png could not be written: no font" in text

@@ -1,0 +1,68 @@
+"""The export trial: chooses between the trained networks, and puts the chosen one where people find it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import nni
+
+from nni_gumbel.errors import first_line
+from nni_gumbel.pipeline.command import TrialCommand
+from nni_gumbel.pipeline.manager import Manager, plan_of
+from nni_gumbel.pipeline.stages import networks
+from nni_gumbel.pipeline.task import BUNDLE, EXPORT_FOLDER, Task
+from nni_gumbel.results import front
+from nni_gumbel.results.bundle import copy_bundle
+from nni_gumbel.results.choice import choose
+from nni_gumbel.results.report import export_readme
+
+logger = logging.getLogger(__name__)
+
+
+def run_export(task: Task, command: TrialCommand, manager: Manager, output: Path) -> None:
+    """Choose between the trained networks and put the chosen one where people find it; needs no torch.
+
+    The front is written beside it. If that fails, the export comes without it, and with a warning.
+    """
+    settings, combinations = plan_of(manager.experiment())
+    found = networks(settings, combinations, manager.trials())
+    choice = choose(found, settings.metric, settings.optimize_mode)
+    # NNI keeps the output directories of an experiment's trials side by side.
+    source = output.parent / choice.run.trial_id / BUNDLE
+    destination = Path.cwd() / EXPORT_FOLDER / os.environ["NNI_EXP_ID"]
+    chosen = choice.network
+    files, warnings = [], []
+    for name, write in ((front.TABLE, front.write_table), (front.PICTURE, front.draw)):
+        try:
+            write(output / name, found, chosen, settings.metric, settings.optimize_mode)
+            files.append(output / name)
+        # Whatever a full disk or a plotting library raises: what is finished is not lost to it.
+        except Exception as error:
+            logger.warning("%s", error, exc_info=error)
+            warnings.append(f"{name} could not be written: {first_line(error)}")
+    readme = export_readme(
+        choice,
+        found,
+        settings.metric,
+        destination,
+        data=command.data,
+        picture=front.PICTURE if output / front.PICTURE in files else None,
+        warnings=warnings,
+    )
+    for folder in (output / EXPORT_FOLDER, destination):
+        copy_bundle(source, folder, readme, files)
+    nni.report_final_result(
+        {
+            "default": chosen.validation_mean,
+            "key": task.key,
+            "network": chosen.name,
+            "test_mean": chosen.test_mean,
+            "test_std": chosen.test_std,
+            "parameters": chosen.parameters,
+            "flops": chosen.flops,
+            "path": str(destination),
+            **({"warning": "; ".join(warnings)} if warnings else {}),
+        }
+    )

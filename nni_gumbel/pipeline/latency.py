@@ -1,0 +1,80 @@
+"""The latency table of an experiment: measured once, by the first trial that needs it, and read by the others.
+
+It lies beside the output directories of the trials. A lock lets one trial measure at a time: measurements would
+make each other longer, and a budget is to mean the same in every search.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from nni.nas.nn.pytorch import ModelSpace
+from torch import Tensor, nn
+
+from nni_gumbel.complexity.latency import LatencyTable, expected_latency, measure_latency, measure_missing
+from nni_gumbel.pipeline.costs import cost_of
+from nni_gumbel.results.space import SpaceReference
+from nni_gumbel.supernet.distribution import Distribution
+from nni_gumbel.supernet.mutation import relax
+
+FILE = "latency-table.json"
+
+
+def shared_table(
+    supernet: ModelSpace, distribution: Distribution, example: Tensor, output: Path
+) -> LatencyTable:
+    """The experiment's table, with all layers of a space; what it lacks is measured, while others wait.
+
+    Args:
+        supernet: a relaxed space.
+        distribution: of its networks.
+        example: a batch of inputs; times are of all of it.
+        output: the trial's output directory.
+
+    Raises:
+        UsageError: a layer cannot be measured, or the file is no table.
+    """
+    path = output.parent / FILE
+    with FileLock(f"{path}.lock"):
+        known = LatencyTable.load(path) if path.exists() else LatencyTable()
+        table = measure_missing(supernet, distribution, (example,), {}, known)
+        if table != known:
+            # A trial that is killed leaves the old file or the new one.
+            fresh = path.with_name(f".{FILE}.{os.getpid()}")
+            table.save(fresh)
+            os.replace(fresh, path)
+    return table
+
+
+def latencies(
+    network: nn.Module,
+    architecture: Mapping[str, Any],
+    reference: SpaceReference,
+    example: Tensor,
+    output: Path,
+) -> dict[str, float]:
+    """How long a network takes for a batch, in milliseconds.
+
+    Args:
+        network: frozen, of the space.
+        architecture: its NNI sample.
+        reference: of the space.
+        example: a batch of inputs, on the CPU.
+        output: the trial's output directory.
+
+    Returns:
+        ``latency_ms``, the whole network measured now; ``table_latency_ms``, the sum of its layers by the table of
+        the experiment, which searches go by.
+    """
+    supernet = reference.build()
+    distribution = relax(supernet)
+    table = shared_table(supernet, distribution, example, output)
+    by_table = expected_latency(supernet, distribution, (example,), {}, table)
+    return {
+        "latency_ms": measure_latency(network.cpu(), (example.cpu(),)),
+        "table_latency_ms": cost_of(distribution, by_table, architecture),
+    }

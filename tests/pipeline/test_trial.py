@@ -1,0 +1,262 @@
+"""What a single trial does, without NNI's manager: the export with its front, a random network, a search."""
+
+import csv
+import json
+
+import nni
+import numpy as np
+import pytest
+import torch
+
+import nni_gumbel.results.front
+from nni_gumbel.complexity.cost import count_parameters
+from nni_gumbel.pipeline.command import TrialCommand
+from nni_gumbel.pipeline.export import run_export
+from nni_gumbel.pipeline.ledger import Trial
+from nni_gumbel.pipeline.settings import ExperimentSettings
+from nni_gumbel.pipeline.stages import next_tasks
+from nni_gumbel.pipeline.task import Task
+from nni_gumbel.results.bundle import FACTS, README, write_bundle
+from nni_gumbel.results.space import SpaceReference
+
+COMMAND = TrialCommand("spaces_of_trials:Widths", data="npz:tiny.npz")
+SPACE = """
+import torch
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+
+class Widths(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        layers = [torch.nn.Sequential(torch.nn.Linear(64, n), torch.nn.Linear(n, 2)) for n in (1, 5, 20)]
+        self.width = LayerChoice(layers, label="width")
+        self.activation = LayerChoice({"relu": torch.nn.ReLU(), "tanh": torch.nn.Tanh()}, label="activation")
+
+    def forward(self, x):
+        return self.activation(self.width(x.flatten(1)))
+
+def fewest(sample):
+    return 1.0 + sample["width"]
+"""
+# 64 n + n of the first layer, 2 n + 2 of the second.
+SIZES = {0: 69, 1: 337, 2: 1342}
+
+
+class Manager:
+    """What a trial asks the manager for."""
+
+    def __init__(self, class_args, trials=(), search_space=None):
+        tuner = {"name": "GumbelSearch", "classArgs": class_args}
+        self._params = {"tuner": tuner, "searchSpace": search_space or {}, "trialConcurrency": 1}
+        self._trials = list(trials)
+
+    def experiment(self):
+        return {"params": self._params}
+
+    def trials(self):
+        return self._trials
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The trial code directory, in which a trial works."""
+    (tmp_path / "spaces_of_trials.py").write_text(SPACE)
+    labels = np.arange(60) % 2
+    images = np.random.default_rng(0).integers(0, 255, (60, 8, 8)).astype(np.uint8)
+    np.savez(
+        tmp_path / "tiny.npz",
+        x_train=images[:40], y_train=labels[:40], x_test=images[40:], y_test=labels[40:],
+    )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("NNI_EXP_ID", "EXP")
+    return tmp_path
+
+
+@pytest.fixture
+def reported(monkeypatch):
+    """The final metric that a trial reports."""
+    kept = {}
+    monkeypatch.setattr(nni, "report_final_result", kept.update)
+    return kept
+
+
+@pytest.fixture
+def experiment(folder):
+    """A whole experiment but for its export: the manager, the task, the output directory of the export trial."""
+    class_args = {"train_seeds": 2, "random_baseline": 2}
+    settings = ExperimentSettings.from_flat(class_args)
+    reference = SpaceReference.parse(COMMAND.space)
+    trials = []
+    while (tasks := next_tasks(settings, [{}], trials))[0].stage != "export":
+        for task in tasks:
+            architecture = task.architecture or {"width": 1, "activation": "relu"}
+            result = {
+                "default": 0.9 - 0.01 * task.seed, "test": 0.8, "key": task.key, "parameters": 337, "flops": 337,
+                "validation_size": 40, "architecture": json.dumps(architecture),
+            }  # fmt: skip
+            trial_id = f"t{len(trials)}"
+            trials.append(Trial(trial_id, len(trials), "succeeded", task.parameters(), result, 0.0, 1.0))
+            if task.stage == "train":
+                network = reference.build().freeze(architecture)
+                write_bundle(
+                    folder / "trials" / trial_id / "bundle",
+                    network,
+                    architecture,
+                    reference,
+                    torch.zeros(2, 64),
+                    {},
+                )
+    output = folder / "trials" / "export"
+    output.mkdir()
+    return Manager(class_args, trials), tasks[0], output
+
+
+def test_an_export_has_the_front_in_both_of_its_folders(experiment, reported, folder):
+    manager, task, output = experiment
+    run_export(task, COMMAND, manager, output)
+    for place in (output / "gumbel-export", folder / "gumbel-export" / "EXP"):
+        with open(place / "front.csv", newline="") as file:
+            assert [row["kind"] for row in csv.DictReader(file)] == ["found", "random", "random"]
+        assert (place / "front.png").read_bytes().startswith(b"\x89PNG")
+        assert "](front.png)" in (place / README).read_text()
+        assert "network-1 and 2 random networks of equal size" in (place / README).read_text()
+    assert reported["network"] == "network-1" and "warning" not in reported
+
+
+@pytest.mark.parametrize(("function", "missing"), [("draw", "front.png"), ("write_table", "front.csv")])
+def test_an_export_comes_without_the_front_that_cannot_be_written_and_says_so(
+    experiment, reported, folder, monkeypatch, caplog, function, missing
+):
+    def fails(*_):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(nni_gumbel.results.front, function, fails)
+    manager, task, output = experiment
+    run_export(task, COMMAND, manager, output)
+    export = folder / "gumbel-export" / "EXP"
+    assert (export / FACTS).is_file() and not (export / missing).exists()
+    line = f"{missing} could not be written: RuntimeError: no font"
+    assert line in (export / README).read_text() and reported["warning"] == line
+    assert "no font" in caplog.text
+    assert reported["default"] == pytest.approx(0.895)
+
+
+def test_a_random_network_has_the_size_asked_for_and_its_seed_decides_which_it_is(folder, reported):
+    from nni_gumbel.pipeline.trial import run_random
+
+    settings = ExperimentSettings.from_flat({"train_epochs": 1}).train_values()
+    drawn = []
+    for attempt, seed in ((1, 0), (2, 0), *((1, seed) for seed in range(1, 4))):
+        task = Task("random", seed, attempt, settings, target_parameters=340)
+        output = folder / "trials" / task.key
+        output.mkdir(parents=True)
+        run_random(task, COMMAND, Manager({}), output)
+        architecture = json.loads(reported["architecture"])
+        assert architecture["width"] == 1 and reported["parameters"] == SIZES[1]
+        assert reported["key"] == task.key and 0 <= reported["default"] <= 1 and 0 <= reported["test"] <= 1
+        assert json.loads((output / "bundle" / "architecture.json").read_text()) == architecture
+        drawn.append((architecture["activation"], reported["default"]))
+    assert drawn[0] == drawn[1]
+    assert {activation for activation, _ in drawn} == {"relu", "tanh"}
+
+
+def search(class_args, folder, command=COMMAND):
+    from nni_gumbel.pipeline.trial import run_search
+
+    class_args = {"search_epochs": 1, "batch_size": 10, **class_args}
+    (task,) = next_tasks(ExperimentSettings.from_flat(class_args), [{}], [])
+    output = folder / "trials" / task.key
+    output.mkdir(parents=True)
+    run_search(task, command, Manager(class_args), output)
+
+
+def test_a_search_reports_its_network_and_the_share_of_each_budget_that_it_uses(folder, reported):
+    search({"max_params": 400, "max_flops": 700}, folder)
+    found = reported["parameters"], reported["flops"]
+    assert found[0] <= 400 and found[1] <= 700
+    assert reported["max_params_used"] == pytest.approx(found[0] / 400)
+    assert reported["max_flops_used"] == pytest.approx(found[1] / 700)
+    assert {"expected_params", "expected_flops"} <= set(reported)
+
+
+def test_a_search_whose_budget_no_network_can_meet_ends_before_it_begins(folder, reported):
+    from nni_gumbel.errors import UsageError
+
+    for budget, least in (({"max_params": 68}, "69"), ({"max_flops": 60}, "max_flops: 60")):
+        with pytest.raises(UsageError, match=least):
+            search(budget, folder)
+    assert not reported
+
+
+def test_a_search_prices_a_cost_of_ones_own(folder, reported):
+    command = TrialCommand(COMMAND.space, data=COMMAND.data, cost="spaces_of_trials:fewest")
+    search({"cost_weight": 100.0, "search_epochs": 8, "arc_learning_rate": 0.5}, folder, command)
+    assert json.loads(reported["architecture"])["width"] == 0
+    assert reported["chosen_cost"] == 1.0
+
+
+LATENCY = {"max_latency_ms": 1000.0}
+
+
+def test_the_latency_table_is_measured_by_the_first_search_and_read_by_the_others(
+    folder, reported, monkeypatch
+):
+    from nni_gumbel.complexity import latency
+
+    monkeypatch.setattr(latency, "SECONDS_A_LAYER", 0.0)
+    measured = []
+    counted = latency._median_ms
+    monkeypatch.setattr(latency, "_median_ms", lambda calls: measured.append(len(calls)) or counted(calls))
+    search(LATENCY, folder)
+    file = folder / "trials" / "latency-table.json"
+    table = latency.LatencyTable.load(file)
+    # Two layers for each of three widths, two activations.
+    assert len(table.milliseconds) == 8 and sum(measured) == 8
+    assert 0 < reported["max_latency_ms_used"] == pytest.approx(reported["expected_latency"] / 1000, rel=1)
+    search(LATENCY | {"batch_size": 20}, folder)
+    assert latency.LatencyTable.load(file) == table and sum(measured) == 8
+
+
+def test_two_searches_with_the_same_table_are_the_same(folder, reported):
+    first = folder / "trials" / "first"
+    search(LATENCY, folder)
+    one = dict(reported)
+    for path in (folder / "trials").glob("search-*"):
+        path.rename(first)
+    search(LATENCY, folder)
+    assert one == reported
+
+
+def test_a_training_reports_its_latency_again_and_by_the_table_where_latency_plays_a_part(folder, reported):
+    from nni_gumbel.pipeline.trial import run_training
+
+    class_args = LATENCY | {"train_epochs": 1}
+    settings = ExperimentSettings.from_flat(class_args).train_values()
+    task = Task("train", 0, 1, settings, {"width": 1, "activation": "relu"})
+    output = folder / "trials" / "training"
+    output.mkdir(parents=True)
+    run_training(task, COMMAND, Manager(class_args), output)
+    table = json.loads((folder / "trials" / "latency-table.json").read_text())["milliseconds"]
+    layers = [time for layer, time in table.items() if "out_features=5" in layer or "in_features=5" in layer]
+    layers += [time for layer, time in table.items() if "ReLU" in layer]
+    assert len(layers) == 3
+    assert all(" of (1, " in layer for layer in table)  # one example
+    assert reported["table_latency_ms"] == pytest.approx(sum(layers))
+    assert reported["latency_ms"] > 0
+    reported.clear()
+    run_training(task, COMMAND, Manager({}), output)
+    assert "latency_ms" not in reported
+
+
+def test_a_latency_that_no_network_reaches_ends_the_search_before_it_begins(folder, reported):
+    from nni_gumbel.errors import UsageError
+
+    with pytest.raises(UsageError, match="max_latency_ms: .*smallest"):
+        search({"max_latency_ms": 1e-9}, folder)
+    assert not reported
+
+
+def test_parameters_counted_in_this_file_are_those_of_the_space(folder):
+    space = SpaceReference.parse(COMMAND.space)
+    for width, size in SIZES.items():
+        assert count_parameters(space.build().freeze({"width": width, "activation": "relu"})) == size
