@@ -77,3 +77,15 @@ def test_an_example_runs(name, words, tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert all(word in run.stdout for word in words)
+
+
+@pytest.mark.slow
+def test_the_dropout_example_searches_and_compares(tmp_path):
+    example = ROOT / "examples" / "dropout.py"
+    run = subprocess.run(
+        [sys.executable, example, "--quick", "--seeds", "2"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert run.returncode == 0, run.stderr
+    lines = [line.strip() for line in run.stdout.splitlines()]
+    assert sum(line.startswith(("level bilevel finds", "level unrolled finds")) for line in lines) == 2
+    assert any(line.startswith("0.0 ") and "±" in line for line in lines)

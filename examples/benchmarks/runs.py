@@ -1,0 +1,151 @@
+"""What the benchmarks have in common: searches and trainings of the MNIST space, and a CSV that survives a stop.
+
+Searches and trainings are those of the main job: the same evaluator, data and defaults.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+Row = dict[str, Any]
+
+
+def search(seed: int, epochs: int, **settings: Any) -> Row:
+    """Search the MNIST space once.
+
+    Returns:
+        ``architecture`` (JSON), ``parameters``, ``flops`` of the network that the search returns, its
+        ``validation`` accuracy of the mixture, and the search's summary of the structure.
+    """
+    from nni_gumbel import GumbelSearch
+    from nni_gumbel.complexity.cost import count_flops, count_parameters
+    from search_spaces.mnist import MnistSpace
+
+    evaluator = _evaluator(seed, epochs)
+    strategy = GumbelSearch(**settings)
+    supernet = strategy.mutate_model(MnistSpace())
+    evaluator = strategy.mutate_evaluator(evaluator)
+    evaluator.evaluate(supernet)
+    architecture = evaluator.module.export()
+    network = MnistSpace().freeze(architecture)
+    metrics = {name: float(value) for name, value in evaluator.trainer.callback_metrics.items()}
+    return {
+        "architecture": json.dumps(architecture),
+        "parameters": count_parameters(network),
+        "flops": count_flops(network, _images(evaluator)),
+        "validation": metrics["val_acc"],
+        **{name: value for name, value in metrics.items() if "gap" in name},
+        **evaluator.module.structure_summary(),
+    }
+
+
+def train(seed: int, epochs: int, architecture: str) -> Row:
+    """Train one network from scratch; its ``validation`` and ``test`` accuracy and ``parameters``."""
+    from nni_gumbel.complexity.cost import count_parameters
+    from nni_gumbel.results.space import sample_of
+    from search_spaces.mnist import MnistSpace
+
+    evaluator, space = _evaluator(seed, epochs), MnistSpace()
+    network = space.freeze(sample_of(space, json.loads(architecture)))
+    evaluator.evaluate(network)
+    validation = float(evaluator.trainer.callback_metrics["val_acc"])
+    evaluator.trainer.test(evaluator.module, datamodule=evaluator.datamodule, verbose=False)
+    test = float(evaluator.trainer.callback_metrics["test_acc"])
+    return {"validation": validation, "test": test, "parameters": count_parameters(network)}
+
+
+def rows_of(
+    jobs: Sequence[Mapping[str, Any]], run: Callable[..., Row], path: Path, workers: int
+) -> Iterator[Row]:
+    """Run jobs that are not in a CSV yet, each on one thread, and write each there as soon as it has ended.
+
+    Args:
+        jobs: keyword arguments of ``run``.
+        run: does one job; a function of a module.
+        path: one row a job: its arguments as JSON, then what ``run`` returned.
+        workers: processes at a time.
+
+    Yields:
+        The rows of all jobs, arguments included: those of the CSV first, the others as they end.
+    """
+    done = {row.pop("job"): row for row in _read(path)}
+    keys = {json.dumps(job, sort_keys=True): dict(job) for job in jobs}
+    for key, job in keys.items():
+        if key in done:
+            yield {**job, **done[key]}
+    missing = [key for key in keys if key not in done]
+    with ProcessPoolExecutor(workers, get_context("spawn"), _on_one_thread) as pool:
+        running = {pool.submit(run, **keys[key]): key for key in missing}
+        for number, future in enumerate(as_completed(running), start=1):
+            key, row = running[future], future.result()
+            _append(path, {"job": key, **row})
+            print(f"{path.name}: {len(keys) - len(missing) + number} of {len(keys)}", file=sys.stderr)
+            yield {**keys[key], **row}
+
+
+def _evaluator(seed: int, epochs: int) -> Any:
+    import pytorch_lightning as pl
+
+    from nni_gumbel.data import build_data
+    from nni_gumbel.pipeline.evaluator import build_evaluator
+    from nni_gumbel.pipeline.settings import ExperimentSettings
+
+    pl.seed_everything(seed, verbose=False)
+    defaults = ExperimentSettings()
+    data = build_data("mnist5k", data_dir="data", batch_size=defaults.batch_size, seed=seed)
+    return build_evaluator(
+        None, data=data, epochs=epochs, seed=seed, batch_size=defaults.batch_size,
+        learning_rate=defaults.learning_rate, weight_decay=defaults.weight_decay,
+    )  # fmt: skip
+
+
+def _images(evaluator: Any) -> Any:
+    return next(iter(evaluator.datamodule.val_dataloader()))[0][:2]
+
+
+def _on_one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    for name in ("pytorch_lightning", "nni", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _read(path: Path) -> list[Row]:
+    if not path.exists():
+        return []
+    with path.open() as file:
+        rows = csv.DictReader(file)
+        return [{key: _value(text) for key, text in row.items() if text != ""} for row in rows]
+
+
+def _value(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _append(path: Path, row: Row) -> None:
+    """Add a row; the file is written anew and moved into place, for a new row may have new columns."""
+    rows = [*_read(path), row]
+    columns = dict.fromkeys(column for one in rows for column in one)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    with unfinished.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(columns))
+        writer.writeheader()
+        writer.writerows(rows)
+    unfinished.replace(path)
