@@ -10,6 +10,7 @@ can be reached in several ways (tied weights) is there if any of them is: the la
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -18,11 +19,21 @@ from nni_gumbel.complexity.loose_ends import Sources, parts_read, readers_of_loo
 from nni_gumbel.complexity.presence import children_of
 from nni_gumbel.complexity.table import ONE, ExpectedSum, Table, elementwise_maximum
 from nni_gumbel.supernet.arguments import parameter_sizes
+from nni_gumbel.supernet.distribution import Distribution
 
 
 def count_parameters(network: nn.Module) -> int:
     """Number of scalars in the parameters of a frozen network, each tensor once."""
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def cost_of(distribution: Distribution, cost: ExpectedSum, sample: Mapping[str, Any]) -> float:
+    """What one network costs, exactly: an NNI sample that names at least the labels that the network uses."""
+    outcomes = {}
+    for label in set(cost.labels) & set(sample):
+        chosen = distribution.outcome(label, sample[label]).nonzero().flatten().tolist()
+        outcomes[label] = list(distribution.laws[label].sets()).index(tuple(chosen))
+    return cost.at(outcomes)
 
 
 def expected_parameters(space: nn.Module) -> ExpectedSum:

@@ -8,7 +8,7 @@ from typing import Any
 from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor
 
-from nni_gumbel.complexity.table import ExpectedSum
+from nni_gumbel.complexity.cost import cost_of
 from nni_gumbel.names import import_named, split_name
 from nni_gumbel.pipeline.command import COST_FIELD, TrialCommand
 from nni_gumbel.search.costs import SearchCosts
@@ -30,15 +30,6 @@ def own_cost(command: TrialCommand) -> Callable[..., Any] | None:
 def prices_latency(settings: SearchSettings) -> bool:
     """Whether a search needs to know how long networks take."""
     return settings.cost == "latency" or settings.max_latency_ms is not None
-
-
-def cost_of(distribution: Distribution, cost: ExpectedSum, sample: Mapping[str, Any]) -> float:
-    """What one network costs: an NNI sample that names at least the labels that the network uses."""
-    outcomes = {}
-    for label in set(cost.labels) & set(sample):
-        chosen = distribution.outcome(label, sample[label]).nonzero().flatten().tolist()
-        outcomes[label] = list(distribution.laws[label].sets()).index(tuple(chosen))
-    return cost.at(outcomes)
 
 
 def budget_use(costs: SearchCosts, distribution: Distribution, sample: Mapping[str, Any]) -> dict[str, float]:

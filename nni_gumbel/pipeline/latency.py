@@ -15,8 +15,8 @@ from filelock import FileLock
 from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor, nn
 
+from nni_gumbel.complexity.cost import cost_of
 from nni_gumbel.complexity.latency import LatencyTable, expected_latency, measure_latency, measure_missing
-from nni_gumbel.pipeline.costs import cost_of
 from nni_gumbel.results.space import SpaceReference
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.mutation import relax

@@ -14,6 +14,7 @@ from typing import Any
 from nni.nas.nn.pytorch import ModelSpace
 
 from nni_gumbel.complexity.budget import Limit, best_within, ranked_within
+from nni_gumbel.complexity.cost import cost_of
 from nni_gumbel.complexity.table import ExpectedSum
 from nni_gumbel.supernet.distribution import Distribution
 
@@ -48,8 +49,8 @@ def best_spending(space: ModelSpace, distribution: Distribution, limits: Sequenc
         return max(spending, key=lambda one: one[1])[0]
     sample = best_within(space, distribution, limits)
     while True:
-        fullest = max(limits, key=lambda limit: _cost(distribution, limit.cost, sample) / limit.maximum)
-        now = _cost(distribution, fullest.cost, sample)
+        fullest = max(limits, key=lambda limit: cost_of(distribution, limit.cost, sample) / limit.maximum)
+        now = cost_of(distribution, fullest.cost, sample)
         following = next(_at_least(space, distribution, limits, fullest, now * (1 + 1e-9) + 1e-9), None)
         if following is None:
             return sample
@@ -81,12 +82,3 @@ def _at_least(
     """The networks within all limits that cost at least so much of one: most its negative cost."""
     tables = (-table for table in limit.cost.tables)
     return ranked_within(space, distribution, [*limits, Limit(limit.field, ExpectedSum(tables), -least)])
-
-
-def _cost(distribution: Distribution, cost: ExpectedSum, sample: Mapping[str, Any]) -> float:
-    outcomes = {}
-    for label in cost.labels:
-        if label in sample:
-            members = tuple(distribution.outcome(label, sample[label]).nonzero().flatten().tolist())
-            outcomes[label] = list(distribution.laws[label].sets()).index(members)
-    return cost.at(outcomes)

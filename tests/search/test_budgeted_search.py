@@ -19,6 +19,9 @@ from nni_gumbel.search.objective import StructureObjective
 from nni_gumbel.search.selection import best_spending
 from nni_gumbel.search.settings import SearchSettings
 
+# Whole searches; what they are made of has fast tests of its own.
+pytestmark = pytest.mark.slow
+
 
 def candidates():
     return {

@@ -28,6 +28,8 @@ from nni_gumbel.supernet.hub import FullWidthCell
 from nni_gumbel.supernet.mutation import relax
 from nni_gumbel.testing import assert_supernet_equals_frozen, random_samples
 
+pytestmark = pytest.mark.slow
+
 
 def images(size=8, number=2):
     return torch.randn(number, 3, size, size, generator=torch.Generator().manual_seed(7))
@@ -64,13 +66,7 @@ FAMILY = {
 }
 
 
-# One of those that concatenate all nodes and one with loose ends; the others differ in their operations.
-QUICK = (DARTS, ENAS)
-
-
-@pytest.fixture(
-    params=[pytest.param(s, id=s.__name__, marks=() if s in QUICK else pytest.mark.slow) for s in FAMILY]
-)
+@pytest.fixture(params=FAMILY, ids=lambda space: space.__name__)
 def family(request, monkeypatch):
     """A space of the family with two of its operations, a skip and another one for each."""
     operations = getattr(request.param, FAMILY[request.param])
@@ -87,7 +83,6 @@ def test_a_step_on_a_space_of_cells_moves_every_logit(family):
     assert_every_logit_moves(family(width=4, num_cells=3), images())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("space", FAMILY)
 def test_a_space_of_cells_with_all_its_operations_is_the_frozen_network(space):
     assert_supernet_equals_frozen(space(width=4, num_cells=3), images(), 2)
