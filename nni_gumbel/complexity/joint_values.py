@@ -67,14 +67,11 @@ class JointValues(TorchFunctionMode):
         found = list({id(a): a for a in varying_in((args, kwargs))}.values())
         if not found:
             return function(*args, **kwargs)
-        code = self._joint_code(found)
+        code, combinations = self._joint_code(found)
         outputs, places = [], {}
         for number in numbers_in(code):
             places[number] = len(outputs)
-            chosen = {}
-            for alternatives in found:
-                number, place = divmod(number, len(alternatives.values))
-                chosen[id(alternatives)] = alternatives.values[place]
+            chosen = {id(a): a.values[place] for a, place in zip(found, combinations[number])}
             outputs.append(function(*substituted(args, chosen), **substituted(kwargs, chosen)))
         return self._merged(_renumbered(code, places), outputs)
 
@@ -84,25 +81,35 @@ class JointValues(TorchFunctionMode):
         Raises:
             Split: there are several.
         """
-        code = self._joint_code([alternatives])
-        values = numbers_in(code)
-        if len(values) > 1:
+        code, combinations = self._joint_code([alternatives])
+        first, *others = numbers_in(code)
+        if others:
             self.unanswered = Split(code)
             raise self.unanswered
-        return alternatives.values[values[0]]
+        return alternatives.values[combinations[first][0]]
 
-    def _joint_code(self, found: Sequence[Alternatives]) -> Table:
-        """One number for each combination of alternatives; ``NOWHERE`` where no network gets to."""
+    def _joint_code(self, found: Sequence[Alternatives]) -> tuple[Table, list[tuple[int, ...]]]:
+        """One number for each combination of alternatives, ``NOWHERE`` where no network gets to.
+
+        With it, by number, the place of each of the alternatives in its values.
+        """
+        combinations: list[tuple[int, ...]] = [()]
 
         def code(possible: np.ndarray, *several: np.ndarray) -> np.ndarray:
+            nonlocal combinations
             joint = np.zeros((), dtype=np.int64)
-            for alternatives, index in zip(reversed(found), reversed(several)):
+            for alternatives, index in zip(found, several):
                 if ((index == NOWHERE) & (possible != 0)).any():
                     raise RuntimeError("a value is used in networks that do not compute it")
-                joint = joint * len(alternatives.values) + index
+                size = len(alternatives.values)
+                # Numbered anew each time: there are few combinations, and products of many would overflow.
+                pairs = joint * size + np.maximum(index, 0)
+                distinct, joint = np.unique(pairs, return_inverse=True)
+                joint = joint.reshape(pairs.shape)
+                combinations = [(*combinations[pair // size], pair % size) for pair in distinct.tolist()]
             return np.where(possible != 0, joint, NOWHERE)
 
-        return self._combined(code, [alternatives.index for alternatives in found])
+        return self._combined(code, [alternatives.index for alternatives in found]), combinations
 
     def _merged(self, index: Table, outputs: Sequence[Any]) -> Any:
         """One value that is ``outputs[index]`` in each network; entry by entry, if all are alike."""

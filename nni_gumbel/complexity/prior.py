@@ -90,10 +90,8 @@ def prior_by_cost(distribution: Distribution, cost: ExpectedSum) -> Prior:
         cost: what the prior calls dear.
     """
     uniform = {
-        label: torch.full(
-            (distribution.laws[label].outcomes,), 1 / distribution.laws[label].outcomes
-        ).double()
-        for label in cost.labels
+        label: torch.full((n,), 1 / n, dtype=torch.float64)
+        for label, n in ((label, distribution.laws[label].outcomes) for label in cost.labels)
     }
     scale = len(distribution.laws) / max(cost.largest, 1e-12)
     of_labels: dict[str, _CrossEntropy] = {}
@@ -109,8 +107,8 @@ def prior_by_label(distribution: Distribution, given: Mapping[str, Mapping[str, 
 
     Of a choice of one these are the probabilities, relative to their sum. Of a choice of k of n inputs they are
     the weights of the inputs: ``p(subset) ∝`` the product of the weights in it. Of a choice of any number of
-    inputs each is the probability that this input is taken, given that at least one is. A candidate that is
-    not named, or has less, has 1e-6.
+    inputs each input is taken with its probability, independently, and the empty set is left out (what is left is
+    a little more likely for that). A candidate that is not named, or has less, has 1e-6.
 
     Args:
         distribution: of the space.

@@ -217,7 +217,10 @@ def _joint_classes(several: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarra
     different = list({id(classes): classes for classes in several}.values())
     if len(different) == 1:
         return different[0], np.unique(different[0], return_index=True)[1]
-    code = reduce(lambda code, classes: code * (int(classes.max()) + 1) + classes, different)
+    code, *others = different
+    for classes in others:
+        # Numbered anew each time: there are never more classes than outcomes, and products of many would overflow.
+        code = np.unique(code * (int(classes.max()) + 1) + classes, return_inverse=True)[1]
     return _numbered(code.tolist())
 
 

@@ -12,6 +12,7 @@ from nni_gumbel.complexity.cost import cost_of
 from nni_gumbel.names import import_named, split_name
 from nni_gumbel.pipeline.command import COST_FIELD, TrialCommand
 from nni_gumbel.search.costs import SearchCosts
+from nni_gumbel.search.objective import build_prior
 from nni_gumbel.search.settings import SearchSettings
 from nni_gumbel.supernet.distribution import Distribution
 
@@ -47,7 +48,7 @@ def check_costs(
     own: Callable[..., Any] | None,
     example: Tensor | None,
 ) -> None:
-    """Refuse budgets that no network can meet, and costs that cannot be found.
+    """Refuse budgets that no network can meet, costs that cannot be found, and priors that do not fit.
 
     Nothing is measured: what depends on a latency is left to the first search.
 
@@ -59,15 +60,17 @@ def check_costs(
         example: a batch of inputs; ``None`` leaves out what needs one, multiply-adds.
 
     Raises:
-        UsageError: names the budget and the smallest cost that is possible.
+        UsageError: names the budget and the smallest cost that is possible, or what is wrong with the prior.
     """
     seen = set()
     for settings in searches:
         cost = "params" if settings.cost == "latency" else settings.cost
         values = {**vars(settings), "max_latency_ms": None, "cost": cost}
-        key = (settings.max_params, settings.max_flops, cost)
+        key = (settings.max_params, settings.max_flops, cost, settings.prior)
         if key not in seen:
             seen.add(key)
             costs = SearchCosts(space, distribution, SearchSettings(**values), own)
             if example is not None:
                 costs.complete((example,), {})
+            if costs.is_complete or settings.prior != "cost":
+                build_prior(settings.prior, distribution, costs)

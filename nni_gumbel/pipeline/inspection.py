@@ -7,10 +7,11 @@ of an ``InputChoice`` of several is every set that contains it.
 
 from __future__ import annotations
 
-import math
+import operator
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from nni_gumbel.complexity.budget import largest, smallest
 from nni_gumbel.complexity.cost import expected_parameters
 from nni_gumbel.complexity.counting import number_of_networks, number_of_samples
 from nni_gumbel.complexity.flops import expected_flops
-from nni_gumbel.complexity.table import ExpectedSum
+from nni_gumbel.complexity.table import ExpectedSum, Table
 from nni_gumbel.data import FILE_PREFIX, build_data, check_name
 from nni_gumbel.data.sources import read_parts
 from nni_gumbel.errors import UsageError
@@ -39,8 +40,6 @@ from nni_gumbel.supernet.mutation import relax
 
 Range = tuple[float, float]
 
-# Combinations of choices that one range is taken over exactly.
-_MOST_COMBINATIONS = 1_000_000
 _OTHER = "as a mutation hook of the space decides"
 
 
@@ -200,18 +199,15 @@ def added_costs(
     """
     law = distribution.laws[label]
     tables = [table for table in cost.tables if label in table.labels]
-    others = sorted({other for table in tables for other in table.labels} - {label})
-    if math.prod(distribution.laws[other].outcomes for other in (label, *others)) > _MOST_COMBINATIONS:
+    try:
+        sum_of_tables = reduce(operator.add, tables, Table.of((), 0))
+    except UsageError:
         return None
-    total = np.zeros([law.outcomes] + [distribution.laws[other].outcomes for other in others])
-    for table in tables:
-        order = [label, *(other for other in others if other in table.labels)]
-        values = np.transpose(table.values, [table.labels.index(one) for one in order])
-        total = total + values.reshape(
-            [law.outcomes]
-            + [distribution.laws[other].outcomes if other in table.labels else 1 for other in others]
-        )
-    total = total.reshape(law.outcomes, -1)
+    total = np.zeros((law.outcomes, 1))
+    if label in sum_of_tables.labels:
+        axis = sum_of_tables.labels.index(label)
+        of_classes = np.moveaxis(sum_of_tables.values, axis, 0)
+        total = of_classes[sum_of_tables.classes[axis]].reshape(law.outcomes, -1)
     added = total - total.min(0)
     # Where the label is not used it makes no difference; that is not a cost of 0.
     matters = added.any(0)

@@ -170,7 +170,8 @@ def _train(
     pl.seed_everything(task.seed)
     reference = SpaceReference.parse(command.space, command.space_arguments)
     space = reference.build()
-    network = space.freeze(sample_of(space, architecture))
+    sample = sample_of(space, architecture)
+    network = space.freeze(sample)
     evaluator = evaluator_of(command, settings, settings.train_epochs, task.seed)
     evaluator.trainer.callbacks.append(Progress(settings.metric, output / TENSORBOARD))
     with our_reports_only():
@@ -195,7 +196,7 @@ def _train(
         write_bundle(output / BUNDLE, network, architecture, reference, example, facts, pruned)
         plan, combinations = plan_of(manager.experiment())
         if any(prices_latency(plan.with_values(values).search) for values in combinations):
-            also = {**also, **latencies(network, architecture, reference, example[:1], output)}
+            also = {**also, **latencies(network, sample, reference, example[:1], output)}
         nni.report_final_result(
             Metrics(
                 default=validation,

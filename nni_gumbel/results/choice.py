@@ -38,7 +38,7 @@ class Network:
     flops: int
     runs: tuple[TrainedRun, ...]
     validation_size: int | None
-    # Without what no input reaches; None where that was not counted.
+    # Without the layers that cannot reach the output; None where that was not counted.
     pruned_parameters: int | None = None
     pruned_flops: int | None = None
     # Measured on the frozen network, and as the search's table has it; None where latency plays no part.

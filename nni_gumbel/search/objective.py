@@ -21,7 +21,6 @@ from nni_gumbel.search.multipliers import Multipliers
 from nni_gumbel.search.penalty import Penalty
 from nni_gumbel.search.selection import best_spending, best_within
 from nni_gumbel.search.settings import SearchSettings
-from nni_gumbel.supernet.architecture import used_part
 from nni_gumbel.supernet.distribution import Distribution
 
 # The constraint that a budget is spent, and the part of it that the expected cost has then. Not all of it: the
@@ -140,8 +139,6 @@ class StructureObjective:
         one: see :func:`~nni_gumbel.search.selection.best_spending`.
         """
         limits = self._costs.limits
-        if not limits:
-            return used_part(model, self._distribution.mode())
         scarce = [limit for limit in limits if limit.field in self._costs.scarce]
         if self._spends and scarce:
             return best_spending(model, self._distribution, scarce)

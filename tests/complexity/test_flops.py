@@ -429,3 +429,38 @@ def test_the_mnist_space_is_exact_and_its_tables_are_built_in_less_than_a_second
     start = time.perf_counter()
     expected_flops(space, distribution, (x,), {})
     assert time.perf_counter() - start < 2  # 0.2 s on an idle core
+
+
+class Concatenated(ModelSpace):
+    """Forty layers of one width, side by side."""
+
+    def __init__(self):
+        super().__init__()
+        width = nni.choice("width", [1, 2, 3, 4])
+        self.layers = nn.ModuleList(MutableLinear(3, width) for _ in range(40))
+        self.head = MutableLinear(width * 40, 2)
+
+    def forward(self, x):
+        return self.head(torch.cat([layer(x) for layer in self.layers], -1))
+
+
+def test_very_many_tensors_that_depend_on_one_choice_are_followed_together():
+    assert_prices_equal_counts(Concatenated(), torch.zeros(2, 3), samples=everything(Concatenated()))
+
+
+class OfMany(ModelSpace):
+    """A choice of seventy widths, and what follows costs as much as is chosen."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = LayerChoice(
+            [nn.Sequential(nn.Linear(4, k + 1), nn.ReLU(), nn.Linear(k + 1, 2)) for k in range(70)],
+            label="layer",
+        )
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def test_a_choice_of_very_many_candidates_is_exact():
+    assert_prices_equal_counts(OfMany(), torch.zeros(2, 4), samples=everything(OfMany()))

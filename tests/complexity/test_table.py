@@ -127,3 +127,12 @@ def test_the_limit_is_checked_before_the_numbers_are_computed(monkeypatch):
 
     with pytest.raises(UsageError, match="6 combinations"):
         table.combined(never, [Table.of(("a",), [0, 1]), Table.of(("b",), [0, 1, 2])])
+
+
+def test_a_label_that_very_many_tables_tell_apart_keeps_its_outcomes():
+    # A code for the outcomes that grew with every table would have overflown.
+    one_hot = [
+        Table.of(("many",), np.arange(70) == k).map(lambda values: values.astype(np.int64)) for k in range(70)
+    ]
+    weighted = table.combined(lambda *values: sum(k * v for k, v in enumerate(values)), one_hot)
+    assert weighted.dense().tolist() == list(range(70))

@@ -237,3 +237,22 @@ def test_a_mistake_is_told_in_one_line_with_exit_code_2(words, line, spaces, cap
 def test_inputs_of_a_data_set_are_its_images():
     images = example_of(None, "mnist5k", "data", 3)
     assert images.shape == (3, 1, 28, 28) and images.max() > 0
+
+
+class SomeAlike(ModelSpace):
+    """Two of three candidates cost the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = LayerChoice(
+            {"line": nn.Linear(4, 4), "relu": nn.ReLU(), "tanh": nn.Tanh()}, label="layer"
+        )
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def test_candidates_that_cost_the_same_are_priced_each():
+    space = SomeAlike()
+    distribution = Distribution(space)
+    assert added_costs(distribution, expected_parameters(space), "layer", True) == [(20, 20), (0, 0), (0, 0)]

@@ -18,6 +18,7 @@ from nni_gumbel.search.costs import SearchCosts
 from nni_gumbel.search.objective import StructureObjective
 from nni_gumbel.search.selection import best_spending
 from nni_gumbel.search.settings import SearchSettings
+from nni_gumbel.supernet.ranking import most_probable
 
 # Whole searches; what they are made of has fast tests of its own.
 pytestmark = pytest.mark.slow
@@ -258,3 +259,26 @@ def test_a_budget_that_every_network_meets_changes_nothing():
     for one, other in zip(free.distribution.logits.values(), limited.distribution.logits.values()):
         assert torch.equal(one, other)
     assert free.export() == limited.export()
+
+
+class Nested(ModelSpace):
+    """A candidate that is more probable than the other, but splits into four networks."""
+
+    def __init__(self):
+        super().__init__()
+        inner = LayerChoice([nn.Linear(4, 4) for _ in range(4)], label="inner")
+        self.outer = LayerChoice([nn.Linear(4, 4), inner], label="outer")
+
+    def forward(self, x):
+        return self.outer(x)
+
+
+@pytest.mark.parametrize("budget", [{}, {"max_params": 10_000}])
+def test_the_network_found_is_the_most_probable_one_with_a_budget_and_without(budget):
+    space = Nested()
+    distribution = relax(space)
+    with torch.no_grad():
+        distribution.logits["outer"].copy_(torch.tensor([0.0, 0.2]))
+    settings = SearchSettings(**budget)
+    objective = StructureObjective(distribution, SearchCosts(space, distribution, settings), settings, None)
+    assert objective.best(space) == {"outer": 0} == next(iter(most_probable(space, distribution)))[0]
