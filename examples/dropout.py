@@ -9,7 +9,7 @@ first order looks at the weights as they are, sees dropout as noise, and takes t
 * the validation loss is that of the network as it will be used, dropout off: `training_step` knows by its batch;
 * the weights alone learn first (`warmup_epochs`): before they overfit, a step with dropout leads nowhere better;
 * `estimator: probabilities` adds no noise of its own to a gradient that is small. Nothing else moves the logits
-  (`entropy_weight_end=0`; a dropout has no parameters, so `cost_weight` has nothing to price).
+  (`entropy_weight_start=0`, `entropy_weight_end=0`; a dropout has no parameters, so `cost_weight` has nothing to price).
 
 The task: 500 digits of mnist5k, of which one in five got a random label; a perceptron learns them all by heart. The
 rate found and rate 0 are then trained with the same seeds: same weights at the start, same batches.
@@ -20,8 +20,10 @@ Measured, two seeds of each search and five of each training (seeds 0 to 4, 70 e
   (0.29 and 0.21, where equal shares are 0.20): which of the rates above 0 it takes is not settled by such a search;
 * rate 0: loss 1.131, accuracy 0.773; rate 0.3: 0.988 and 0.784. Paired, 0.3 is better by 0.143 in loss (5 of 5 seeds)
   and by 0.012 in accuracy (4 of 5). Rate 0.5 would be better still: 0.740 and 0.817, 5 of 5 in both;
-* an `unrolled` search that is judged with dropout on finds 0, as `bilevel` does: the noise of the moment outweighs
-  what one step of the weights gains.
+* an `unrolled` search that is judged with dropout on finds 0, as `bilevel` does.
+
+These settings were chosen among some eight, on the same seeds, and the structure learns on the digits that the table
+reports: the comparison is optimistic.
 """
 
 from __future__ import annotations
@@ -125,8 +127,8 @@ def search(
     )
     strategy = GumbelSearch(
         level=level, warmup_epochs=epochs * 4 // 7, estimator="probabilities",
-        temperature_schedule="constant", arc_learning_rate=0.1, cost_weight=0.0, entropy_weight_end=0.0,
-        gap_every=0,
+        temperature_schedule="constant", arc_learning_rate=0.1, cost_weight=0.0, gap_every=0,
+        entropy_weight_start=0.0, entropy_weight_end=0.0,
     )  # fmt: skip
     experiment = NasExperiment(Space(), evaluator, strategy)
     experiment.run()
