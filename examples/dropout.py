@@ -9,7 +9,7 @@ first order looks at the weights as they are, sees dropout as noise, and takes t
 * the validation loss is that of the network as it will be used, dropout off: `training_step` knows by its batch;
 * the weights alone learn first (`warmup_epochs`): before they overfit, a step with dropout leads nowhere better;
 * `estimator: probabilities` adds no noise of its own to a gradient that is small. Nothing else moves the logits
-  (`entropy_weight_start=0`, `entropy_weight_end=0`; a dropout has no parameters, so `cost_weight` has nothing to price).
+  (both entropy weights are 0; a dropout has no parameters, so `cost_weight` has nothing to price).
 
 The task: 500 digits of mnist5k, of which one in five got a random label; a perceptron learns them all by heart. The
 rate found and rate 0 are then trained with the same seeds: same weights at the start, same batches.
