@@ -279,9 +279,9 @@ def test_the_mnist_space_takes_well_under_a_second(share):
     maximum = int(share * largest(space, Distribution(space), cost)[0])
     for seed in range(3):
         distribution = with_random_logits(Distribution(space), seed)
-        start = time.monotonic()
+        start = time.process_time()
         network = best_within(space, distribution, [Limit("max_params", cost, maximum)])
-        assert time.monotonic() - start < 1  # about 0.01 s
+        assert time.process_time() - start < 1  # about 0.01 s
         assert count_parameters(space.freeze(network)) <= maximum
 
 
