@@ -29,7 +29,8 @@ def search(seed: int, epochs: int, **settings: Any) -> Row:
         ``validation`` accuracy of the mixture, and the search's summary of the structure.
     """
     from nni_gumbel import GumbelSearch
-    from nni_gumbel.complexity.cost import count_flops, count_parameters
+    from nni_gumbel.complexity.cost import count_parameters
+    from nni_gumbel.complexity.flops import count_flops
     from search_spaces.mnist import MnistSpace
 
     evaluator = _evaluator(seed, epochs)

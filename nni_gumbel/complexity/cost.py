@@ -14,7 +14,6 @@ from typing import Any
 
 from torch import nn
 
-from nni_gumbel.complexity.flops import count_flops as count_flops
 from nni_gumbel.complexity.loose_ends import Sources, parts_read, readers_of_loose_ends
 from nni_gumbel.complexity.presence import children_of
 from nni_gumbel.complexity.table import ONE, ExpectedSum, Table, elementwise_maximum

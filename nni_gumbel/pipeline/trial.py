@@ -70,7 +70,8 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
     _use_share_of_cores(manager)
     import pytorch_lightning as pl
 
-    from nni_gumbel.complexity.cost import count_flops, count_parameters
+    from nni_gumbel.complexity.cost import count_parameters
+    from nni_gumbel.complexity.flops import count_flops
     from nni_gumbel.pipeline.costs import budget_use, own_cost, prices_latency
     from nni_gumbel.pipeline.evaluation import evaluator_of, example_input
     from nni_gumbel.pipeline.latency import shared_table
@@ -152,7 +153,8 @@ def _train(
     """Train the network of an NNI sample; ``also`` is reported with the results."""
     import pytorch_lightning as pl
 
-    from nni_gumbel.complexity.cost import count_flops, count_parameters
+    from nni_gumbel.complexity.cost import count_parameters
+    from nni_gumbel.complexity.flops import count_flops
     from nni_gumbel.pipeline.costs import prices_latency
     from nni_gumbel.pipeline.evaluation import (
         evaluator_of,

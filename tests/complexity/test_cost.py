@@ -8,7 +8,8 @@ from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from torch import nn
 
 from nni_gumbel import relax
-from nni_gumbel.complexity.cost import count_flops, count_parameters, expected_parameters
+from nni_gumbel.complexity.cost import count_parameters, expected_parameters
+from nni_gumbel.complexity.flops import count_flops
 from nni_gumbel.supernet.distribution import Distribution
 
 

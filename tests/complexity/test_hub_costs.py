@@ -5,12 +5,12 @@ import copy
 import nni.nas.strategy  # noqa: F401  before any of nni.nas.oneshot
 import pytest
 import torch
+from hub_spaces import mobilenet
 from nni.nas.hub.pytorch import (
     DARTS,
     ENAS,
     PNAS,
     AmoebaNet,
-    MobileNetV3Space,
     NasBench201,
     NASNet,
     ShuffleNetSpace,
@@ -38,19 +38,6 @@ class SmallShuffleNet(ShuffleNetSpace):
 
     stage_repeats = property(lambda self: [1, 2, 1], lambda self, value: None)
     stage_out_channels = property(lambda self: [-1, 8, 20, 28, 36, 16], lambda self, value: None)
-
-
-def mobilenet():
-    return MobileNetV3Space(
-        4,
-        base_widths=(8, 8, 16, 16, 16, 16),
-        width_multipliers=(1.0, 2.0),
-        expand_ratios=(1.0, 2.0),
-        squeeze_excite=("none", "optional", "force"),
-        depth_range=(1, 2),
-        stride=(2, 1, 2, 2, 1, 1),
-        activation=("hswish", "relu", "relu", "hswish", "hswish", "swish"),
-    )
 
 
 slow = pytest.mark.slow

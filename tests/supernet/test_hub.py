@@ -6,12 +6,12 @@ What is made smaller are widths, depths and numbers of candidates; every kind of
 import nni.nas.strategy  # noqa: F401  before any of nni.nas.oneshot
 import pytest
 import torch
+from hub_spaces import mobilenet
 from nni.nas.hub.pytorch import (
     DARTS,
     ENAS,
     PNAS,
     AmoebaNet,
-    MobileNetV3Space,
     NasBench201,
     NASNet,
     ProxylessNAS,
@@ -137,19 +137,6 @@ def test_the_check_finds_loose_ends_that_are_not_closed(monkeypatch):
 
 
 # -- MobileNetV3, ProxylessNAS, ShuffleNet -------------------------------------------------------------
-
-
-def mobilenet():
-    return MobileNetV3Space(
-        4,
-        base_widths=(8, 8, 16, 16, 16, 16),
-        width_multipliers=(1.0, 2.0),
-        expand_ratios=(1.0, 2.0),
-        squeeze_excite=("none", "optional", "force"),
-        depth_range=(1, 2),
-        stride=(2, 1, 2, 2, 1, 1),
-        activation=("hswish", "relu", "relu", "hswish", "hswish", "swish"),
-    )
 
 
 def test_mobilenetv3_is_the_frozen_network():
