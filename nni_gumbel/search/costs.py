@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from nni_gumbel.complexity.budget import Limit, check_feasible
-from nni_gumbel.complexity.cost import expected_parameters
+from nni_gumbel.complexity.cost import cost_of, expected_parameters
 from nni_gumbel.complexity.flops import batch_size, expected_flops
 from nni_gumbel.complexity.latency import LatencyTable, expected_latency, measure_missing
 from nni_gumbel.complexity.own_cost import OwnCost
@@ -128,6 +128,15 @@ class SearchCosts:
     def used(self) -> dict[str, Tensor]:
         """Per budget, the expected cost relative to it; scalar, differentiable."""
         return {field: self.expected(LIMITED[field]) / self._maxima[field] for field in self.budgets}
+
+    def usage(self, sample: Mapping[str, Any]) -> float:
+        """The largest part of a budget that leaves out some network, as one network uses it.
+
+        Args:
+            sample: an NNI sample that names at least the labels that the network uses.
+        """
+        scarce = [limit for limit in self.limits if limit.field in self.scarce]
+        return max(cost_of(self._distribution, limit.cost, sample) / limit.maximum for limit in scarce)
 
     def summary(self, chosen: Mapping[str, Any]) -> dict[str, float]:
         """``expected_<word>`` of every cost that is known, without noise; of a person's own, that of a network.

@@ -275,7 +275,7 @@ class GumbelSearchModule(WrappingModule):
         """Step, unless more batches belong to the step."""
         if (batch_idx + 1) % self.settings.batches_per_step == 0 or self.trainer.is_last_batch:
             self._update.step(self.trainer, self._step)
-            self.objective.follow(self.settings.batches_per_step / self._total_steps)
+            self.objective.follow(self.progress, self.settings.batches_per_step / self._total_steps)
 
     # -- what is reported ----------------------------------------------------------------------
 

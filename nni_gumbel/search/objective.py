@@ -15,6 +15,7 @@ from nni_gumbel.complexity.own_cost import OwnCost
 from nni_gumbel.complexity.prior import Prior, prior_by_cost, prior_by_label, uniform_prior
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.temperature import linear
+from nni_gumbel.search.commitment import Commitment
 from nni_gumbel.search.costs import SearchCosts
 from nni_gumbel.search.inputs import inputs_of
 from nni_gumbel.search.multipliers import Multipliers
@@ -27,8 +28,6 @@ from nni_gumbel.supernet.distribution import Distribution
 # network found must be within, and lies on either side of what is expected.
 UNUSED = "unused"
 _AIM = 0.95
-# From here on a search with budgets commits to the network that it would return.
-_LAST_PART = 0.75
 
 
 class StructureObjective:
@@ -42,10 +41,10 @@ class StructureObjective:
     there is also ``g = 0.95 - E[cost] / budget`` for the one of these that is used most. All terms are exact but the
     loss and, of a large space, a cost of one's own.
 
-    The expected cost may meet a budget that the most probable network exceeds: a choice is torn between a dear and a
-    cheap candidate, and what is decided falls to the one side or the other. In the last quarter a search therefore
-    commits to the network within its budgets that it would return now, ``z``, by the further term
-    ``-lambda_H(t) (4 t - 3) log q(z)`` for ``t`` in [3/4, 1].
+    In the last quarter, ``t`` in [3/4, 1], a search whose budgets leave out some network commits to the one that it
+    would return, ``z``, by the further term ``lambda_H(t) (4 t - 3) distance(q, z)`` of
+    :mod:`~nni_gumbel.search.commitment`, and what is to be spent is no more than ``z`` uses: 0.95 becomes
+    ``min(0.95, cost(z) / budget)``.
 
     Args:
         distribution: of the structure.
@@ -69,6 +68,7 @@ class StructureObjective:
         self._spends = bool(costs.budgets) and not settings.cost_weight and penalty is None
         self.multipliers = Multipliers((*costs.budgets, *([UNUSED] if self._spends else [])))
         self._space: ModelSpace | None = None
+        self._commitment = Commitment(distribution, lambda: self.best(self._space), costs.usage)
         self._prior: Prior | None = None  # that by cost is known when the costs are
         if costs.is_complete or settings.prior != "cost":
             self._prior = build_prior(settings.prior, distribution, costs)
@@ -112,24 +112,25 @@ class StructureObjective:
             loss, details = self._penalty(loss, probabilities)
         entropy_weight = self.entropy_weight(progress)
         objective = loss + entropy_weight * distribution.entropy()
-        commitment = max(entropy_weight, 0.0) * max(progress - _LAST_PART, 0.0) / (1 - _LAST_PART)
-        if self._costs.scarce and commitment:
-            objective = objective - commitment * log_prob_of_used(distribution, self.best(self._space))
+        if self._costs.scarce and self._commitment.has_begun(progress):
+            strength = max(entropy_weight, 0.0) * self._commitment.strength(progress)
+            objective = objective + strength * self._commitment.distance(progress)
         if settings.cost_weight:
             objective = objective + settings.cost_weight * self._costs.relative()
         if settings.kl_weight:
             objective = objective + settings.kl_weight * self._prior.divergence(distribution)
-        return objective + self.multipliers.term(self._violations()), details
+        return objective + self.multipliers.term(self._violations(progress)), details
 
-    def follow(self, share: float) -> None:
+    def follow(self, progress: float, share: float) -> None:
         """Move the multipliers of the budgets after a step of the logits.
 
         Args:
+            progress: of the search, in [0, 1].
             share: the part of the search that the step was, in (0, 1].
         """
         if self._costs.budgets:
             with torch.no_grad():
-                violated = {name: float(g) for name, g in self._violations().items()}
+                violated = {name: float(g) for name, g in self._violations(progress).items()}
             self.multipliers.follow(violated, share)
 
     def best(self, model: ModelSpace) -> Sample:
@@ -174,30 +175,26 @@ class StructureObjective:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed search must know."""
-        return {"multipliers": self.multipliers.state_dict(), "costs": self._costs.state_dict()}
+        return {
+            "multipliers": self.multipliers.state_dict(),
+            "costs": self._costs.state_dict(),
+            "commitment": self._commitment.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         self.multipliers.load_state_dict(state["multipliers"])
         self._costs.load_state_dict(state["costs"])
+        self._commitment.load_state_dict(state["commitment"])
 
-    def _violations(self) -> dict[str, Tensor]:
+    def _violations(self, progress: float) -> dict[str, Tensor]:
         """``g`` by constraint, scalar, at most 0 where it holds; differentiable."""
         used = self._costs.used()
         found = {field: share - 1 for field, share in used.items()}
         if self._spends and self._costs.scarce:
-            found[UNUSED] = _AIM - torch.stack([used[field] for field in self._costs.scarce]).max()
+            aim = min(_AIM, self._commitment.used(progress))
+            found[UNUSED] = aim - torch.stack([used[field] for field in self._costs.scarce]).max()
         return found
-
-
-def log_prob_of_used(distribution: Distribution, sample: Sample) -> Tensor:
-    """``log q(z)`` of a network: of the labels that its sample names, those that it uses; scalar, differentiable."""
-    laws, logits = distribution.laws, distribution.logits
-    each = [
-        laws[label].log_prob(logits[label], distribution.outcome(label, value))
-        for label, value in sample.items()
-    ]
-    return torch.stack(each).sum()
 
 
 def build_prior(prior: str, distribution: Distribution, costs: SearchCosts) -> Prior:

@@ -79,6 +79,30 @@ def test_the_expected_cost_goes_to_the_budget_from_either_side():
         assert abs(expected - budget) < 0.4 * abs(start - budget)
 
 
+class Torn(ModelSpace):
+    """A layer of 96 or 1,000 parameters, and nothing between."""
+
+    def __init__(self):
+        super().__init__()
+        sizes = {"small": 12, "large": 125}
+        layers = {
+            name: nn.Sequential(nn.Linear(4, n, bias=False), nn.Linear(n, 4, bias=False))
+            for name, n in sizes.items()
+        }
+        self.layer = LayerChoice(layers, label="layer")
+        self.other = LayerChoice([nn.Identity(), nn.Tanh()], label="other")
+
+    def forward(self, x):
+        return self.other(self.layer(x)).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("budget", [300, 800])
+def test_a_search_decides_though_no_network_is_near_its_budget(budget):
+    module = ends_with(Torn, epochs=50, max_params=budget)
+    assert module.export()["layer"] == "small"
+    assert module.structure_summary()["chosen_probability"] > 0.95
+
+
 def test_a_budget_with_a_cost_weight_is_a_bound_alone_and_less_is_better():
     priced = ends_with(max_params=190, cost_weight=20.0)
     assert parameters_of(priced) < 0.5 * 190
