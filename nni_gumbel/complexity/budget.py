@@ -13,13 +13,14 @@ had found none, the cheapest network that it can find is taken, still within the
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
-from nni.mutable import CategoricalMultiple
 from nni.nas.nn.pytorch import ModelSpace
 
 from nni_gumbel.complexity.programme import Linear, Network, Programme
@@ -119,9 +120,7 @@ def ranked_within(
             excluded.append(programme.priced(network))
             passed_over += 1
     fields = " and ".join(limit.field for limit in limits)
-    _log.warning(
-        "%s: depends on too many choices at once to find the most probable network within it", fields
-    )
+    _warn_once(f"{fields}: depends on too many choices at once to find the most probable network within it")
     if not found_one:
         network = _cheapest(programme, networks, [1 / maximum for maximum in maxima], maxima).network
         if network is not None:
@@ -131,7 +130,10 @@ def ranked_within(
 def smallest(
     space: ModelSpace, distribution: Distribution, cost: ExpectedSum
 ) -> tuple[float, dict[str, Any]]:
-    """The lowest cost of all networks of a space, exactly, and a network that has it.
+    """The lowest cost of all networks of a space, and a network that has it.
+
+    Exact, unless a table of the cost is larger than the programme takes and ``MOST_SOLUTIONS`` solutions of it were not
+    enough: then it is the lowest cost that was found, an upper bound of the lowest one, and a warning says so.
 
     Args:
         space: the space of the distribution, mutated to a supernet or not.
@@ -149,7 +151,10 @@ def smallest(
 
 
 def largest(space: ModelSpace, distribution: Distribution, cost: ExpectedSum) -> tuple[float, dict[str, Any]]:
-    """The highest cost of all networks of a space, exactly, and a network that has it; see :func:`smallest`."""
+    """The highest cost of all networks of a space, and a network that has it.
+
+    As exact as :func:`smallest` is; where that is not, it is a lower bound of the highest cost.
+    """
     negated = ExpectedSum(-table for table in cost.tables)
     lowest, sample = smallest(space, distribution, negated)
     return -lowest, sample
@@ -157,6 +162,10 @@ def largest(space: ModelSpace, distribution: Distribution, cost: ExpectedSum) ->
 
 def check_feasible(space: ModelSpace, distribution: Distribution, limits: Sequence[Limit]) -> None:
     """Refuse limits that no network of a space is within.
+
+    What is refused is impossible in any case. Where a table of a cost is larger than the programme takes, the cost is
+    compared by a lower bound of the smallest one: the number in the error may then be below what is possible, and
+    limits that nothing is within may pass.
 
     Raises:
         UsageError: names a limit and the smallest cost that is possible; where each limit could be met alone, the
@@ -219,7 +228,7 @@ def _cheapest(
             if cost <= bound + tolerance:
                 return _Cheapest(network, cost, cost)
         excluded.append(programme.priced(network))
-    _log.warning("a cost depends on too many choices at once: its smallest value is known to a bound only")
+    _warn_once("a cost depends on too many choices at once: its smallest value is known to a bound only")
     return best
 
 
@@ -229,35 +238,18 @@ class _Networks:
     def __init__(self, distribution: Distribution, costs: Sequence[ExpectedSum]) -> None:
         self.costs = costs
         self._distribution = distribution
-        self._outcomes = {
-            label: {members: index for index, members in enumerate(distribution.laws[label].sets())}
-            for label in dict.fromkeys(label for cost in costs for label in cost.labels)
-        }
+        self._labels = tuple(dict.fromkeys(label for cost in costs for label in cost.labels))
         self._logits = {label: logits.detach().double() for label, logits in distribution.logits.items()}
 
     def of(self, sample: Mapping[str, Any]) -> Network:
-        members = {}
-        for label, value in sample.items():
-            variable = self._distribution.variables[label]
-            candidates = list(variable.values)
-            chosen = value if isinstance(variable, CategoricalMultiple) else [value]
-            members[label] = tuple(sorted(map(candidates.index, chosen)))
-        return members
+        return {label: self._distribution.members(label, value) for label, value in sample.items()}
 
     def sample(self, network: Network) -> dict[str, Any]:
-        sample = {}
-        for label, members in network.items():
-            variable = self._distribution.variables[label]
-            chosen = [variable.values[i] for i in members]
-            sample[label] = chosen if isinstance(variable, CategoricalMultiple) else chosen[0]
-        return sample
+        return {label: self._distribution.value_of(label, members) for label, members in network.items()}
 
     def prices(self, network: Network) -> list[float]:
-        outcomes = {
-            label: of_members[network[label]]
-            for label, of_members in self._outcomes.items()
-            if label in network
-        }
+        laws = self._distribution.laws
+        outcomes = {label: laws[label].index_of(network[label]) for label in self._labels if label in network}
         return [cost.at(outcomes) for cost in self.costs]
 
     def are_within(self, network: Network, maxima: Sequence[float]) -> bool:
@@ -271,13 +263,25 @@ class _Networks:
         )
 
 
+@functools.cache
+def _warn_once(message: str) -> None:
+    """A search asks again and again, and gets the same answer."""
+    _log.warning(message)
+
+
 def _unit(limit: Limit) -> str:
     return {"max_params": " parameters", "max_flops": " FLOPs", "max_latency_ms": " ms"}.get(limit.field, "")
 
 
 def _number(value: float) -> str:
-    """A count with all digits; any other number with four, rounded up so that it can be given as a limit."""
-    if float(value).is_integer():
-        return f"{int(value):,}"
-    digits = 3 - math.floor(math.log10(abs(value)))
-    return f"{math.ceil(value * 10.0**digits) / 10.0**digits:.{max(digits, 0)}f}"
+    """A number as one would write it in YAML, so that it can be given as a limit.
+
+    A whole number with all digits, any other one with four, rounded up.
+    """
+    if not math.isfinite(value):
+        return ".nan" if math.isnan(value) else f"{'-' if value < 0 else ''}.inf"
+    exact = Decimal(value)
+    if exact == exact.to_integral_value():
+        return str(int(exact))
+    rounded = exact.quantize(Decimal(1).scaleb(exact.adjusted() - 3), ROUND_CEILING)
+    return f"{rounded.normalize():f}"

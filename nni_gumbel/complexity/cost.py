@@ -28,11 +28,8 @@ def count_parameters(network: nn.Module) -> int:
 
 def cost_of(distribution: Distribution, cost: ExpectedSum, sample: Mapping[str, Any]) -> float:
     """What one network costs, exactly: an NNI sample that names at least the labels that the network uses."""
-    outcomes = {}
-    for label in set(cost.labels) & set(sample):
-        chosen = distribution.outcome(label, sample[label]).nonzero().flatten().tolist()
-        outcomes[label] = list(distribution.laws[label].sets()).index(tuple(chosen))
-    return cost.at(outcomes)
+    labels = set(cost.labels) & set(sample)
+    return cost.at({label: distribution.outcome_index(label, sample[label]) for label in labels})
 
 
 def expected_parameters(space: nn.Module) -> ExpectedSum:

@@ -21,7 +21,7 @@ from nni_gumbel.errors import UsageError
 
 # NNI evaluates an expression in Python, one combination of candidates after the other. What can be taken apart is
 # tabulated only while that is cheaper than taking it apart.
-LARGEST_TABLE = 20_000
+MOST_VALUES = 20_000
 LARGEST_SEPARABLE_TABLE = 500
 
 
@@ -87,13 +87,13 @@ class _Tabulation:
                 for parts in _taken_apart(factors[large]):
                     pending.append((*factors[:large], *parts, *factors[large + 1 :]))
             else:
-                yield self._combined(_product, tables, LARGEST_TABLE) or _refuse(*factors)
+                yield self._combined(_product, tables, MOST_VALUES) or _refuse(*factors)
 
     def _factor(self, expression: Any) -> _Values | None:
         """``None`` if the expression has to be taken apart."""
         if _is_inner(expression) and _is_separable(expression):
             return self._table_of(expression, LARGEST_SEPARABLE_TABLE)
-        return self._table_of(expression, LARGEST_TABLE) or _refuse(expression)
+        return self._table_of(expression, MOST_VALUES) or _refuse(expression)
 
     def _table_of(self, expression: Any, largest: int) -> _Values | None:
         """``None`` if it would be too large. Not recursive: a cost is a chain of thousands of additions."""
@@ -187,5 +187,5 @@ def _refuse(*factors: Any) -> NoReturn:
     labels = ", ".join(map(repr, list(variables)[:3])) + (" …" if len(variables) > 3 else "")
     raise UsageError(
         f"penalty: a part of its profiler's expression depends on {count:,} combinations of choices ({labels}); "
-        f"at most {LARGEST_TABLE:,} can be tabulated, so give these fewer candidates, or use the word params"
+        f"at most {MOST_VALUES:,} can be tabulated, so give these fewer candidates, or use the word params"
     )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from nni_gumbel.complexity.interpretation import prices_of_calls
+from nni_gumbel.complexity.shapes.interpretation import prices_of_calls
 from nni_gumbel.complexity.table import ExpectedSum
 from nni_gumbel.errors import UsageError
 from nni_gumbel.supernet.distribution import Distribution
@@ -72,7 +72,7 @@ def expected_flops(
         At the outcomes of a network, what :func:`count_flops` counts on what NNI's ``freeze`` keeps.
 
     Raises:
-        UsageError: see :func:`~nni_gumbel.complexity.interpretation.prices_of_calls`.
+        UsageError: see :func:`~nni_gumbel.complexity.shapes.interpretation.prices_of_calls`.
     """
     batch = batch_size(args, kwargs)
     tables = prices_of_calls(supernet, distribution, args, kwargs, is_counted, flops_of_call, "FLOPs")

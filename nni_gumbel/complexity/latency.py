@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from nni_gumbel.complexity.flops import is_counted
-from nni_gumbel.complexity.interpretation import prices_of_calls
+from nni_gumbel.complexity.shapes.interpretation import prices_of_calls
+from nni_gumbel.complexity.signature import described, signature_of
 from nni_gumbel.complexity.table import ExpectedSum
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.supernet.distribution import Distribution
@@ -46,7 +47,7 @@ class LatencyTable:
     """Milliseconds of layers, each on a batch of a certain shape.
 
     Args:
-        milliseconds: by :func:`signature_of` the call.
+        milliseconds: by :func:`~nni_gumbel.complexity.signature.signature_of` the call.
     """
 
     milliseconds: Mapping[str, float] = field(default_factory=dict)
@@ -92,7 +93,7 @@ def expected_latency(
 
     Raises:
         UsageError: the table lacks a layer; also see
-            :func:`~nni_gumbel.complexity.interpretation.prices_of_calls`.
+            :func:`~nni_gumbel.complexity.shapes.interpretation.prices_of_calls`.
     """
 
     def price(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any], output: Any) -> float:
@@ -122,7 +123,7 @@ def measure_missing(
 
     Raises:
         UsageError: a layer cannot be run on its own; also see
-            :func:`~nni_gumbel.complexity.interpretation.prices_of_calls`.
+            :func:`~nni_gumbel.complexity.shapes.interpretation.prices_of_calls`.
     """
     known = dict(table.milliseconds) if table else {}
     missing: dict[str, _Call] = {}
@@ -165,18 +166,6 @@ def measure_latency(
     finally:
         for module, mode in training.items():
             module.training = mode
-
-
-def signature_of(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> str:
-    """What the latency of a call depends on, as one line: type and arguments of the layer, shapes and dtypes."""
-    kinds = (bool, int, float, str, tuple, type(None))
-    own = {k: v for k, v in vars(layer).items() if isinstance(v, kinds) and not k.startswith("_")}
-    own.pop("training", None)
-    tensors = {name: _described(tensor) for name, tensor in layer.state_dict().items()}
-    words = [f"{key}={value!r}" for key, value in sorted(own.items())]
-    words += [f"{name}: {shape}" for name, shape in tensors.items()]
-    given = [_described(value) for value in args] + [f"{key}={_described(v)}" for key, v in kwargs.items()]
-    return f"{type(layer).__module__}.{type(layer).__qualname__}({', '.join(words)}) of {', '.join(given)}"
 
 
 @contextmanager
@@ -238,7 +227,7 @@ def _made_real(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any], inputs:
     def as_input(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        shape = _described(value)
+        shape = described(value)
         if shape not in inputs:
             inputs[shape] = filled(value)
         return inputs[shape]
@@ -250,13 +239,3 @@ def _made_real(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any], inputs:
         for tensor in (*real.parameters(), *real.buffers()):
             tensor.copy_(filled(tensor))
     return real, *tree_map(as_input, (tuple(args), dict(kwargs)))
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-    if isinstance(value, (tuple, list)):
-        return f"[{', '.join(map(_described, value))}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_described(entry)}' for key, entry in value.items())}}}"
-    return repr(value)

@@ -27,8 +27,7 @@ from torch import Tensor
 
 from nni_gumbel.complexity.table import ExpectedSum, Table
 from nni_gumbel.errors import UsageError, first_line
-from nni_gumbel.relaxation.law import Law
-from nni_gumbel.supernet.architecture import used_part
+from nni_gumbel.supernet.architecture import parts_of, used_labels
 from nni_gumbel.supernet.distribution import Distribution
 
 _ENUMERATED = 512
@@ -57,12 +56,13 @@ class OwnCost:
     def __init__(self, function: Callable[..., Any], space: ModelSpace, distribution: Distribution) -> None:
         self._function, self._takes = function, _parameter_of(function)
         self._space, self._distribution = space, distribution
+        self._parts, self._order = parts_of(space), tuple(space.simplify())  # read once: a step prices eight
         self._known: dict[tuple[Any, ...], float] = {}
         self._exact: ExpectedSum | None = None
         laws = distribution.laws
         if math.prod(law.outcomes for law in laws.values()) <= _ENUMERATED:
             costs = [
-                self._at({label: _outcome(laws[label], members) for label, members in zip(laws, sets)})
+                self.at_sample(dict(zip(laws, map(distribution.value_of, laws, sets))))
                 for sets in itertools.product(*(law.sets() for law in laws.values()))
             ]
             shape = [law.outcomes for law in laws.values()]
@@ -91,10 +91,10 @@ class OwnCost:
 
     def at_sample(self, sample: Mapping[str, Any]) -> float:
         """The cost of one network: an NNI sample that names at least the labels that the network uses."""
-        used = used_part(self._space, dict(sample))
-        outcomes = {label: self._distribution.outcome(label, value) for label, value in used.items()}
+        are_used = used_labels(self._parts, sample)
+        used = {label: sample[label] for label in self._order if label in are_used}
         # Each network once, whatever the labels say that it does not use.
-        key = tuple((label, *outcome.nonzero().flatten().tolist()) for label, outcome in outcomes.items())
+        key = tuple((label, self._distribution.members(label, value)) for label, value in used.items())
         if key not in self._known:
             self._known[key] = self._priced(used)
         return self._known[key]
@@ -142,10 +142,3 @@ def _parameter_of(function: Callable[..., Any]) -> str:
 
 def _name(function: Callable[..., Any]) -> str:
     return getattr(function, "__qualname__", type(function).__name__)
-
-
-def _outcome(law: Law, members: tuple[int, ...]) -> Tensor:
-    """``(n,)`` of 0 and 1."""
-    outcome = torch.zeros(law.size)
-    outcome[list(members)] = 1
-    return outcome

@@ -35,7 +35,7 @@ from nni_gumbel.supernet.distribution import Distribution
 Network = Mapping[str, tuple[int, ...]]
 
 # Cells of one table in the programme.
-LARGEST_TABLE = 20_000
+MOST_CELLS = 20_000
 
 # The solver's tolerances are absolute, 1e-6 and less: coefficients are scaled up so that they matter little.
 _LARGEST_COEFFICIENT = 1e4
@@ -100,7 +100,7 @@ class Programme:
             *((-1.0, Linear(dict(zip(choice.columns, choice.scores)))) for choice in self._choices.values()),
             *((choice.log_partition, self._used[label]) for label, choice in self._choices.items()),
         )
-        self.costs = [self._value(cost.tables, LARGEST_TABLE) for cost in costs]
+        self.costs = [self._value(cost.tables, MOST_CELLS) for cost in costs]
 
     def minimum(
         self,

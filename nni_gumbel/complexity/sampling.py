@@ -6,7 +6,6 @@ rejection, exact in distribution. Costs are sums of tables, so that a hundred th
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -83,11 +82,9 @@ def random_network(
     sample = {}
     for label, law in distribution.laws.items():
         if label in nearest:
-            outcome = torch.zeros(law.size)
-            outcome[list(next(itertools.islice(law.sets(), nearest[label], None)))] = 1
+            sample[label] = distribution.value_of(label, law.members_of(nearest[label]))
         else:
-            outcome = law.draw(torch.zeros(law.size), generator)
-        sample[label] = distribution.value(label, outcome)
+            sample[label] = distribution.value(label, law.draw(torch.zeros(law.size), generator))
     return used_part(space, sample)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from nni_gumbel.errors import UsageError
 
-LARGEST_TABLE = 1_000_000
+MOST_COMBINATIONS = 1_000_000
 
 # Tables that are added up in one step: all of them are in memory then, over the classes of their sum.
 _AT_ONCE = 16
@@ -163,7 +163,7 @@ def too_large(labels: Sequence[str], combinations: int) -> UsageError:
     """The error of a table with more combinations of classes than may be."""
     return UsageError(
         f"choices {', '.join(labels)}: a term of the cost depends on {combinations:,} combinations of them; "
-        f"nest fewer choices (at most {LARGEST_TABLE:,} combinations)"
+        f"nest fewer choices (at most {MOST_COMBINATIONS:,} combinations)"
     )
 
 
@@ -188,7 +188,7 @@ def combined(
     joint = {label: _joint_classes(found[label]) for label in labels}
     firsts = {label: places for label, (_, places) in joint.items()}
     sizes = [len(firsts[label]) for label in labels]
-    if math.prod(sizes) > LARGEST_TABLE:
+    if math.prod(sizes) > MOST_COMBINATIONS:
         raise refusal(labels, math.prod(sizes))
     values = np.asarray(function(*(_spread(table, labels, firsts) for table in tables)))
     return _reduced(labels, np.broadcast_to(values, sizes), [joint[label][0] for label in labels])

@@ -40,7 +40,8 @@ from nni_gumbel.supernet.mutation import relax
 
 Range = tuple[float, float]
 
-_OTHER = "as a mutation hook of the space decides"
+# Relaxing a space refuses a choice that nothing would mix, so that none should be told this.
+_UNREAD = "no module of the supernet reads it"
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def _choices(
             Candidate(str(value), {name: ranges and ranges[place] for name, ranges in added.items()})
             for place, value in enumerate(variable.values)
         )
-        yield Choice(label, tuple(executions) or (_OTHER,), tuple(candidates))
+        yield Choice(label, tuple(executions) or (_UNREAD,), tuple(candidates))
 
 
 def added_costs(

@@ -6,8 +6,9 @@ make each other longer, and a budget is to mean the same in every search.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,19 @@ from torch import Tensor, nn
 
 from nni_gumbel.complexity.cost import cost_of
 from nni_gumbel.complexity.latency import LatencyTable, expected_latency, measure_latency, measure_missing
+from nni_gumbel.errors import first_line
 from nni_gumbel.results.space import SpaceReference
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.mutation import relax
 
 FILE = "latency-table.json"
+
+# What the forward of a person's network, a device, or a file of the table can raise; a usage error is a ValueError.
+_TROUBLE = (
+    RuntimeError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError, OSError,
+)  # fmt: skip
+
+_log = logging.getLogger(__name__)
 
 
 def shared_table(
@@ -56,25 +65,44 @@ def latencies(
     reference: SpaceReference,
     example: Tensor,
     output: Path,
-) -> dict[str, float]:
-    """How long a network takes for a batch, in milliseconds.
+) -> dict[str, float | None]:
+    """How long a network takes for a batch, in milliseconds; a training is not lost to what cannot be told.
 
     Args:
         network: frozen, of the space.
         architecture: its NNI sample.
         reference: of the space.
-        example: a batch of inputs, on the CPU.
+        example: a batch of inputs.
         output: the trial's output directory.
 
     Returns:
         ``latency_ms``, the whole network measured now; ``table_latency_ms``, the sum of its layers by the table of
-        the experiment, which searches go by.
+        the experiment, which searches go by. ``None`` for one that cannot be told, with one warning that names the
+        network and the reason.
     """
-    supernet = reference.build()
-    distribution = relax(supernet)
-    table = shared_table(supernet, distribution, example, output)
-    by_table = expected_latency(supernet, distribution, (example,), {}, table)
-    return {
-        "latency_ms": measure_latency(network.cpu(), (example.cpu(),)),
-        "table_latency_ms": cost_of(distribution, by_table, architecture),
-    }
+
+    def measured() -> float:
+        return measure_latency(network.cpu(), (example.cpu(),))
+
+    def by_table() -> float:
+        supernet = reference.build()
+        distribution = relax(supernet)
+        # The supernet is on the CPU, and so is what its layers are measured with.
+        inputs = example.cpu()
+        table = shared_table(supernet, distribution, inputs, output)
+        cost = expected_latency(supernet, distribution, (inputs,), {}, table)
+        return cost_of(distribution, cost, architecture)
+
+    found: dict[str, float | None] = {}
+    reasons: dict[str, list[str]] = {}
+    ways: dict[str, Callable[[], float]] = {"latency_ms": measured, "table_latency_ms": by_table}
+    for field, tell in ways.items():
+        try:
+            found[field] = tell()
+        except _TROUBLE as error:
+            found[field] = None
+            reasons.setdefault(first_line(error), []).append(field)
+    if reasons:
+        told = "; ".join(f"{' and '.join(fields)}: {reason}" for reason, fields in reasons.items())
+        _log.warning("network %s: its latency is left out (%s)", dict(architecture), told)
+    return found

@@ -29,12 +29,11 @@ from nni_gumbel.pipeline.host import usable_cores
 from nni_gumbel.pipeline.manager import Manager, plan_of
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import BUNDLE, EXPORT, RANDOM, SEARCH, TRAIN, Task
+from nni_gumbel.results.choice import EQUAL_SIZE
 
 logger = logging.getLogger(__name__)
 
 TENSORBOARD = "tensorboard"
-# Random networks are of equal size if their number of parameters is within this part of the one found.
-_EQUAL_SIZE = 0.05
 
 
 def main(arguments: list[str]) -> int:
@@ -136,7 +135,7 @@ def run_random(task: Task, command: TrialCommand, manager: Manager, output: Path
         distribution,
         expected_parameters(supernet),
         task.target_parameters,
-        _EQUAL_SIZE,
+        EQUAL_SIZE,
         task.seed,
     )
     _train(task, architecture, command, manager, output, {"architecture": json.dumps(architecture)})

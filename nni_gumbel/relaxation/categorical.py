@@ -31,6 +31,14 @@ class Categorical(Law):
         """The candidates, one by one."""
         return ((index,) for index in range(self.size))
 
+    def index_of(self, members: tuple[int, ...]) -> int:
+        """The candidate."""
+        return members[0]
+
+    def members_of(self, index: int) -> tuple[int, ...]:
+        """The candidate, alone."""
+        return (index,)
+
     def log_partition(self, logits: Tensor) -> Tensor:
         """``(...)``, ``log sum_i exp(theta_i)``; differentiable."""
         return torch.logsumexp(logits.double(), -1).to(logits.dtype)

@@ -12,6 +12,7 @@ that its noise can be drawn after the outcome is from Tucker et al. (arXiv 1703.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
@@ -22,6 +23,7 @@ from torch.nn.functional import logsigmoid
 
 from nni_gumbel.relaxation.gumbel import gumbel_noise
 from nni_gumbel.relaxation.law import Law, check_temperature
+from nni_gumbel.relaxation.lexicographic import place_of, set_at
 
 
 @final
@@ -41,6 +43,18 @@ class OpenSubset(Law):
         """The sets of one candidate, of two, … each in lexicographic order."""
         sizes = range(1, self.size + 1)
         return (members for size in sizes for members in itertools.combinations(range(self.size), size))
+
+    def index_of(self, members: tuple[int, ...]) -> int:
+        """The number of smaller sets, and the place among those of the same size."""
+        smaller = sum(math.comb(self.size, size) for size in range(1, len(members)))
+        return smaller + place_of(members, self.size)
+
+    def members_of(self, index: int) -> tuple[int, ...]:
+        """The set at its place among those of the same size."""
+        size = 1
+        while index >= (number := math.comb(self.size, size)):
+            index, size = index - number, size + 1
+        return set_at(index, self.size, size)
 
     def log_partition(self, logits: Tensor) -> Tensor:
         """``(...)``, ``log(prod_i (1 + exp(theta_i)) - 1)``; differentiable."""

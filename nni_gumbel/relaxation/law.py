@@ -59,6 +59,22 @@ class Law(ABC):
         """Every outcome once, as the indices that are 1, ascending: the order in which tables list them."""
 
     @abstractmethod
+    def index_of(self, members: tuple[int, ...]) -> int:
+        """The position of an outcome in :meth:`sets`, without listing them.
+
+        Args:
+            members: the indices that are 1, ascending, an outcome of the law (not checked).
+        """
+
+    @abstractmethod
+    def members_of(self, index: int) -> tuple[int, ...]:
+        """The outcome at a position in :meth:`sets`, the inverse of :meth:`index_of`.
+
+        Args:
+            index: in ``[0, outcomes)`` (not checked).
+        """
+
+    @abstractmethod
     def log_partition(self, logits: Tensor) -> Tensor:
         """``(...)``, ``A(theta) = log sum_s exp(theta . s)``; differentiable."""
 

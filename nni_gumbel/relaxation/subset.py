@@ -26,6 +26,7 @@ from torch import Tensor
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.gumbel import gumbel_noise, perturbed_given_top
 from nni_gumbel.relaxation.law import Law, check_temperature
+from nni_gumbel.relaxation.lexicographic import place_of, set_at
 
 
 @final
@@ -59,6 +60,14 @@ class KSubset(Law):
     def sets(self) -> Iterator[tuple[int, ...]]:
         """The sets of ``k`` candidates in lexicographic order."""
         return itertools.combinations(range(self.size), self.k)
+
+    def index_of(self, members: tuple[int, ...]) -> int:
+        """:func:`~nni_gumbel.relaxation.lexicographic.place_of`."""
+        return place_of(members, self.size)
+
+    def members_of(self, index: int) -> tuple[int, ...]:
+        """:func:`~nni_gumbel.relaxation.lexicographic.set_at`."""
+        return set_at(index, self.size, self.k)
 
     def log_partition(self, logits: Tensor) -> Tensor:
         """``(...)``, logarithm of the elementary symmetric polynomial ``e_k(exp(theta))``; differentiable."""

@@ -45,8 +45,13 @@ def used_part(space: ModelSpace, sample: Mapping[str, Any]) -> dict[str, Any]:
         space: the model space, mutated to a supernet or not.
         sample: an NNI sample with an entry for every label.
     """
-    used = set(_used_labels(parts_of(space), sample))
+    used = used_labels(parts_of(space), sample)
     return {label: sample[label] for label in space.simplify() if label in used}
+
+
+def used_labels(parts: tuple[Part, ...], sample: Mapping[str, Any]) -> set[str]:
+    """The labels that a network uses, of a space whose parts are known (see :func:`parts_of`)."""
+    return set(_used_labels(parts, sample))
 
 
 def freeze_with_weights(space: MutableModule, sample: Mapping[str, Any]) -> nn.Module:

@@ -202,8 +202,12 @@ class Distribution(nn.Module):
 
     def value(self, label: str, outcome: Tensor) -> Any:
         """What an NNI sample says for an outcome, ``(n,)`` of 0 and 1: a value, or a list for an input choice."""
+        return self.value_of(label, tuple(i for i, is_in in enumerate(outcome.tolist()) if is_in))
+
+    def value_of(self, label: str, members: tuple[int, ...]) -> Any:
+        """What an NNI sample says for an outcome, the ascending indices of its candidates."""
         variable = self.variables[label]
-        chosen = [value for value, is_in in zip(variable.values, outcome.tolist()) if is_in]
+        chosen = [variable.values[i] for i in members]
         return chosen if isinstance(variable, CategoricalMultiple) else chosen[0]
 
     def outcome(self, label: str, value: Any) -> Tensor:
@@ -212,7 +216,17 @@ class Distribution(nn.Module):
         Raises:
             UsageError: the value is none of the candidates, or not the right number of them.
         """
-        variable, logits = self.variables[label], self.logits[label]
+        outcome = torch.zeros_like(self.logits[label], requires_grad=False)
+        outcome[list(self.members(label, value))] = 1
+        return outcome
+
+    def members(self, label: str, value: Any) -> tuple[int, ...]:
+        """The outcome that an NNI sample's value stands for: the ascending indices of its candidates.
+
+        Raises:
+            UsageError: the value is none of the candidates, or not the right number of them.
+        """
+        variable = self.variables[label]
         candidates = list(variable.values)
         multiple = isinstance(variable, CategoricalMultiple)
         chosen = list(value) if multiple and isinstance(value, (list, tuple)) else [value]
@@ -221,11 +235,18 @@ class Distribution(nn.Module):
                 f"choice {label!r}: {value!r} is none of its candidates; give one of {candidates}"
             )
         number = variable.n_chosen if multiple else 1
-        if len({*map(candidates.index, chosen)}) != (number or len(chosen)):
+        members = tuple(sorted({*map(candidates.index, chosen)}))
+        if len(members) != (number or len(chosen)):
             raise UsageError(f"choice {label!r}: {value!r} does not choose {number} of {candidates}")
-        outcome = torch.zeros_like(logits, requires_grad=False)
-        outcome[[candidates.index(v) for v in chosen]] = 1
-        return outcome
+        return members
+
+    def outcome_index(self, label: str, value: Any) -> int:
+        """The position among :meth:`outcome_probs` of the outcome that an NNI sample's value stands for.
+
+        Raises:
+            UsageError: see :meth:`members`.
+        """
+        return self.laws[label].index_of(self.members(label, value))
 
     def _outcomes(self, architecture: Mapping[str, Any]) -> dict[str, Tensor]:
         missing = [label for label in self.variables if label not in architecture]

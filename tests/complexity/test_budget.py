@@ -9,6 +9,7 @@ import nni
 import numpy as np
 import pytest
 import torch
+import yaml
 from generated_spaces import GeneratedSpace, plans
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -41,7 +42,7 @@ def way(request, monkeypatch):
     if request.param != "ranking":
         monkeypatch.setattr(budget, "MOST_PASSED_OVER", 1)
     if request.param == "bounded programme":
-        monkeypatch.setattr(programme, "LARGEST_TABLE", 3)
+        monkeypatch.setattr(programme, "MOST_CELLS", 3)
         monkeypatch.setattr(budget, "MOST_SOLUTIONS", 100_000)
     return request.param
 
@@ -306,7 +307,7 @@ def test_limits_that_only_together_are_met_by_no_network_are_refused_together():
     with pytest.raises(UsageError) as refused:
         check_feasible(space, distribution, limits)
     assert str(refused.value) == (
-        "max_latency_ms: 1,000 is met by no network within max_params: 3, where the smallest has 1011 ms; "
+        "max_latency_ms: 1000 is met by no network within max_params: 3, where the smallest has 1011 ms; "
         "give at least 1011 or raise max_params"
     )
     check_feasible(
@@ -321,7 +322,7 @@ def unknown_to_the_programme(monkeypatch):
     The programme sees the table of three choices as one of two, so that 5 networks seem to be within the limit.
     """
     monkeypatch.setattr(budget, "MOST_PASSED_OVER", 1)
-    monkeypatch.setattr(programme, "LARGEST_TABLE", 5)
+    monkeypatch.setattr(programme, "MOST_CELLS", 5)
     logits = torch.arange(5.0)
 
     def decided(distribution):
@@ -350,8 +351,34 @@ def test_a_network_that_the_programme_knows_a_bound_of_is_found_all_the_same(
 def test_a_search_that_ends_early_takes_the_cheapest_network_and_says_so(
     unknown_to_the_programme, monkeypatch, caplog
 ):
+    budget._warn_once.cache_clear()
     monkeypatch.setattr(budget, "MOST_SOLUTIONS", 2)
     space, distribution, limit = unknown_to_the_programme
     with caplog.at_level(logging.WARNING):
         assert set(best_within(space, distribution, [limit]).values()) == {0}
     assert any("max_params" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (-0.0, "0"),
+        (1_000_000, "1000000"),
+        (1e22, "10000000000000000000000"),
+        (1010.623, "1011"),
+        (123_456.7, "123500"),
+        (0.000123456, "0.0001235"),
+        (5e-324, None),
+        (1.5e300, None),
+        (math.inf, ".inf"),
+        (-math.inf, "-.inf"),
+        (math.nan, ".nan"),
+    ],
+)
+def test_a_number_in_an_error_can_be_typed_in_yaml_and_is_no_smaller(value, text):
+    told = budget._number(value)
+    assert text is None or told == text
+    typed = yaml.safe_load(f"max_latency_ms: {told}")["max_latency_ms"]
+    assert isinstance(typed, (int, float))
+    assert (math.isnan(typed) and math.isnan(value)) or typed == value or (0 < value < typed < 1.001 * value)

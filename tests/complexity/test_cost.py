@@ -4,12 +4,13 @@ import pytest
 import torch
 from generated_spaces import GeneratedSpace, plans, samples_of
 from hypothesis import HealthCheck, assume, given, settings
-from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace
 from torch import nn
 
 from nni_gumbel import relax
-from nni_gumbel.complexity.cost import count_parameters, expected_parameters
+from nni_gumbel.complexity.cost import cost_of, count_parameters, expected_parameters
 from nni_gumbel.complexity.flops import count_flops
+from nni_gumbel.complexity.table import ExpectedSum, Table
 from nni_gumbel.supernet.distribution import Distribution
 
 
@@ -119,3 +120,17 @@ def test_counting_leaves_the_network_as_it_was():
     assert torch.equal(network[0].running_mean, mean)
     assert network.training and network[0].training and not network[1].training
     assert not network[0]._forward_hooks
+
+
+def test_the_cost_of_a_sample_is_read_at_its_set_of_inputs_in_whatever_order_it_names_them():
+    class Inputs(ModelSpace):
+        def __init__(self):
+            super().__init__()
+            self.some = InputChoice(4, n_chosen=None, label="some")
+
+    space = Inputs()
+    distribution = Distribution(space)
+    cost = ExpectedSum([Table.of(("some",), list(range(15)))])
+    for index, members in enumerate(distribution.laws["some"].sets()):
+        assert cost_of(distribution, cost, {"some": list(reversed(members)), "other": 1}) == index
+    assert cost_of(distribution, cost, {}) == 0  # a label that the network does not use

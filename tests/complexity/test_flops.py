@@ -462,5 +462,30 @@ class OfMany(ModelSpace):
         return self.layer(x)
 
 
+@pytest.mark.slow
 def test_a_choice_of_very_many_candidates_is_exact():
     assert_prices_equal_counts(OfMany(), torch.zeros(2, 4), samples=everything(OfMany()))
+
+
+class ManySizes(ModelSpace):
+    """A convolution of 1,536 sizes, after two that its shape depends on, and one that reads its width."""
+
+    def __init__(self):
+        super().__init__()
+        widths = [nni.choice(label, list(range(2, 34, 2))) for label in ("width0", "width1")]
+        strides = [nni.choice(f"stride{i}", [1, 2, 3]) for i in range(3)]
+        self.layers = nn.Sequential(
+            MutableConv2d(1, widths[0], 1, stride=strides[0]),
+            MutableConv2d(widths[0], widths[0], 1, stride=strides[1]),
+            MutableConv2d(widths[0], widths[1], nni.choice("kernel", [1, 3]), stride=strides[2], padding=3),
+            MutableConv2d(widths[1], 1, 1),
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@pytest.mark.slow
+def test_a_layer_after_one_of_very_many_sizes_reads_the_width_of_its_own_network():
+    # As many conditions tell the widths apart; a code of them all had overflown, and widths were mixed up.
+    assert_prices_equal_counts(ManySizes(), image(1, 28), samples=10)

@@ -99,7 +99,7 @@ def test_only_layers_behind_loose_ends_have_them_as_their_source():
 
 
 def test_too_many_ways_to_leave_ends_loose_are_refused_by_name(monkeypatch):
-    monkeypatch.setattr(table, "LARGEST_TABLE", 15)
+    monkeypatch.setattr(table, "MOST_COMBINATIONS", 15)
     supernet = cells("loose_end", num_nodes_per_cell=4)
     relax(supernet)
     # The first node is taken or not by the two inputs of each of three later nodes.

@@ -5,9 +5,11 @@ import os
 import zlib
 
 import nni
+import nni.nas.strategy
 import pytest
 import torch
 from argument_spaces import Space
+from nni.nas.hub.pytorch.nasnet import NDS
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace, MutableConv2d, Repeat
 from priced_networks import assert_at_samples
 from torch import nn
@@ -20,8 +22,8 @@ from nni_gumbel.complexity.latency import (
     expected_latency,
     measure_latency,
     measure_missing,
-    signature_of,
 )
+from nni_gumbel.complexity.signature import signature_of
 from nni_gumbel.errors import UsageError
 from nni_gumbel.testing import random_samples
 
@@ -91,7 +93,8 @@ def test_the_latency_of_a_network_is_the_sum_over_its_calls(space):
 def test_every_layer_and_every_size_of_it_is_measured_once(space):
     table = measure_missing(*space, EXAMPLE, {})
     kinds = [signature.partition("(")[0].rpartition(".")[2] for signature in table.milliseconds]
-    # 1x1 and 3x3 convolutions of two widths each, two widths under the activations, four before the pool.
+    # 1x1 and 3x3 convolutions of two widths each, two widths under the activations; before the pool
+    # 2 + 2, 2 + 4 or 4 + 2, and 4 + 4 channels.
     assert sorted(kinds) == ["AdaptiveAvgPool2d"] * 3 + ["Conv2d"] * 4 + ["GELU"] * 2 + ["ReLU"] * 2
     assert all(0 < milliseconds < 1000 for milliseconds in table.milliseconds.values())
 
@@ -160,3 +163,18 @@ def test_measuring_leaves_threads_cores_modes_and_random_numbers_as_they_were(sp
 def test_a_layer_that_does_a_hundred_times_the_work_takes_longer(quickly):
     small, large = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 200, 7, padding=3)
     assert measure_latency(large, EXAMPLE) > measure_latency(small, EXAMPLE)
+
+
+def test_a_layer_after_loose_ends_is_measured_at_every_width_that_it_reads(quickly):
+    space = NDS(
+        ["skip_connect", "dil_conv_3x3"],
+        "loose_end",
+        num_nodes_per_cell=2,
+        width=4,
+        num_cells=3,
+        dataset="cifar",
+    )
+    table = measure_missing(space, relax(space), (torch.zeros(1, 3, 8, 8),), {})
+    read = {s.partition("in_features=")[2].partition(",")[0] for s in table.milliseconds if "Linear(" in s}
+    # One node of the last cell, of 16 channels, or both.
+    assert read == {"16", "32"}

@@ -120,7 +120,7 @@ def test_only_classes_of_outcomes_count_toward_the_largest_table():
 
 
 def test_the_limit_is_checked_before_the_numbers_are_computed(monkeypatch):
-    monkeypatch.setattr(table, "LARGEST_TABLE", 5)
+    monkeypatch.setattr(table, "MOST_COMBINATIONS", 5)
 
     def never(*values):
         raise AssertionError("computed")

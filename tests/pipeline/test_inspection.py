@@ -20,9 +20,11 @@ from nni.nas.nn.pytorch import (
 )
 from torch import nn
 
+from nni_gumbel import relax
 from nni_gumbel.cli import main
 from nni_gumbel.complexity.cost import count_parameters, expected_parameters
 from nni_gumbel.complexity.counting import number_of_networks, number_of_samples
+from nni_gumbel.pipeline import inspection as inspecting
 from nni_gumbel.pipeline.inspection import added_costs, example_of, inspect_space
 from nni_gumbel.results.space import SpaceReference
 from nni_gumbel.supernet.architecture import used_part
@@ -256,3 +258,24 @@ def test_candidates_that_cost_the_same_are_priced_each():
     space = SomeAlike()
     distribution = Distribution(space)
     assert added_costs(distribution, expected_parameters(space), "layer", True) == [(20, 20), (0, 0), (0, 0)]
+
+
+@given(plan=plans)
+@settings(deadline=None, max_examples=20, suppress_health_check=list(HealthCheck))
+def test_every_choice_of_a_space_that_can_be_relaxed_is_read_by_a_module_that_says_how(plan):
+    space = GeneratedSpace(plan)
+    distribution = relax(space)
+    told = {
+        label
+        for module in space.modules()
+        for labels, _ in inspecting._executions(module)
+        for label in labels
+    }
+    assert told == set(distribution.variables)
+
+
+def test_a_choice_that_no_module_reads_is_not_said_to_be_mixed(monkeypatch):
+    monkeypatch.setattr(inspecting, "_executions", lambda module: iter(()))
+    space = SomeAlike()
+    (choice,) = inspecting._choices(space, relax(space), {})
+    assert choice.executions == ("no module of the supernet reads it",)

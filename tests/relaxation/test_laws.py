@@ -230,3 +230,18 @@ def test_the_probabilities_of_all_outcomes_are_those_of_their_sets(law):
     found = law.outcome_probs(logits)
     assert dict(zip(law.sets(), found.tolist())) == pytest.approx(expected)
     assert torch.autograd.gradcheck(law.outcome_probs, logits)
+
+
+@every_law
+def test_the_index_of_an_outcome_is_its_position_among_all_sets_and_back(law):
+    listed = list(law.sets())
+    assert [law.index_of(members) for members in listed] == list(range(law.outcomes))
+    assert [law.members_of(index) for index in range(law.outcomes)] == listed
+
+
+@pytest.mark.parametrize("law", [OpenSubset(200), KSubset(200, 100)], ids=str)
+def test_the_index_of_an_outcome_is_found_where_no_list_would_end(law):
+    members = tuple(range(1, 200, 2))
+    index = law.index_of(members)
+    assert 0 < index < law.outcomes and law.members_of(index) == members
+    assert law.index_of(law.members_of(law.outcomes - 1)) == law.outcomes - 1

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from nni_gumbel.complexity.alternatives import (
+from nni_gumbel.complexity.shapes.alternatives import (
     NOWHERE,
     Alternatives,
     Split,
@@ -26,7 +26,7 @@ from nni_gumbel.complexity.alternatives import (
     substituted,
     varying_in,
 )
-from nni_gumbel.complexity.table import LARGEST_TABLE, ONE, Table, combined
+from nni_gumbel.complexity.table import MOST_COMBINATIONS, ONE, Table, combined
 from nni_gumbel.errors import UsageError
 from nni_gumbel.supernet.distribution import Distribution
 
@@ -210,7 +210,7 @@ class JointValues(TorchFunctionMode):
         return UsageError(
             f"module {self.path[-1]!r}: its {self._what} depend on {combinations:,} "
             f"combinations of the choices {', '.join(map(repr, labels))}; let fewer choices meet there (at most "
-            f"{LARGEST_TABLE:,} combinations)"
+            f"{MOST_COMBINATIONS:,} combinations)"
         )
 
 

@@ -2,7 +2,7 @@
 
 Abstract interpretation with finite sets: the supernet's forward runs on PyTorch's meta device, where tensors
 have shapes and no entries; a tensor whose shape depends on choices is carried along as its alternatives
-(:mod:`nni_gumbel.complexity.alternatives`). A call of a layer is run, and priced, once for every distinct
+(:mod:`nni_gumbel.complexity.shapes.alternatives`). A call of a layer is run, and priced, once for every distinct
 combination of the shapes of its inputs. What a module of ours computes is replaced by its cases: each
 candidate runs where it is chosen, each block of a ``Repeat`` where the depth reaches it, each size of a
 module with choices in its arguments where it is the size; a label that occurs again inside is fixed there.
@@ -28,14 +28,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
-from nni_gumbel.complexity.alternatives import (
+from nni_gumbel.complexity.loose_ends import loose_nodes, readers_of_loose_ends
+from nni_gumbel.complexity.presence import depths_of
+from nni_gumbel.complexity.shapes.alternatives import (
     Split,
     VaryingNumber,
     VaryingTensor,
 )
-from nni_gumbel.complexity.joint_values import JointValues, identity
-from nni_gumbel.complexity.loose_ends import loose_nodes, readers_of_loose_ends
-from nni_gumbel.complexity.presence import depths_of
+from nni_gumbel.complexity.shapes.joint_values import JointValues, identity
 from nni_gumbel.complexity.table import Table
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.supernet.arguments import MixedArguments
@@ -288,7 +288,7 @@ def _reading(layer: nn.Conv2d | nn.Linear, width: int) -> nn.Module:
     """A layer that reads ``width`` of its inputs."""
     narrow = copy.copy(layer)
     del vars(narrow)["forward"]
-    narrow._parameters = dict(layer._parameters) | {"weight": layer.weight[:, :width]}
+    narrow._parameters = dict(layer._parameters) | {"weight": nn.Parameter(layer.weight[:, :width])}
     setattr(narrow, "in_features" if isinstance(layer, nn.Linear) else "in_channels", width)
     return narrow
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from nni_gumbel.complexity.table import Table
 
 if TYPE_CHECKING:
-    from nni_gumbel.complexity.joint_values import JointValues
+    from nni_gumbel.complexity.shapes.joint_values import JointValues
 
 NOWHERE = -1
 

@@ -1,0 +1,137 @@
+"""A layer's entry in a table of latencies is its own: of its settings and functions, in every process alike."""
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from argument_spaces import Space
+from nni.nas.nn.pytorch import LayerChoice
+from torch import nn
+
+from nni_gumbel import UsageError, relax
+from nni_gumbel.complexity import latency
+from nni_gumbel.complexity.latency import measure_missing
+from nni_gumbel.complexity.signature import signature_of
+
+X = (torch.zeros(2, 3),)
+
+
+class Applies(nn.Module):
+    def __init__(self, function, name="function"):
+        super().__init__()
+        setattr(self, name, function)
+        self._attribute = name
+
+    def forward(self, x):
+        return getattr(self, self._attribute)(x)
+
+
+def times(factor):
+    return lambda x: x * factor
+
+
+def defaulting(factor):
+    def scaled(x, factor=factor):
+        return x * factor
+
+    return scaled
+
+
+class Scale:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, x):
+        return x * self.factor
+
+    def run(self, x):
+        return x * self.factor
+
+
+PAIRS = {
+    "lambdas": (lambda: lambda x: x + 1, lambda: lambda x: x * x),
+    "constants": (lambda: lambda x: x + 1, lambda: lambda x: x + 2),
+    "globals": (lambda: lambda x: torch.sin(x), lambda: lambda x: torch.cos(x)),
+    "closures": (lambda: times(1), lambda: times(2)),
+    "defaults": (lambda: defaulting(1), lambda: defaulting(2)),
+    "functions inside": (lambda: lambda x: (lambda y: y + 1)(x), lambda: lambda x: (lambda y: y + 2)(x)),
+    "functions of torch": (lambda: torch.sin, lambda: torch.cos),
+    "functional": (lambda: nn.functional.relu, lambda: nn.functional.gelu),
+    "partials": (lambda: functools.partial(torch.add, 1), lambda: functools.partial(torch.add, 2)),
+    "objects": (lambda: Scale(1), lambda: Scale(2)),
+    "methods": (lambda: Scale(1).run, lambda: Scale(2).run),
+    "in lists": (lambda: [torch.sin], lambda: [torch.cos]),
+    "in dicts": (lambda: {"a": times(1)}, lambda: {"a": times(2)}),
+}
+
+
+CASES = [(kind, "function") for kind in PAIRS]
+# A private list is of the layer's own making.
+CASES += [(kind, "_function") for kind in PAIRS if not kind.startswith("in ")]
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_layers_that_differ_in_a_function_alone_have_two_signatures_and_those_that_do_not_have_one(
+    kind, name
+):
+    first, second = (signature_of(Applies(make(), name), X, {}) for make in PAIRS[kind])
+    assert first != second
+    assert signature_of(Applies(PAIRS[kind][0](), name), X, {}) == first
+    assert "\n" not in first and " at 0x" not in first
+
+
+def test_what_a_function_refers_to_may_contain_itself():
+    def recursive(n):
+        return recursive(n - 1) if n else 0
+
+    assert signature_of(Applies(recursive), X, {}) == signature_of(Applies(recursive), X, {})
+
+
+def test_an_object_that_cannot_be_described_is_refused_in_one_line():
+    with pytest.raises(
+        UsageError, match=r"latency: Applies.function holds a builtins.object, by which"
+    ) as caught:
+        signature_of(Applies(object()), X, {})
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_do_not_matter_but_their_shapes_do():
+    assert signature_of(nn.Linear(3, 2), X, {}) == signature_of(nn.Linear(3, 2), X, {})
+    assert signature_of(nn.Linear(3, 2), X, {}) != signature_of(nn.Linear(3, 2, bias=False), X, {})
+
+
+def test_a_space_whose_candidates_differ_in_a_function_alone_is_measured_twice(monkeypatch):
+    monkeypatch.setattr(latency, "SECONDS_A_LAYER", 0.0)
+    space = Space(lambda: LayerChoice([Applies(times(1)), Applies(times(2))], label="function"))
+    assert len(measure_missing(space, relax(space), X, {}).milliseconds) == 2
+
+
+PROGRAM = """
+import sys
+sys.path[:0] = sys.argv[1:]
+from test_signature import PAIRS, X, Applies, signature_of
+for first, second in PAIRS.values():
+    print(signature_of(Applies(first()), X, {}), signature_of(Applies(second()), X, {}))
+print(signature_of(Applies(lambda x: x in {"one", "two", "three"}), X, {}))
+print(signature_of(Applies({"one", "two", "three"}), X, {}))
+"""
+
+
+@pytest.mark.slow
+def test_signatures_are_the_same_in_every_process():
+    folders = list(map(str, Path(__file__).parents[:3]))
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", PROGRAM, *folders],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(printed) == 1 and len(printed.pop().splitlines()) == len(PAIRS) + 2
