@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from nni_gumbel.data import DIRECTORY_FIELD, DOWNLOADED, FILE_PREFIX, PACKAGED
 from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.command import TrialCommand
-from nni_gumbel.pipeline.host import FAIL, OK, Finding, finding_of
+from nni_gumbel.pipeline.host import FAIL, OK, WARN, Finding, finding_of
 from nni_gumbel.pipeline.manager import trial_command_of
 from nni_gumbel.results.space import SpaceReference
-from nni_gumbel.search.settings import SearchSettings
+from nni_gumbel.search.settings import SearchSettings, unpriced
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +49,8 @@ def command_and_data_findings(
             yield rehearsed
             if rehearsed.level == OK:
                 yield finding_of("costs", lambda: _costs(command, searches))
+    lines = dict.fromkeys(unpriced(settings, command.cost is not None) for settings in searches)
+    yield from (Finding(WARN, "costs", line) for line in lines if line)
     yield finding_of("evaluator", lambda: _evaluator(command, metric))
 
 

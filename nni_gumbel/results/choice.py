@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+# Networks are of equal size if their numbers of parameters differ by at most this part.
+EQUAL_SIZE = 0.05
+
 
 @dataclass(frozen=True)
 class TrainedRun:
@@ -48,6 +51,12 @@ class Network:
     found_with: tuple[dict[str, Any], ...] = ()
     # Random networks of equal size, trained alike, each once: never chosen from.
     baseline: tuple[Network, ...] = ()
+
+    @property
+    def unequal(self) -> tuple[Network, ...]:
+        """Those of the baseline that are not of equal size: where no sample of it was found, the nearest is taken."""
+        most = EQUAL_SIZE * self.parameters
+        return tuple(each for each in self.baseline if abs(each.parameters - self.parameters) > most)
 
     @property
     def validation_mean(self) -> float:

@@ -63,6 +63,8 @@ def write_table(
 ) -> None:
     """Write the front as CSV, one row a network; the random ones follow the network they are compared with.
 
+    ``size_ratio`` is the parameters of a random network, relative to those of the one that it is compared with.
+
     Args:
         path: the file.
         networks: those that were found, each with its baseline.
@@ -82,6 +84,7 @@ def write_table(
         rows.append(_row(network, metric, settings, mine))
         for random in network.baseline:
             theirs = {"kind": "random", "of_network": network.name, "chosen": False, "on_front": False}
+            theirs["size_ratio"] = random.parameters / network.parameters if network.parameters else None
             rows.append(_row(random, metric, settings, theirs))
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -94,6 +97,7 @@ def _row(network: Network, metric: str, settings: dict[str, str], what: dict[str
         "name": network.name,
         "kind": what["kind"],
         "of_network": what.get("of_network"),
+        "size_ratio": what.get("size_ratio"),
         "chosen": int(what["chosen"]),
         "on_front": int(what["on_front"]),
         **settings,

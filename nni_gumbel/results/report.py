@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from nni_gumbel.results.choice import Choice, Network
+from nni_gumbel.results.choice import EQUAL_SIZE, Choice, Network
 
 
 def network_header(
@@ -92,7 +92,11 @@ def baseline_line(network: Network, metric: str) -> str | None:
             )
     count = len(network.baseline)
     of = f"{count} random networks" if count > 1 else "one random network"
-    return f"{network.name} and {of} of equal size, trained alike: {'; '.join(parts)}"
+    if network.unequal:
+        sizes = ", ".join(f"{each.name} ({each.parameters:,} parameters)" for each in network.unequal)
+        parts.append(f"further than {EQUAL_SIZE:.0%} from its {network.parameters:,} parameters: {sizes}")
+    size = "not all of equal size" if network.unequal else "of equal size"
+    return f"{network.name} and {of} {size}, trained alike: {'; '.join(parts)}"
 
 
 def _results(networks: Sequence[Network], part: str) -> list[float]:

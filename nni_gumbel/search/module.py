@@ -24,6 +24,7 @@ from nni_gumbel.relaxation.temperature import progress_of, temperature_at
 from nni_gumbel.search.costs import SearchCosts
 from nni_gumbel.search.diagnosis import finite_loss
 from nni_gumbel.search.distributed import draw_own_samples, of_all_ranks
+from nni_gumbel.search.dropout import dropout_off
 from nni_gumbel.search.duration import check_duration, total_batches
 from nni_gumbel.search.gap import discretisation_gap, is_due
 from nni_gumbel.search.logs import Log, logging_with, mute, unchanged, under_structure
@@ -227,9 +228,15 @@ class GumbelSearchModule(WrappingModule):
 
     def _unrolled_gradients(self, batch: dict[str, Any], batch_idx: int) -> list[Tensor]:
         groups = weight_optimizer(self).param_groups
+
+        def validation_loss() -> Tensor:
+            # The weights are judged as they will be used. Dropout is good for the step that leads to them.
+            with dropout_off(self.training_module):
+                return self._validation_objective(batch, batch_idx)
+
         return unrolled_gradient(
             train_loss=lambda: self._run(batch["train"], batch_idx, "unrolled step", mute)[1],
-            validation_loss=lambda: self._validation_objective(batch, batch_idx),
+            validation_loss=validation_loss,
             weights=[(p, group["lr"]) for group in groups for p in group["params"] if p.requires_grad],
             network=self.training_module,
             logits_gradients=lambda loss: self._update.gradients(loss, retain_graph=True),

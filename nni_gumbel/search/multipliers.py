@@ -22,6 +22,10 @@ from typing import Any
 
 from torch import Tensor
 
+from nni_gumbel.errors import UsageError
+
+# The constraint that a budget is spent, beside those that it is not exceeded, which have the names of settings.
+UNUSED = "unused"
 # A violation of 10 % that lasts for the whole search brings a multiplier to 1, the scale of a cross-entropy.
 _PACE = 10.0
 # rho is looked at after every so large a part of the search, and grows if the violation is not below 90 % of that of
@@ -85,6 +89,25 @@ class Multipliers:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Go on from :meth:`state_dict`.
+
+        Raises:
+            UsageError: the state is of a search with other budgets.
+        """
+        saved = state["weights"]
+        if saved.keys() != self.weights.keys():
+            differing = sorted((saved.keys() ^ self.weights.keys()) - {UNUSED})
+            raise UsageError(
+                f"{', '.join(differing) or 'cost_weight'}: the checkpoint is of a search with {_in_words(saved)}, this "
+                f"one has {_in_words(self.weights)}; give it the settings of the checkpoint, or start anew without it"
+            )
         self.weights, self.stiffness = dict(state["weights"]), dict(state["stiffness"])
         self._violations, self._since = dict(state["violations"]), state["since"]
+
+
+def _in_words(weights: Mapping[str, float]) -> str:
+    """The budgets that constraints are of, and whether they are to be spent."""
+    budgets = [name for name in weights if name != UNUSED]
+    if not budgets:
+        return "no budget"
+    return f"{' and '.join(budgets)} {'without' if UNUSED in weights else 'beside'} a cost weight or penalty"

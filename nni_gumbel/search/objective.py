@@ -18,15 +18,14 @@ from nni_gumbel.relaxation.temperature import linear
 from nni_gumbel.search.commitment import Commitment
 from nni_gumbel.search.costs import SearchCosts
 from nni_gumbel.search.inputs import inputs_of
-from nni_gumbel.search.multipliers import Multipliers
+from nni_gumbel.search.multipliers import UNUSED, Multipliers
 from nni_gumbel.search.penalty import Penalty
 from nni_gumbel.search.selection import best_spending, best_within
 from nni_gumbel.search.settings import SearchSettings
 from nni_gumbel.supernet.distribution import Distribution
 
-# The constraint that a budget is spent, and the part of it that the expected cost has then. Not all of it: the
-# network found must be within, and lies on either side of what is expected.
-UNUSED = "unused"
+# The part of a budget that is to be spent which the expected cost has. Not all of it: the network found must be
+# within, and lies on either side of what is expected.
 _AIM = 0.95
 
 

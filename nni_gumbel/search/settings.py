@@ -232,6 +232,24 @@ class SearchSettings:
             )
 
 
+def unpriced(settings: SearchSettings, own_cost: bool) -> str | None:
+    """One line, if a cost is named that plays no part: with a budget ``cost_weight`` is 0 unless it is given.
+
+    Args:
+        settings: of a search.
+        own_cost: whether a person's own cost stands in the place of the setting `cost`.
+    """
+    named = own_cost or settings.cost != "params"
+    limited = any(getattr(settings, name) is not None for name in BUDGETS)
+    if not named or not limited or settings.cost_weight or (settings.prior == "cost" and settings.kl_weight):
+        return None
+    what = "the function" if own_cost else repr(settings.cost)
+    return (
+        f"cost: {what} has no effect on the search, for with a budget cost_weight is 0; give cost_weight, too, "
+        "or leave cost out"
+    )
+
+
 def prior_text(prior: Any) -> Any:
     """A prior by label as its JSON text, which passes through a trial's parameters like any word.
 

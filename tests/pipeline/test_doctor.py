@@ -329,14 +329,29 @@ def test_a_budget_of_multiply_adds_is_checked_before_the_data_is_downloaded(fold
     command = "--space doctored:Images --data mnist"
     (finding,) = check(folder, command=command, class_args={"max_flops": 1000})
     # 26 x 26 outputs of 9 multiplications, without a bias.
-    assert finding.level == FAIL and "max_flops: 1,000" in finding.text and "6,084" in finding.text
+    assert finding.level == FAIL and "max_flops: 1000" in finding.text and "6084" in finding.text
     assert check(folder, command=command, class_args={"max_flops": 6084}) == []
 
 
 def test_what_only_a_search_can_tell_of_a_budget_is_said(folder):
-    path = write(folder, class_args={"max_latency_ms": 1e-9, "cost": "latency"})
+    path = write(folder, class_args={"max_latency_ms": 1e-9})
     (finding,) = [found for found in config_findings(read_config(path)) if found.subject == "costs"]
     assert finding.level == OK and "but for max_latency_ms, which the first search tells" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("cost", "class_args", "what"),
+    [
+        ("", {"cost": "flops", "max_params": 200}, "'flops'"),
+        (" --cost doctored:depth", {"max_params": 200}, "the function"),
+    ],
+)
+def test_a_cost_that_a_budget_leaves_without_effect_is_a_warning(folder, cost, class_args, what):
+    command = f"--space doctored:Tiny --data npz:tiny.npz{cost}"
+    (finding,) = check(folder, command=command, class_args=class_args)
+    assert (finding.level, finding.subject) == (WARN, "costs")
+    assert finding.text.startswith(f"cost: {what} has no effect") and "give cost_weight" in finding.text
+    assert check(folder, command=command, class_args={**class_args, "cost_weight": 0.3}) == []
 
 
 def test_a_cost_of_ones_own_is_tried(folder):

@@ -96,6 +96,13 @@ def test_the_table_has_a_row_for_every_network_and_the_random_ones_after_theirs(
     ]
 
 
+def test_the_table_says_how_near_a_random_network_is_in_size_to_the_one_it_is_compared_with(tmp_path):
+    found = replace(TWO, baseline=(network("network-2-random-1", [0.9], 4500),))
+    write_table(tmp_path / "front.csv", [found, WORSE], found, "acc", "maximize")
+    ratios = {name: row["size_ratio"] for name, row in rows_of(tmp_path / "front.csv").items()}
+    assert ratios == {"network-2": "", "network-2-random-1": "1.5", "network-3": ""}
+
+
 def test_the_table_has_every_number_and_leaves_empty_what_is_not_known(tmp_path):
     write_table(tmp_path / "front.csv", FOUND, TWO, "acc", "maximize")
     rows = rows_of(tmp_path / "front.csv")

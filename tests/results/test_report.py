@@ -101,7 +101,7 @@ WITH_BASELINE = [
     replace(
         FOUND[0],
         baseline=(
-            network("network-1-random-1", [0.94], [0.93], 13000),
+            network("network-1-random-1", [0.94], [0.93], 13500),
             network("network-1-random-2", [0.96], [0.95], 14000),
         ),
         found_with=({"max_params": None}, {"max_params": 14000}),
@@ -133,7 +133,7 @@ def test_a_table_has_a_column_for_the_baseline_if_there_is_one():
 
 
 def test_without_test_results_the_baseline_is_one_of_validation_results():
-    random = network("network-1-random-1", [0.94], [None], 13000)
+    random = network("network-1-random-1", [0.94], [None], 13500)
     found = [replace(FOUND[0], baseline=(random,))]
     column = network_header("acc", found).index("random networks, validation acc")
     assert network_rows(found)[0][column] == "0.9400 (1)"
@@ -178,3 +178,15 @@ def test_the_readme_shows_the_picture_if_there_is_one_and_warns_if_something_is_
     assert "](front.png)" in text and "Warning" not in text
     text = export_readme(CHOICE, FOUND, "acc", "x", warnings=["front.png could not be written: no font"])
     assert "front.png)" not in text and "**Warning:** front.png could not be written: no font" in text
+
+
+def test_a_random_network_that_is_not_of_equal_size_is_named():
+    sizes = FOUND[0].parameters, round(FOUND[0].parameters * 1.04), round(FOUND[0].parameters * 1.06)
+    random = tuple(
+        network(f"network-1-random-{n}", [0.9], [0.9], size) for n, size in enumerate(sizes, start=1)
+    )
+    line = baseline_line(replace(FOUND[0], baseline=random), "acc")
+    assert line.startswith("network-1 and 3 random networks not all of equal size, trained alike: test acc")
+    assert line.endswith(
+        f"further than 5% from its {sizes[0]:,} parameters: network-1-random-3 ({sizes[2]:,} parameters)"
+    )

@@ -123,6 +123,14 @@ def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path):
         run("plain", resume_from=path)
 
 
+def test_a_checkpoint_of_a_search_with_other_budgets_is_refused(tmp_path):
+    run("plain", [saving(tmp_path)], max_params=30)
+    with pytest.raises(
+        UsageError, match="max_flops, max_params: the checkpoint is of a search with max_params"
+    ):
+        run("plain", resume_from=tmp_path / "epoch=0.ckpt", max_flops=40)
+
+
 def test_every_generator_is_saved_and_restored():
     loaders = {"train": loader(generator=its_own_generator(0)), "val": [loader()]}
 

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+from small_searches import OneCandidate
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.search.presets import PRESETS
-from nni_gumbel.search.settings import SearchSettings
+from nni_gumbel.search.settings import SearchSettings, unpriced
+from nni_gumbel.search.strategy import GumbelSearch
 
 
 def test_the_defaults_are_valid():
@@ -135,3 +137,32 @@ def test_a_prior_by_label_is_kept_as_text_that_means_the_same_everywhere():
 def test_settings_cannot_be_changed():
     with pytest.raises(AttributeError):
         SearchSettings().level = "single"
+
+
+@pytest.mark.parametrize(
+    ("given", "own", "told"),
+    [
+        ({"cost": "flops", "max_params": 10}, False, True),
+        ({"cost": "latency", "max_latency_ms": 1.0}, False, True),
+        ({"max_params": 10}, True, True),
+        ({"max_params": 10}, False, False),  # nobody named a cost
+        ({"cost": "flops"}, False, False),  # priced by the default weight
+        ({"cost": "flops", "cost_weight": 0.0}, False, False),  # a weight of one's own: reported only
+        ({"cost": "flops", "max_params": 10, "cost_weight": 0.1}, False, False),
+        ({"cost": "flops", "max_params": 10, "prior": "cost", "kl_weight": 0.1}, False, False),
+    ],
+)
+def test_a_cost_that_is_named_and_plays_no_part_is_told(given, own, told):
+    line = unpriced(SearchSettings(**given), own)
+    assert (line is not None) == told
+    assert not told or "with a budget cost_weight is 0; give cost_weight" in line
+
+
+def test_it_is_told_where_the_search_is_built(caplog):
+    with caplog.at_level("WARNING", logger="nni_gumbel"):
+        GumbelSearch(cost=lambda sample: 1.0, max_params=100).mutate_model(OneCandidate())
+    (record,) = caplog.records
+    assert record.getMessage().startswith("cost: the function has no effect on the search")
+    caplog.clear()
+    GumbelSearch(cost=lambda sample: 1.0, max_params=100, cost_weight=1.0).mutate_model(OneCandidate())
+    assert not caplog.records

@@ -1,11 +1,15 @@
 """The unrolled step against a problem that is solved by hand."""
 
+import nni
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nni.nas.nn.pytorch import ModelSpace, MutableDropout
+from small_searches import Minimal, evaluator, search
 from torch import nn
 
+from nni_gumbel.search.dropout import dropout_off
 from nni_gumbel.search.unrolled import unrolled_gradient
 
 # L_train = |w - A alpha|^2 / 2,  L_val = |w - B alpha|^2 / 2. One step of gradient descent leads to
@@ -127,3 +131,50 @@ def test_a_gradient_of_the_weights_that_overflows_makes_that_of_the_logits_nan_a
         lambda value: list(torch.autograd.grad(value, [alpha], retain_graph=True)), loss_scale=float("inf"),
     )  # fmt: skip
     assert torch.isnan(result).all() and torch.equal(w.detach(), torch.ones(1))
+
+
+class Dropped(ModelSpace):
+    """A mixed dropout, a plain one, and a batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(4, 4), nn.BatchNorm1d(4), MutableDropout(nni.choice("rate", [0.2, 0.8])), nn.Dropout(0.5),
+            nn.Linear(4, 1),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class Watched(Minimal):
+    """Writes down which layers are in training mode in each pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.modes = []
+
+    def training_step(self, batch, batch_idx):
+        self.modes.append("".join("-T"[layer.training] for layer in self.model.layers))
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize(
+    ("level", "of_a_step"),
+    [
+        ("unrolled", ["TTTTT", "TT--T", "TTTTT", "TTTTT", "TTTTT"]),  # train, val, above, below, weight step
+        ("bilevel", ["TTTTT", "TTTTT"]),
+    ],
+)
+def test_the_unrolled_weights_are_judged_with_dropout_off_and_all_else_in_training_mode(level, of_a_step):
+    module = Watched()
+    search(evaluator(module, max_epochs=1), Dropped, level=level, max_params=100)
+    assert module.modes[-4 * len(of_a_step) :] == of_a_step * 4
+
+
+def test_an_error_while_dropout_is_off_leaves_it_on():
+    network = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.1).eval(), nn.BatchNorm1d(2))
+    with pytest.raises(ValueError, match="within"), dropout_off(network):
+        assert [layer.training for layer in network] == [False, False, True]
+        raise ValueError("within")
+    assert [layer.training for layer in network] == [True, False, True]
