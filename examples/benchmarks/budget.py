@@ -46,7 +46,10 @@ def main() -> None:
     rows = list(runs.rows_of(jobs, runs.search, arguments.folder / "budget.csv", arguments.workers))
 
     console = Console()
-    console.print(f"largest network of the space: {largest:,.0f} parameters")
+    console.print(
+        f"{runs.machine()}; searches of {arguments.epochs} epochs, seeds 0 to {arguments.seeds - 1}; largest network "
+        f"of the space: {largest:,.0f} parameters"
+    )
     table = Table("budget", "parameters found", "used", "exceeded", "used well", title="Budgets")
     for fraction, limit in limits.items():
         found = [row for row in rows if row.get("max_params") == limit]

@@ -8,10 +8,13 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
+import platform
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 Row = dict[str, Any]
+
+# The settings of searches and trainings alike.
+_COMMON = ("batch_size", "learning_rate", "weight_decay")
 
 
 def search(seed: int, epochs: int, **settings: Any) -> Row:
@@ -73,15 +79,15 @@ def rows_of(
 
     Args:
         jobs: keyword arguments of ``run``.
-        run: does one job; a function of a module.
-        path: one row a job: its arguments as JSON, then what ``run`` returned.
+        run: does one job: :func:`search` or :func:`train`.
+        path: one row a job: its arguments and the defaults that it leaves alone as JSON, then what ``run`` returned.
         workers: processes at a time.
 
     Yields:
         The rows of all jobs, arguments included: those of the CSV first, the others as they end.
     """
     done = {row.pop("job"): row for row in _read(path)}
-    keys = {json.dumps(job, sort_keys=True): dict(job) for job in jobs}
+    keys = {_key(job, run): dict(job) for job in jobs}
     for key, job in keys.items():
         if key in done:
             yield {**job, **done[key]}
@@ -95,6 +101,30 @@ def rows_of(
             yield {**keys[key], **row}
 
 
+def machine() -> str:
+    """What the figures were measured with, in one line."""
+    import torch
+
+    cpuinfo = Path("/proc/cpuinfo")  # Linux alone; elsewhere the architecture must do
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
+    return (
+        f"{', '.join(sorted(models)) or platform.machine()}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}, torch {torch.__version__}"
+    )
+
+
+def _key(job: Mapping[str, Any], run: Callable[..., Row]) -> str:
+    """All that decides a job's result: a row must not be taken for that of other defaults."""
+    from nni_gumbel.pipeline.settings import ExperimentSettings
+    from nni_gumbel.search.settings import SearchSettings
+
+    given = {name: value for name, value in job.items() if name not in ("seed", "epochs")}
+    settings = asdict(SearchSettings(**given)) if run is search else {}
+    common = {name: getattr(ExperimentSettings(), name) for name in _COMMON}
+    return json.dumps({**common, **settings, **job}, sort_keys=True)
+
+
 def _evaluator(seed: int, epochs: int) -> Any:
     import pytorch_lightning as pl
 
@@ -105,10 +135,8 @@ def _evaluator(seed: int, epochs: int) -> Any:
     pl.seed_everything(seed, verbose=False)
     defaults = ExperimentSettings()
     data = build_data("mnist5k", data_dir="data", batch_size=defaults.batch_size, seed=seed)
-    return build_evaluator(
-        None, data=data, epochs=epochs, seed=seed, batch_size=defaults.batch_size,
-        learning_rate=defaults.learning_rate, weight_decay=defaults.weight_decay,
-    )  # fmt: skip
+    common = {name: getattr(defaults, name) for name in _COMMON}
+    return build_evaluator(None, data=data, epochs=epochs, seed=seed, **common)
 
 
 def _images(evaluator: Any) -> Any:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -85,11 +84,9 @@ def main() -> None:
     results = {name: [_row_of(job, ended) for job in of_one] for name, of_one in trainings.items()}
 
     console = Console(width=120)
-    import torch
-
     console.print(
-        f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}; searches of "
-        f"{arguments.epochs} epochs, seeds 0 to {arguments.seeds - 1}; trainings of {arguments.train_epochs} epochs"
+        f"{runs.machine()}; searches of {arguments.epochs} epochs, seeds 0 to {arguments.seeds - 1}; trainings of "
+        f"{arguments.train_epochs} epochs"
     )
     table = Table("", "chosen probability", "gap, points", "parameters", "validation, %", "test, %")
     table.title = "Networks found and random ones: mean ± standard deviation"

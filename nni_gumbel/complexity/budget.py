@@ -280,8 +280,8 @@ def _number(value: float) -> str:
     """
     if not math.isfinite(value):
         return ".nan" if math.isnan(value) else f"{'-' if value < 0 else ''}.inf"
-    exact = Decimal(value)
-    if exact == exact.to_integral_value():
-        return str(int(exact))
+    if value == int(value):
+        return str(int(value))
+    exact = Decimal(str(value))  # not Decimal(value): 0.001 is to read 0.001, not a little more
     rounded = exact.quantize(Decimal(1).scaleb(exact.adjusted() - 3), ROUND_CEILING)
     return f"{rounded.normalize():f}"

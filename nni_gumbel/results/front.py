@@ -28,7 +28,7 @@ _LEGEND = (
     "chosen network",
     "network found",
     "front: nothing found is smaller and better",
-    "random network of equal size",
+    "random network, trained alike",
     "their mean ± standard deviation",
 )
 # A linear axis squeezes smaller networks into a corner where the largest has this many times their size.

@@ -369,6 +369,7 @@ def test_a_search_that_ends_early_takes_the_cheapest_network_and_says_so(
         (1010.623, "1011"),
         (123_456.7, "123500"),
         (0.000123456, "0.0001235"),
+        (0.001, "0.001"),
         (5e-324, None),
         (1.5e300, None),
         (math.inf, ".inf"),

@@ -149,7 +149,7 @@ def test_the_picture_marks_the_chosen_network_the_front_and_the_baseline(tmp_pat
         "chosen network",
         "network found",
         "front: nothing found is smaller and better",
-        "random network of equal size",
+        "random network, trained alike",
         "their mean ± standard deviation",
     ]
     assert {text.get_text() for text in axes.texts} == {"network-1", "network-2", "network-3"}
@@ -182,7 +182,7 @@ def test_a_network_without_parameters_is_drawn_on_a_linear_axis(tmp_path, monkey
 def test_networks_of_equal_size_have_their_shared_baseline_drawn_once(tmp_path, monkeypatch):
     twin = replace(ONE, name="network-4")
     axes = drawn(tmp_path / "front.png", monkeypatch, [ONE, twin], ONE)
-    (points,) = [line for line in axes.lines if line.get_label() == "random network of equal size"]
+    (points,) = [line for line in axes.lines if line.get_label() == "random network, trained alike"]
     assert len(points.get_xdata()) == 2
 
 
