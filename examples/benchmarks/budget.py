@@ -2,7 +2,7 @@
 
     python examples/benchmarks/budget.py [--seeds 3] [--workers 2] [--folder DIR]
 
-Searches the MNIST space with budgets of 10 to 50 % of its largest network's parameters, and with five weights of
+Searches the MNIST space with budgets of 10 to 50 % of its largest network's parameters, and with six weights of
 the cost, each with several seeds. Prints two tables and writes them and a picture to the folder. A search counts
 as using its budget if the network that it returns, before any choice between networks, has at least 85 % of the
 parameters allowed, or no single other candidate of one of its choices would have more and still fit.
@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5)
-COST_WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0)
+COST_WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 def main() -> None:

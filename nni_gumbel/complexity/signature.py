@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import types
+import weakref
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
@@ -40,12 +41,9 @@ def signature_of(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> st
         UsageError: the layer holds an object that cannot be described the same in every process; names it.
     """
     words = []
-    for name, value in sorted(vars(layer).items()):
-        # Private values are of the layer's own making, from its settings; only a function can be news.
-        if name in _OF_EVERY_MODULE or (name.startswith("_") and not callable(value)):
-            continue
+    for name, value in _settings(layer):
         try:
-            words.append(f"{name}={_described(value, ())}")
+            words.append(f"{name}={_described(value, (id(layer),))}")
         except _Unknown as unknown:
             raise UsageError(
                 f"latency: {type(layer).__name__}.{name} holds a {unknown}, by which no measurement can be found "
@@ -54,6 +52,11 @@ def signature_of(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> st
     words += [f"{name}: {described(tensor)}" for name, tensor in layer.state_dict().items()]
     given = [described(value) for value in args] + [f"{name}={described(v)}" for name, v in kwargs.items()]
     return f"{_name(type(layer))}({', '.join(words)}) of {', '.join(given)}"
+
+
+def _settings(module: nn.Module) -> list[tuple[str, Any]]:
+    """What a module holds beside its tensors and the modules registered in it, which have calls of their own."""
+    return sorted((name, value) for name, value in vars(module).items() if name not in _OF_EVERY_MODULE)
 
 
 def described(value: Any) -> str:
@@ -93,8 +96,10 @@ def _described(value: Any, around: tuple[int, ...]) -> str:
     if isinstance(value, _CODE):
         text = _of_function(value, inside)
         return f"{_name(value)}#{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    if isinstance(value, weakref.ref):  # torch's recurrent layers hold their weights once more like this
+        return _described(value(), inside)
     if isinstance(value, nn.Module):
-        return _name(type(value))  # its layers have calls of their own
+        return _of_module(value, inside)
     return _of_object(value, inside)
 
 
@@ -118,6 +123,14 @@ def _of_code(code: types.CodeType) -> str:
     return f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {code.co_freevars} {constants}"
 
 
+def _of_module(module: nn.Module, inside: tuple[int, ...]) -> str:
+    """A module that is not registered in the layer, and so has no call of its own: all that is in it."""
+    words = [f"{name}={_described(value, inside)}" for name, value in _settings(module)]
+    words += [f"{name}: {described(tensor)}" for name, tensor in module.state_dict().items()]
+    words += [f"{name}: {_described(child, inside)}" for name, child in module.named_children()]
+    return f"{_name(type(module))}({', '.join(words)})"
+
+
 def _of_object(value: Any, inside: tuple[int, ...]) -> str:
     """An instance of a class with ``__dict__``: its type and its attributes."""
     if not hasattr(value, "__dict__"):
@@ -137,6 +150,7 @@ def _content(cell: types.CellType) -> Any:
 def _is_of_torch(value: Any) -> bool:
     return (
         callable(value)
+        and not isinstance(value, types.MethodType)
         and str(getattr(value, "__module__", "")).partition(".")[0] == "torch"
         and hasattr(value, "__name__")
     )

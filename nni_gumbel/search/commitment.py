@@ -68,7 +68,8 @@ class Commitment:
         self._choose(progress)
         laws, logits = self._distribution.laws, self._distribution.logits
         relative = [
-            -laws[label].log_prob(logits[label], outcome) / math.log(max(laws[label].outcomes, 2))
+            -laws[label].log_prob(logits[label], outcome.to(logits[label]))
+            / math.log(max(laws[label].outcomes, 2))
             for label, outcome in self._outcomes.items()
         ]
         return torch.stack(relative).sum() / len(laws)
@@ -81,8 +82,8 @@ class Commitment:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
-        logits = self._distribution.logits
-        self._outcomes = {label: outcome.to(logits[label]) for label, outcome in state["outcomes"].items()}
+        # Lightning restores a search before it moves it to its device: the logits may still be elsewhere.
+        self._outcomes = dict(state["outcomes"])
         self._used, self._chosen_at = state["used"], state["chosen_at"]
 
     def _choose(self, progress: float) -> None:

@@ -64,14 +64,19 @@ PAIRS = {
     "partials": (lambda: functools.partial(torch.add, 1), lambda: functools.partial(torch.add, 2)),
     "objects": (lambda: Scale(1), lambda: Scale(2)),
     "methods": (lambda: Scale(1).run, lambda: Scale(2).run),
+    "numbers": (lambda: 1, lambda: 2),
+    "modules": (lambda: [nn.AvgPool1d(1)], lambda: [nn.AvgPool1d(3)]),
+    "modules in modules": (
+        lambda: [nn.Sequential(nn.Linear(3, 3))],
+        lambda: [nn.Sequential(nn.Linear(3, 4))],
+    ),
+    "methods of modules": (lambda: nn.Linear(3, 3).forward, lambda: nn.Linear(3, 4).forward),
     "in lists": (lambda: [torch.sin], lambda: [torch.cos]),
     "in dicts": (lambda: {"a": times(1)}, lambda: {"a": times(2)}),
 }
 
 
-CASES = [(kind, "function") for kind in PAIRS]
-# A private list is of the layer's own making.
-CASES += [(kind, "_function") for kind in PAIRS if not kind.startswith("in ")]
+CASES = [(kind, name) for kind in PAIRS for name in ("function", "_function")]
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
@@ -82,6 +87,17 @@ def test_layers_that_differ_in_a_function_alone_have_two_signatures_and_those_th
     assert first != second
     assert signature_of(Applies(PAIRS[kind][0](), name), X, {}) == first
     assert "\n" not in first and " at 0x" not in first
+
+
+def test_a_recurrent_layer_has_a_signature():
+    one, same, other = (signature_of(nn.LSTM(3, size), X, {}) for size in (2, 2, 4))
+    assert one == same != other
+
+
+def test_a_method_of_the_layer_itself_may_be_one_of_its_settings():
+    layer = Applies(torch.sin)
+    layer.again = layer.forward
+    assert signature_of(layer, X, {}) == signature_of(layer, X, {})
 
 
 def test_what_a_function_refers_to_may_contain_itself():

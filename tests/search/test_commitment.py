@@ -79,3 +79,12 @@ def test_a_resumed_search_goes_on_with_the_network_of_its_checkpoint(distributio
     after = commitment_of(distribution, [])
     after.load_state_dict(before.state_dict())
     assert float(after.distance(0.9)) == distance and after.used(0.9) == 0.7
+
+
+def test_a_search_may_move_to_its_device_after_it_is_resumed(distribution):
+    before = commitment_of(distribution, [sample(2, 1)])
+    before.distance(0.9)
+    after = commitment_of(distribution, [])
+    after.load_state_dict(before.state_dict())
+    distribution.to("meta")  # as Lightning does: it restores first
+    assert after.distance(0.9).device.type == "meta"
