@@ -1,4 +1,4 @@
-"""A dropout rate found by gradient descent: some eight minutes on two cores.
+"""A dropout rate found by gradient descent: some eight minutes on one core.
 
 python examples/dropout.py [--seeds 5] [--first-seed 0] [--quick]
 

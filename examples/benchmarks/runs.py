@@ -115,7 +115,10 @@ def machine() -> str:
 
 
 def _key(job: Mapping[str, Any], run: Callable[..., Row]) -> str:
-    """All that decides a job's result: a row must not be taken for that of other defaults."""
+    """A job with all settings that it leaves alone: a row must not be taken for that of other defaults.
+
+    The code is not in it: start in an empty folder after a change.
+    """
     from nni_gumbel.pipeline.settings import ExperimentSettings
     from nni_gumbel.search.settings import SearchSettings
 

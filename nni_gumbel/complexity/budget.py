@@ -185,16 +185,16 @@ def check_feasible(space: ModelSpace, distribution: Distribution, limits: Sequen
         least = lowest(which, unlimited)
         if least > limit.maximum:
             raise UsageError(
-                f"{limit.field}: {_number(limit.maximum)} is below the smallest network of the space, which "
+                f"{limit.field}: {_as_given(limit.maximum)} is below the smallest network of the space, which "
                 f"has {_number(least)}{_unit(limit)}; give at least {_number(least)}"
             )
     for which, limit in enumerate(limits[1:], start=1):
         others = limits[:which]
         least = lowest(which, [other.maximum for other in others] + unlimited[which:])
         if least > limit.maximum:
-            given = " and ".join(f"{other.field}: {_number(other.maximum)}" for other in others)
+            given = " and ".join(f"{other.field}: {_as_given(other.maximum)}" for other in others)
             raise UsageError(
-                f"{limit.field}: {_number(limit.maximum)} is met by no network within {given}, where the "
+                f"{limit.field}: {_as_given(limit.maximum)} is met by no network within {given}, where the "
                 f"smallest has {_number(least)}{_unit(limit)}; give at least {_number(least)} or "
                 f"raise {others[-1].field}"
             )
@@ -271,6 +271,11 @@ def _warn_once(message: str) -> None:
 
 def _unit(limit: Limit) -> str:
     return {"max_params": " parameters", "max_flops": " FLOPs", "max_latency_ms": " ms"}.get(limit.field, "")
+
+
+def _as_given(limit: float) -> str:
+    """A limit with all of its digits."""
+    return str(int(limit)) if math.isfinite(limit) and limit == int(limit) else str(limit)
 
 
 def _number(value: float) -> str:

@@ -7,11 +7,13 @@ in it follows the order of a set. An object that cannot be described like this i
 
 from __future__ import annotations
 
+import copy
+import copyreg
 import functools
 import hashlib
 import types
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from nni_gumbel.errors import UsageError
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), slice, range, Enum)
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), slice, range)
 # What torch can be told by name, and says without an address.
 _OF_TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)
 _CODE = (types.FunctionType, types.MethodType, functools.partial)
@@ -40,10 +42,10 @@ def signature_of(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> st
     Raises:
         UsageError: the layer holds an object that cannot be described the same in every process; names it.
     """
-    words = []
+    words, description = [], _Description(layer)
     for name, value in _settings(layer):
         try:
-            words.append(f"{name}={_described(value, (id(layer),))}")
+            words.append(f"{name}={description.of(value)}")
         except _Unknown as unknown:
             raise UsageError(
                 f"latency: {type(layer).__name__}.{name} holds a {unknown}, by which no measurement can be found "
@@ -74,69 +76,104 @@ class _Unknown(Exception):
     """An object of a kind that has no description; its text is the type's name."""
 
 
-def _described(value: Any, around: tuple[int, ...]) -> str:
-    """``around``: what this is inside of, by ``id``; a value may contain itself."""
-    if isinstance(value, (*_PLAIN, *_OF_TORCH)):
-        return repr(value)
-    if isinstance(value, Tensor):
-        return described(value)
-    if isinstance(value, (type, types.BuiltinFunctionType, types.ModuleType)) or _is_of_torch(value):
-        return _name(value)
-    if id(value) in around:
-        return f"itself at {around[::-1].index(id(value))}"
-    inside = (*around, id(value))
-    if isinstance(value, (tuple, list)):
-        brackets = "()" if isinstance(value, tuple) else "[]"
-        return brackets[0] + ", ".join(_described(entry, inside) for entry in value) + brackets[1]
-    if isinstance(value, (set, frozenset)):
-        return f"{{{', '.join(sorted(_described(entry, inside) for entry in value))}}}"
-    if isinstance(value, dict):
-        entries = (f"{_described(key, inside)}: {_described(entry, inside)}" for key, entry in value.items())
-        return f"{{{', '.join(entries)}}}"
-    if isinstance(value, _CODE):
-        text = _of_function(value, inside)
-        return f"{_name(value)}#{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    if isinstance(value, weakref.ref):  # torch's recurrent layers hold their weights once more like this
-        return _described(value(), inside)
-    if isinstance(value, nn.Module):
-        return _of_module(value, inside)
-    return _of_object(value, inside)
+class _Description:
+    """Describes the values that a layer holds; what is met again is named by its number, so that it ends.
+
+    Args:
+        layer: the first one that is met.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self._met: dict[int, tuple[int, Any]] = {}  # with the objects, whose ids must not be given to others
+        self._is_new(layer)
+
+    def of(self, value: Any) -> str:
+        """One line.
+
+        Raises:
+            _Unknown: it cannot be described the same in every process.
+        """
+        if isinstance(value, Enum):
+            return f"{_name(type(value))}.{value.name}"
+        if isinstance(value, (*_PLAIN, *_OF_TORCH)):
+            return _shortened(repr(value))
+        if isinstance(value, Tensor):
+            return described(value)
+        if isinstance(value, (type, types.BuiltinFunctionType, types.ModuleType)) or _is_of_torch(value):
+            return _name(value)
+        if isinstance(value, tuple):
+            return f"({self._of_all(value)})"
+        if not self._is_new(value):
+            return f"number {self._met[id(value)][0]}"
+        if isinstance(value, list):
+            return f"[{self._of_all(value)}]"
+        if isinstance(value, (set, frozenset)):
+            return f"{{{', '.join(sorted(self._branch().of(entry) for entry in value))}}}"
+        if isinstance(value, dict):
+            return f"{{{', '.join(f'{self.of(key)}: {self.of(entry)}' for key, entry in value.items())}}}"
+        if isinstance(value, _CODE):
+            text = self._of_function(value)
+            return f"{_name(value)}#{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        if isinstance(value, weakref.ref):  # torch's recurrent layers hold their weights once more like this
+            return self.of(value())
+        if isinstance(value, nn.Module):
+            return self._of_module(value)
+        return self._of_object(value)
+
+    def _branch(self) -> _Description:
+        """For an entry of a set: numbers must not follow the order of its entries."""
+        branch = copy.copy(self)
+        branch._met = dict(self._met)
+        return branch
+
+    def _is_new(self, value: Any) -> bool:
+        is_new = id(value) not in self._met
+        self._met.setdefault(id(value), (len(self._met), value))
+        return is_new
+
+    def _of_all(self, values: Iterable[Any]) -> str:
+        return ", ".join(map(self.of, values))
+
+    def _of_function(self, function: Any) -> str:
+        """The code of a function and all that it closes over; globals by their name alone."""
+        if isinstance(function, functools.partial):
+            return self._of_all((function.func, function.args, function.keywords))
+        if isinstance(function, types.MethodType):
+            return self._of_all((function.__self__, function.__func__))
+        cells = [_content(cell) for cell in function.__closure__ or ()]
+        parts = (function.__defaults__, function.__kwdefaults__, cells)
+        return f"{self._of_code(function.__code__)}, {self._of_all(parts)}"
+
+    def _of_code(self, code: types.CodeType) -> str:
+        constants = [
+            self._of_code(constant) if isinstance(constant, types.CodeType) else self.of(constant)
+            for constant in code.co_consts
+        ]
+        return f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {code.co_freevars} {constants}"
+
+    def _of_module(self, module: nn.Module) -> str:
+        """A module that is not registered in the layer, and so has no call of its own: all that is in it."""
+        words = [f"{name}={self.of(value)}" for name, value in _settings(module)]
+        words += [f"{name}: {described(tensor)}" for name, tensor in module.state_dict().items()]
+        words += [f"{name}: {self.of(child)}" for name, child in module.named_children()]
+        return f"{_name(type(module))}({', '.join(words)})"
+
+    def _of_object(self, value: Any) -> str:
+        """What pickle would write of an object: its type, and what it is made from."""
+        try:
+            registered = copyreg.dispatch_table.get(type(value))
+            made = registered(value) if registered else value.__reduce_ex__(4)
+        except TypeError:  # as locks and files say
+            raise _Unknown(_name(type(value))) from None
+        if isinstance(made, str):
+            return f"{_name(type(value))} {made}"
+        parts = (list(part) if isinstance(part, Iterator) else part for part in made if part is not None)
+        return self._of_all(parts)
 
 
-def _of_function(function: Any, inside: tuple[int, ...]) -> str:
-    """The code of a function and all that it closes over; globals by their name alone."""
-    if isinstance(function, functools.partial):
-        parts = (function.func, function.args, function.keywords)
-        return ", ".join(_described(part, inside) for part in parts)
-    if isinstance(function, types.MethodType):
-        return f"{_described(function.__self__, inside)}, {_described(function.__func__, inside)}"
-    cells = [_content(cell) for cell in function.__closure__ or ()]
-    parts = (function.__defaults__, function.__kwdefaults__, cells)
-    return ", ".join([_of_code(function.__code__), *(_described(part, inside) for part in parts)])
-
-
-def _of_code(code: types.CodeType) -> str:
-    constants = [
-        _of_code(constant) if isinstance(constant, types.CodeType) else _described(constant, ())
-        for constant in code.co_consts
-    ]
-    return f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {code.co_freevars} {constants}"
-
-
-def _of_module(module: nn.Module, inside: tuple[int, ...]) -> str:
-    """A module that is not registered in the layer, and so has no call of its own: all that is in it."""
-    words = [f"{name}={_described(value, inside)}" for name, value in _settings(module)]
-    words += [f"{name}: {described(tensor)}" for name, tensor in module.state_dict().items()]
-    words += [f"{name}: {_described(child, inside)}" for name, child in module.named_children()]
-    return f"{_name(type(module))}({', '.join(words)})"
-
-
-def _of_object(value: Any, inside: tuple[int, ...]) -> str:
-    """An instance of a class with ``__dict__``: its type and its attributes."""
-    if not hasattr(value, "__dict__"):
-        raise _Unknown(_name(type(value)))
-    attributes = (f"{name}={_described(own, inside)}" for name, own in sorted(vars(value).items()))
-    return f"{_name(type(value))}({', '.join(attributes)})"
+def _shortened(text: str) -> str:
+    """Arrays of numbers are pages of bytes."""
+    return text if len(text) < 200 else f"{text[:20]}…#{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _content(cell: types.CellType) -> Any:

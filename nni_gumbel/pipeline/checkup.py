@@ -16,7 +16,7 @@ from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.host import FAIL, OK, WARN, Finding, finding_of
 from nni_gumbel.pipeline.manager import trial_command_of
 from nni_gumbel.results.space import SpaceReference
-from nni_gumbel.search.settings import SearchSettings, unpriced
+from nni_gumbel.search.settings import SearchSettings, without_effect
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,10 +47,11 @@ def command_and_data_findings(
         if all(finding.level == OK for finding in found):
             rehearsed = finding_of("rehearsal", lambda: _rehearsal(command, searches))
             yield rehearsed
-            if rehearsed.level == OK:
+            if rehearsed.level == OK and searches:
                 yield finding_of("costs", lambda: _costs(command, searches))
-    lines = dict.fromkeys(unpriced(settings, command.cost is not None) for settings in searches)
-    yield from (Finding(WARN, "costs", line) for line in lines if line)
+    own_cost = command.cost is not None
+    lines = dict.fromkeys(line for settings in searches for line in without_effect(settings, own_cost))
+    yield from (Finding(WARN, "costs", line) for line in lines)
     yield finding_of("evaluator", lambda: _evaluator(command, metric))
 
 

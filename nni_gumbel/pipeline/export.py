@@ -11,6 +11,7 @@ import nni
 from nni_gumbel.errors import first_line
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.manager import Manager, plan_of
+from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.stages import networks
 from nni_gumbel.pipeline.task import BUNDLE, EXPORT_FOLDER, Task
 from nni_gumbel.results import front
@@ -42,11 +43,13 @@ def run_export(task: Task, command: TrialCommand, manager: Manager, output: Path
         except Exception as error:
             logger.warning("%s", error, exc_info=error)
             warnings.append(f"{name} could not be written: {first_line(error)}")
+    defaults = ExperimentSettings().search_values()
     readme = export_readme(
         choice,
         found,
         settings.metric,
         destination,
+        searched={name: value for name, value in settings.search_values().items() if value != defaults[name]},
         data=command.data,
         picture=front.PICTURE if output / front.PICTURE in files else None,
         warnings=warnings,

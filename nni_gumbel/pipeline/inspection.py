@@ -134,7 +134,7 @@ def example_of(shape: str | None, data: str | None, data_dir: str, batch: int) -
     """
     if (shape is None) == (data is None):
         raise UsageError(
-            "--input: the space needs an input to run on; give either --input 1,28,28 or --data NAME"
+            "--input: the space needs one kind of input to run on; give either --input 1,28,28 or --data NAME"
         )
     if batch < 1:
         raise UsageError(f"--batch: {batch} is no number of inputs; give at least 1")

@@ -101,6 +101,12 @@ class ExperimentSettings:
         """What a training trial needs to know."""
         return self._values(_TRAIN_NAMES)
 
+    @property
+    def baseline_seeds(self) -> range:
+        """Of the random networks; no training has one of them: in a small space the two may be of one network."""
+        first = self.seed + self.train_seeds
+        return range(first, first + self.random_baseline)
+
     def export_values(self) -> dict[str, Any]:
         """What the export trial needs to know."""
         return self._values(())

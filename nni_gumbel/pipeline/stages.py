@@ -133,7 +133,7 @@ def networks(
         if done:
             name = f"network-{number}"
             baseline = tuple(
-                _network(f"{name}-random-{task.seed - settings.seed + 1}", [(task, trial)])
+                _network(f"{name}-random-{settings.baseline_seeds.index(task.seed) + 1}", [(task, trial)])
                 for task, trial in ledger.done_of(found.baseline(settings))
             )
             varied = tuple(dict(combination) for combination in found.combinations)
@@ -184,8 +184,8 @@ class _Found:
 
     def baseline(self, settings: ExperimentSettings) -> list[Task]:
         return [
-            Task(RANDOM, settings.seed + index, 1, self.settings, target_parameters=self.parameters)
-            for index in range(settings.random_baseline)
+            Task(RANDOM, seed, 1, self.settings, target_parameters=self.parameters)
+            for seed in settings.baseline_seeds
         ]
 
 

@@ -5,7 +5,7 @@ The same rows stand in the README of an export and in the terminal.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -95,7 +95,13 @@ def baseline_line(network: Network, metric: str) -> str | None:
     if network.unequal:
         sizes = ", ".join(f"{each.name} ({each.parameters:,} parameters)" for each in network.unequal)
         parts.append(f"further than {EQUAL_SIZE:.0%} from its {network.parameters:,} parameters: {sizes}")
-    size = "not all of equal size" if network.unequal else "of equal size"
+    size = (
+        "of equal size"
+        if not network.unequal
+        else "not all of equal size"
+        if count > 1
+        else "not of equal size"
+    )
     return f"{network.name} and {of} {size}, trained alike: {'; '.join(parts)}"
 
 
@@ -180,6 +186,7 @@ def export_readme(
     path: str | Path,
     *,
     data: str | None = None,
+    searched: Mapping[str, Any] | None = None,
     picture: str | None = None,
     warnings: Sequence[str] = (),
 ) -> str:
@@ -191,6 +198,7 @@ def export_readme(
         metric: name of the metric, as in the settings.
         path: where the export is, for the line that loads it.
         data: the data set's name in the trial command; the test result is of its held-out part.
+        searched: settings of all searches that are not the defaults, budgets among them.
         picture: file name of the picture of the front, beside the README; ``None`` if there is none.
         warnings: what the export has to do without.
     """
@@ -203,6 +211,11 @@ def export_readme(
         (f"validation {metric} ({over})", mean_and_std(network.validation_mean, network.validation_std)),
         *_costs(network),
         ("weights", _weights(choice, metric)),
+        *(
+            [("searched with", ", ".join(f"{name} {value}" for name, value in searched.items()))]
+            if searched
+            else []
+        ),
         ("trained with", trained),
     ]
     choices = [(label, chosen_value(value)) for label, value in network.architecture.items()]

@@ -6,7 +6,8 @@ are known as soon as the search has seen its first batch (:meth:`SearchCosts.com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ LIMITED = {"max_params": "params", "max_flops": "flops", "max_latency_ms": "late
 # The word of a cost of one's own.
 OWN = "cost"
 _OF_EXAMPLE = ("flops", "latency")
+
+_logger = logging.getLogger(__name__)
 
 
 class SearchCosts:
@@ -66,6 +69,7 @@ class SearchCosts:
         needed = {self.priced, *(LIMITED[field] for field, most in self._maxima.items() if most is not None)}
         self._missing = [word for word in _OF_EXAMPLE if word in needed]
         self.check()
+        self._tell_idle(self.limits)
 
     @property
     def budgets(self) -> tuple[str, ...]:
@@ -100,10 +104,12 @@ class SearchCosts:
         Raises:
             UsageError: a cost cannot be found, or no network is within the budgets.
         """
+        known = {limit.field for limit in self.limits}
         for word in self._missing:
             self.by_word[word] = self._of_example(word, args, kwargs)
         self._missing = []
         self.check()
+        self._tell_idle([limit for limit in self.limits if limit.field not in known])
 
     def check(self) -> None:
         """Refuse budgets that no network can meet, as far as the costs are known.
@@ -112,6 +118,15 @@ class SearchCosts:
             UsageError: names the budget and the smallest cost that is possible.
         """
         check_feasible(self._space, self._distribution, self.limits)
+
+    def _tell_idle(self, limits: Iterable[Limit]) -> None:
+        for limit in limits:
+            if limit.field not in self.scarce:
+                _logger.warning(
+                    "%s: every network of the space is within %g, so it limits nothing",
+                    limit.field,
+                    limit.maximum,
+                )
 
     def expected(self, word: str) -> Tensor:
         """Scalar: the expected cost, in its unit; differentiable in the logits, without the sample's noise."""

@@ -18,25 +18,32 @@ from nni_gumbel.supernet.arguments import MixedArguments
 
 _logger = logging.getLogger(__name__)
 
+# Modules whose training mode means dropout and nothing else, with the argument that is its rate. Recurrent layers drop
+# out inside one operation, which is out of reach.
+_RATES = {_DropoutNd: "p", nn.MultiheadAttention: "dropout"}
+_DROPOUTS = tuple(_RATES)
+
 
 def dropout_rates(supernet: nn.Module) -> list[str]:
-    """The labels that are the rate of a dropout."""
+    """The labels that the rate of a dropout depends on."""
     labels = (
         label
         for module in supernet.modules()
-        if isinstance(module, MixedArguments) and isinstance(module, _DropoutNd)
-        for label in module.variants.table.labels
+        if isinstance(module, MixedArguments)
+        for kind, argument in _RATES.items()
+        if isinstance(module, kind)
+        for label in module.variants.table.labels_of.get(argument, ())
     )
     return list(dict.fromkeys(labels))
 
 
 @contextmanager
 def dropout_off(network: nn.Module) -> Iterator[None]:
-    """Every dropout module, mixed or not, in evaluation mode; everything else, batch norms among them, as it is.
+    """Dropout, that of attention too, in evaluation mode; everything else, batch norms among them, as it is.
 
-    Dropout that a forward pass of a person's own calls as a function is out of reach.
+    That of recurrent layers, and what a forward pass of a person's own calls as a function, stays on.
     """
-    on = [module for module in network.modules() if isinstance(module, _DropoutNd) and module.training]
+    on = [module for module in network.modules() if isinstance(module, _DROPOUTS) and module.training]
     try:
         for module in on:
             module.training = False

@@ -29,9 +29,9 @@ _logger = logging.getLogger(__name__)
 def best_spending(space: ModelSpace, distribution: Distribution, limits: Sequence[Limit]) -> dict[str, Any]:
     """The most probable network within all limits that spends one of them.
 
-    A limit is spent if the network uses 85 % of it. Where none can be spent, the network is one that no other
-    candidate of any single choice makes dearer and keeps within: found from the most probable one within the
-    limits by asking for more of the limit that it uses most.
+    A limit is spent if the network uses 85 % of it. Where none can be spent, the network is one beside which no other
+    within the limits costs more of one and no less of the others that are used as much: found from the most probable
+    one within the limits by asking for more of the limit that it uses most, then of the next one.
 
     Args:
         space: the supernet.
@@ -42,19 +42,15 @@ def best_spending(space: ModelSpace, distribution: Distribution, limits: Sequenc
         The NNI sample, labels that the network uses only.
     """
     found = [
-        next(_at_least(space, distribution, limits, limit, SPENT * limit.maximum), None) for limit in limits
+        next(_at_least(space, distribution, limits, {limit: SPENT * limit.maximum}), None) for limit in limits
     ]
     spending = [one for one in found if one is not None]
     if spending:
         return max(spending, key=lambda one: one[1])[0]
     sample = best_within(space, distribution, limits)
-    while True:
-        fullest = max(limits, key=lambda limit: cost_of(distribution, limit.cost, sample) / limit.maximum)
-        now = cost_of(distribution, fullest.cost, sample)
-        following = next(_at_least(space, distribution, limits, fullest, now * (1 + 1e-9) + 1e-9), None)
-        if following is None:
-            return sample
-        sample = following[0]
+    while (larger := _larger(space, distribution, limits, sample)) is not None:
+        sample = larger
+    return sample
 
 
 def warn_if_undecided(chosen_probability: float) -> None:
@@ -76,9 +72,28 @@ def ranked_from_best(
             yield sample
 
 
+def _larger(
+    space: ModelSpace, distribution: Distribution, limits: Sequence[Limit], sample: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """A network that costs more of one limit than a sample does, and no less of those that the sample uses more."""
+    costs = {limit: cost_of(distribution, limit.cost, sample) for limit in limits}
+    least: dict[Limit, float] = {}
+    # The fuller ones are kept: so the parts used, the largest first, rise like a word in a dictionary, and it ends.
+    for limit in sorted(limits, key=lambda limit: costs[limit] / limit.maximum, reverse=True):
+        now = costs[limit]
+        found = next(_at_least(space, distribution, limits, least | {limit: now + 1e-9 * (1 + now)}), None)
+        if found is not None:
+            return found[0]
+        least[limit] = now - 1e-9 * (1 + now)
+    return None
+
+
 def _at_least(
-    space: ModelSpace, distribution: Distribution, limits: Sequence[Limit], limit: Limit, least: float
+    space: ModelSpace, distribution: Distribution, limits: Sequence[Limit], least: Mapping[Limit, float]
 ) -> Iterator[tuple[dict[str, Any], float]]:
-    """The networks within all limits that cost at least so much of one: most its negative cost."""
-    tables = (-table for table in limit.cost.tables)
-    return ranked_within(space, distribution, [*limits, Limit(limit.field, ExpectedSum(tables), -least)])
+    """The networks within all limits that cost at least so much of some: most their negative cost."""
+    lower = (
+        Limit(limit.field, ExpectedSum(-table for table in limit.cost.tables), -amount)
+        for limit, amount in least.items()
+    )
+    return ranked_within(space, distribution, [*limits, *lower])

@@ -232,22 +232,30 @@ class SearchSettings:
             )
 
 
-def unpriced(settings: SearchSettings, own_cost: bool) -> str | None:
-    """One line, if a cost is named that plays no part: with a budget ``cost_weight`` is 0 unless it is given.
+def without_effect(settings: SearchSettings, own_cost: bool) -> list[str]:
+    """One line for each setting that is given and plays no part, for its weight is 0.
 
     Args:
         settings: of a search.
         own_cost: whether a person's own cost stands in the place of the setting `cost`.
     """
-    named = own_cost or settings.cost != "params"
+    lines = []
     limited = any(getattr(settings, name) is not None for name in BUDGETS)
-    if not named or not limited or settings.cost_weight or (settings.prior == "cost" and settings.kl_weight):
-        return None
-    what = "the function" if own_cost else repr(settings.cost)
-    return (
-        f"cost: {what} has no effect on the search, for with a budget cost_weight is 0; give cost_weight, too, "
-        "or leave cost out"
-    )
+    by_prior = settings.prior == "cost" and settings.kl_weight
+    # Without a budget a weight of 0 is one that was given: the cost is then to be reported alone.
+    if (own_cost or settings.cost != "params") and limited and not settings.cost_weight and not by_prior:
+        what = "the function" if own_cost else repr(settings.cost)
+        lines.append(
+            f"cost: {what} has no effect on the search, for cost_weight is 0, as it is with a budget unless it is "
+            "given; give a cost_weight above 0, or leave cost out"
+        )
+    if settings.prior != "uniform" and not settings.kl_weight:
+        what = repr(settings.prior) if settings.prior in PRIORS else "that by label"
+        lines.append(
+            f"prior: {what} has no effect on the search, for kl_weight is 0; give a kl_weight above 0, or leave "
+            "prior out"
+        )
+    return lines
 
 
 def prior_text(prior: Any) -> Any:

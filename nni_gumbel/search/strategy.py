@@ -31,7 +31,7 @@ from nni_gumbel.search.module import GumbelSearchModule
 from nni_gumbel.search.penalty import Penalty, build_penalty, describe_penalty
 from nni_gumbel.search.resuming import checkpoints_of, last_checkpoint
 from nni_gumbel.search.selection import ranked_from_best
-from nni_gumbel.search.settings import SearchSettings, unpriced
+from nni_gumbel.search.settings import SearchSettings, without_effect
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.mutation import relax
 from nni_gumbel.supernet.ranking import most_probable
@@ -123,7 +123,7 @@ class GumbelSearch(DARTS):
         self._costs = SearchCosts(
             model, self._distribution, self.settings, self._own_cost, self._latency_table
         )
-        if line := unpriced(self.settings, self._own_cost is not None):
+        for line in without_effect(self.settings, self._own_cost is not None):
             _logger.warning(line)
         if self.penalty is not None:
             parameters = self._costs.by_word["params"]

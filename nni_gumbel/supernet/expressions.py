@@ -35,6 +35,7 @@ class Tabulated:
 
     Attributes:
         labels: the labels that the values depend on, in the order in which they appear.
+        labels_of: of each expression those that it depends on.
         sizes: number of candidates of each label.
         distinct: the different values, each a dict with the keys of ``expressions``, in the order of
             their first appearance in ``values``.
@@ -57,8 +58,11 @@ class Tabulated:
     def __init__(self, expressions: Mapping[str, Any], owner: str = "expression") -> None:
         self._owner = owner
         candidates: dict[str, list[Any]] = {}
+        self.labels_of: dict[str, tuple[str, ...]] = {}
         for name, expression in expressions.items():
-            candidates |= {label: choice.values for label, choice in self._choices(name, expression).items()}
+            choices = self._choices(name, expression)
+            candidates |= {label: choice.values for label, choice in choices.items()}
+            self.labels_of[name] = tuple(choices)
         self.labels: tuple[str, ...] = tuple(candidates)
         self.sizes: tuple[int, ...] = tuple(len(values) for values in candidates.values())
         if math.prod(self.sizes) > LARGEST_TABLE:

@@ -1,11 +1,16 @@
 """A layer's entry in a table of latencies is its own: of its settings and functions, in every process alike."""
 
 import functools
+import operator
 import os
+import re
 import subprocess
 import sys
+import threading
+from enum import Enum
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from argument_spaces import Space
@@ -52,6 +57,10 @@ class Scale:
         return x * self.factor
 
 
+class Kind(Enum):
+    one, other = object(), object()
+
+
 PAIRS = {
     "lambdas": (lambda: lambda x: x + 1, lambda: lambda x: x * x),
     "constants": (lambda: lambda x: x + 1, lambda: lambda x: x + 2),
@@ -71,6 +80,12 @@ PAIRS = {
         lambda: [nn.Sequential(nn.Linear(3, 4))],
     ),
     "methods of modules": (lambda: nn.Linear(3, 3).forward, lambda: nn.Linear(3, 4).forward),
+    "numbers of numpy": (lambda: np.int64(1), lambda: np.int64(2)),
+    "arrays": (lambda: np.arange(900), lambda: np.arange(900) + 1),
+    "patterns": (lambda: re.compile("a"), lambda: re.compile("b")),
+    "getters": (lambda: operator.itemgetter(0), lambda: operator.itemgetter(1)),
+    "methods of tensors": (lambda: torch.Tensor.relu, lambda: torch.Tensor.tanh),
+    "members of enumerations": (lambda: Kind.one, lambda: Kind.other),
     "in lists": (lambda: [torch.sin], lambda: [torch.cos]),
     "in dicts": (lambda: {"a": times(1)}, lambda: {"a": times(2)}),
 }
@@ -109,10 +124,18 @@ def test_what_a_function_refers_to_may_contain_itself():
 
 def test_an_object_that_cannot_be_described_is_refused_in_one_line():
     with pytest.raises(
-        UsageError, match=r"latency: Applies.function holds a builtins.object, by which"
+        UsageError, match=r"latency: Applies.function holds a _thread.lock, by which"
     ) as caught:
-        signature_of(Applies(object()), X, {})
+        signature_of(Applies(threading.Lock()), X, {})
     assert "\n" not in str(caught.value)
+
+
+def test_objects_that_all_know_each_other_are_described_once_each():
+    friends = [Scale(factor) for factor in range(30)]
+    for one in friends:
+        one.friends = friends
+        one.among = {other for other in friends[:3]}
+    assert len(signature_of(Applies(friends), X, {})) < 100_000
 
 
 def test_weights_do_not_matter_but_their_shapes_do():

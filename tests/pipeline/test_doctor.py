@@ -350,7 +350,7 @@ def test_a_cost_that_a_budget_leaves_without_effect_is_a_warning(folder, cost, c
     command = f"--space doctored:Tiny --data npz:tiny.npz{cost}"
     (finding,) = check(folder, command=command, class_args=class_args)
     assert (finding.level, finding.subject) == (WARN, "costs")
-    assert finding.text.startswith(f"cost: {what} has no effect") and "give cost_weight" in finding.text
+    assert finding.text.startswith(f"cost: {what} has no effect") and "give a cost_weight" in finding.text
     assert check(folder, command=command, class_args={**class_args, "cost_weight": 0.3}) == []
 
 

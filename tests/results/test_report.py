@@ -33,7 +33,9 @@ CHOICE = choose(FOUND, "acc", "maximize")
 
 
 def test_the_readme_has_the_test_result_over_seeds_and_the_cost():
-    text = export_readme(CHOICE, FOUND, "acc", "/exports/abc", data="mnist5k")
+    searched = {"max_latency_ms": 0.5, "search_epochs": 3}
+    text = export_readme(CHOICE, FOUND, "acc", "/exports/abc", data="mnist5k", searched=searched)
+    assert "| searched with | max_latency_ms 0.5, search_epochs 3 |" in text
     assert "held-out part of mnist5k" in text
     assert "0.9720 ± 0.001" in text and "over 3 seeds" in text
     assert "25,000" in text and "50,000" in text

@@ -3,12 +3,13 @@
 import nni
 import pytest
 import torch
-from nni.nas.nn.pytorch import LayerChoice, ModelSpace, MutableDropout
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace, MutableDropout, MutableMultiheadAttention
 from small_searches import Minimal, Nested, evaluator, numbers, search
 from torch import nn
 
 from nni_gumbel import GumbelSearch, UsageError
 from nni_gumbel.complexity.latency import LatencyTable
+from nni_gumbel.search.dropout import dropout_off
 from nni_gumbel.search.inputs import inputs_of
 
 
@@ -112,6 +113,25 @@ def test_a_first_order_search_of_a_dropout_rate_says_what_it_cannot_see(caplog, 
     assert len(told) == (level != "unrolled")
     if told:
         assert "'rate'" in told[0] and "level: unrolled" in told[0]
+
+
+class Attentive(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        heads = nni.choice("heads", [1, 2])
+        self.attention = MutableMultiheadAttention(4, heads, dropout=nni.choice("rate", [0.0, 0.5]))
+
+    def forward(self, x):
+        return self.attention(x, x, x)[0]
+
+
+def test_the_dropout_of_attention_is_a_dropout(caplog):
+    supernet = GumbelSearch(level="bilevel").mutate_model(Attentive()).train()
+    assert "dropout rate 'rate'" in caplog.text and "heads" not in caplog.text
+    x = torch.randn(2, 3, 4)
+    with dropout_off(supernet):
+        assert torch.equal(supernet(x), supernet(x))
+    assert not torch.equal(supernet(x), supernet(x))
 
 
 def test_nothing_is_said_of_dropout_where_no_rate_is_chosen(caplog):
