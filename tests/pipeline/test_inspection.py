@@ -216,8 +216,11 @@ def test_a_space_of_forty_choices_is_read_in_a_terminal_of_a_hundred_columns(spa
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["inspected_spaces:Deep"], "--input: the space needs an input"),
-        (["inspected_spaces:Deep", "--input", "4", "--data", "mnist5k"], "--input: the space needs an input"),
+        (["inspected_spaces:Deep"], "--input: the space needs one kind of input"),
+        (
+            ["inspected_spaces:Deep", "--input", "4", "--data", "mnist5k"],
+            "--input: the space needs one kind of input",
+        ),
         (["inspected_spaces:Deep", "--input", "4x4"], "--input: '4x4' is no shape"),
         (["inspected_spaces:Deep", "--input", "0"], "--input: '0' is no shape"),
         (["inspected_spaces:Deep", "--input", "4", "--batch", "0"], "--batch: 0"),

@@ -296,11 +296,11 @@ def trained(settings, size=100):
     return trials + [trial_of(task, "succeeded") for task in next_tasks(settings, NOTHING_VARIED, trials)]
 
 
-def test_random_networks_of_its_size_follow_the_trainings_of_a_network_each_with_a_seed():
+def test_random_networks_of_its_size_follow_the_trainings_of_a_network_each_with_a_seed_that_no_training_has():
     tasks = next_tasks(WITH_BASELINE, NOTHING_VARIED, trained(WITH_BASELINE, 123))
     assert [(task.stage, task.seed, task.target_parameters) for task in tasks] == [
-        ("random", 0, 123),
-        ("random", 1, 123),
+        ("random", 2, 123),
+        ("random", 3, 123),
     ]
     assert all(task.settings == WITH_BASELINE.train_values() and not task.architecture for task in tasks)
 
@@ -319,7 +319,7 @@ def test_networks_of_equal_size_share_their_baseline():
     trials = [trial_of(task, "succeeded", architecture={"layer": task.seed}) for task in searches]
     trials += [trial_of(task, "succeeded") for task in next_tasks(settings, NOTHING_VARIED, trials)]
     tasks = next_tasks(settings, NOTHING_VARIED, trials)
-    assert [(task.stage, task.seed) for task in tasks] == [("random", 0), ("random", 1)]
+    assert [(task.stage, task.seed) for task in tasks] == [("random", 2), ("random", 3)]
     trials += [trial_of(task, "succeeded", f"r{task.seed}") for task in tasks]
     one, two = networks(settings, NOTHING_VARIED, trials)
     assert [each.runs[0].trial_id for each in one.baseline] == ["r0", "r1"]

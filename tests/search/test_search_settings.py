@@ -163,8 +163,7 @@ def test_a_setting_that_is_given_and_plays_no_part_is_told(given, own, told):
 def test_it_is_told_where_the_search_is_built(caplog):
     with caplog.at_level("WARNING", logger="nni_gumbel"):
         GumbelSearch(cost=lambda sample: 1.0, max_params=100).mutate_model(OneCandidate())
-    (record,) = caplog.records
-    assert record.getMessage().startswith("cost: the function has no effect on the search")
+    assert "cost: the function has no effect on the search" in caplog.text
     caplog.clear()
     GumbelSearch(cost=lambda sample: 1.0, max_params=100, cost_weight=1.0).mutate_model(OneCandidate())
-    assert not caplog.records
+    assert "no effect" not in caplog.text
