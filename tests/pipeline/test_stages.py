@@ -322,7 +322,7 @@ def test_networks_of_equal_size_share_their_baseline():
     assert [(task.stage, task.seed) for task in tasks] == [("random", 2), ("random", 3)]
     trials += [trial_of(task, "succeeded", f"r{task.seed}") for task in tasks]
     one, two = networks(settings, NOTHING_VARIED, trials)
-    assert [each.runs[0].trial_id for each in one.baseline] == ["r0", "r1"]
+    assert [each.runs[0].trial_id for each in one.baseline] == ["r2", "r3"]
     assert [each.runs for each in one.baseline] == [each.runs for each in two.baseline]
     assert [each.name for each in two.baseline] == ["network-2-random-1", "network-2-random-2"]
 
