@@ -6,8 +6,7 @@ set of candidates that is active together, and runs it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,7 +23,7 @@ from nni_gumbel.supernet.linear import (
     kernel_tensor,
     merge,
 )
-from nni_gumbel.supernet.weighted_kernel import KernelPlan, weighted_kernel
+from nni_gumbel.supernet.weighted_kernel import KernelPlan, full_precision, weighted_kernel, weighted_sum
 
 _CONVOLUTIONS: tuple[Callable[..., Tensor], ...] = (functional.conv1d, functional.conv2d, functional.conv3d)
 
@@ -154,13 +153,13 @@ class MergedLinear:
 
     def __call__(self, x: Tensor, weights: Tensor) -> Tensor:
         """The candidates' weighted sum: ``(batch, out, *size)``, or ``(*, out)`` of a linear layer."""
-        with _full_precision(x.device.type):
+        with full_precision(x.device.type):
             kernels = [kernel_tensor(module) for module in self.parametrised]
             kernel = weighted_kernel(self.kernels, self.weighted.of(weights), kernels)
             bias = None
             if self.biased:
-                biases = torch.stack([bias_tensor(module) for module in self.biased])
-                bias = (biases * self.weighted_biases.of(weights).to(biases.dtype).unsqueeze(1)).sum(0)
+                biases = [bias_tensor(module) for module in self.biased]
+                bias = weighted_sum(biases, self.weighted_biases.of(weights).to(biases[0].dtype))
         frame, taps = self.merge.frame, self.merge.kernel.taps
         if not taps:
             return functional.linear(x, kernel, bias)
@@ -198,13 +197,3 @@ class _Places:
         if weights.device not in self.on_device:
             self.on_device[weights.device] = torch.tensor(self.places, device=weights.device)
         return weights.index_select(0, self.on_device[weights.device])
-
-
-@contextmanager
-def _full_precision(device: str) -> Iterator[None]:
-    """Kernels are summed in the precision in which they are kept; autocast rounds the sum."""
-    if not torch.is_autocast_enabled(device):
-        yield
-        return
-    with torch.autocast(device, enabled=False):
-        yield

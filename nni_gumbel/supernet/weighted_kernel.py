@@ -8,6 +8,7 @@ the kernels themselves, which are parameters.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,50 +113,62 @@ def weighted_kernel(plan: KernelPlan, weights: Tensor, kernels: Sequence[Tensor]
 
 
 class _WeightedKernel(torch.autograd.Function):
-    # Multiplications and sums, not matrix products: those would be rounded to bfloat16 under autocast.
-
     @staticmethod
     def forward(ctx: Any, plan: KernelPlan, weights: Tensor, *kernels: Tensor) -> Tensor:
         ctx.plan = plan
         ctx.save_for_backward(weights, *kernels)
-        whole = kernels[0].new_zeros(plan.shape)
-        for layer, own_weights, own in plan.split(weights.to(whole.dtype), kernels):
-            entries = layer.entries(whole)
-            if layer.value is not None:
-                entries.add_(own_weights.sum() * layer.value)
-            elif len(own) == 1:
-                entries.addcmul_(layer.as_entries(own[0]), own_weights)
-            else:
-                entries.add_(layer.as_entries((torch.stack(own) * _column(own_weights, own[0])).sum(0)))
+        with full_precision(weights.device.type):
+            whole = kernels[0].new_zeros(plan.shape)
+            for layer, own_weights, own in plan.split(weights.to(whole.dtype), kernels):
+                entries = layer.entries(whole)
+                if layer.value is not None:
+                    entries.add_(own_weights.sum(), alpha=layer.value)
+                elif len(own) == 1:
+                    entries.addcmul_(layer.as_entries(own[0]), own_weights)
+                else:
+                    entries.add_(layer.as_entries(weighted_sum(own, own_weights)))
         return whole
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         weights, *kernels = ctx.saved_tensors
+        _, needs_weights, *needs_kernels = ctx.needs_input_grad
         of_kernels: list[Tensor | None] = []
         of_weights: list[Tensor] = []
-        needs_weights, needs_kernels = ctx.needs_input_grad[1], any(ctx.needs_input_grad[2:])
-        for layer, own_weights, own in ctx.plan.split(weights.to(gradient.dtype), kernels):
-            entries = layer.entries(gradient)
-            if layer.value is not None:
-                if needs_weights:
+        with full_precision(weights.device.type):
+            for layer, own_weights, own in ctx.plan.split(weights.to(gradient.dtype), kernels):
+                entries = layer.entries(gradient)
+                if layer.value is None:
+                    entries = layer.as_kernel(entries)
+                    if any(needs_kernels):
+                        column = own_weights.view(-1, *[1] * entries.dim())
+                        of_kernels += (entries * column).unbind()
+                    if needs_weights:
+                        stacked = torch.stack([kernel.flatten() for kernel in own])
+                        of_weights.append(stacked @ entries.flatten())
+                elif needs_weights:
                     of_weights.append((entries.sum() * layer.value).expand(layer.count))
-                continue
-            entries = layer.as_kernel(entries)
-            if needs_kernels:
-                of_kernels += (entries * _column(own_weights, entries)).unbind()
-            if needs_weights:
-                stacked = torch.stack(own) if len(own) > 1 else own[0].unsqueeze(0)
-                of_weights.append((stacked * entries).flatten(1).sum(1))
         return (
             None,
             torch.cat(of_weights).to(weights.dtype) if needs_weights else None,
-            *(of_kernels if needs_kernels else [None] * len(kernels)),
+            *(of_kernels or [None] * len(kernels)),
         )
 
 
-def _column(weights: Tensor, kernel: Tensor) -> Tensor:
-    return weights.view(-1, *[1] * kernel.dim())
+def weighted_sum(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """``sum_k w_k T_k`` of tensors of one shape, as one product with their stack; differentiable."""
+    stacked = torch.stack([tensor.flatten() for tensor in tensors])
+    return (weights @ stacked).view(tensors[0].shape)
+
+
+@contextmanager
+def full_precision(device: str) -> Iterator[None]:
+    """Kernels are summed in the precision in which they are kept; autocast rounds their sum at last."""
+    if not torch.is_autocast_enabled(device):
+        yield
+        return
+    with torch.autocast(device, enabled=False):
+        yield
 
 
 def _place(taps: Taps, whole: Taps) -> tuple[slice, ...]:
