@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nni_gumbel.supernet.elementwise import ElementwiseMixture, is_elementwise
 from nni_gumbel.supernet.linear import (
     Merge,
     bias_tensor,
@@ -96,6 +97,10 @@ def plan(candidates: Mapping[Any, nn.Module], active: Sequence[Any] | None = Non
     places = {name: place for place, name in enumerate(names)}
     operations: list[Operation] = [MergedLinear.of(one, usable, places) for one in merge(usable)]
     replaced = {name for operation in operations for name in operation.names}
+    elementwise = {n: module for n, module in usable.items() if n not in replaced and is_elementwise(module)}
+    if len(elementwise) > 1:
+        operations.append(ElementwiseMixture.of(elementwise, places))
+        replaced |= set(elementwise)
     return Plan(
         tuple(operations),
         {name: _reason(module) for name, module in running.items() if name not in replaced},
@@ -108,6 +113,8 @@ def _reason(module: nn.Module) -> str:
         return "somebody hooked into it"
     if frame_of(module) is not None:
         return "a merged kernel would cost more"
+    if is_elementwise(module):
+        return "no other one is elementwise"
     return "neither linear nor elementwise"
 
 

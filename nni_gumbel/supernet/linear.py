@@ -103,9 +103,17 @@ def is_untouched(module: nn.Module) -> bool:
     )
 
 
-def parts_of(module: nn.Module) -> list[nn.Module]:
-    """The module, and the two of a sequence that is one kernel."""
-    return [module, *module.children()]
+def is_zero(module: nn.Module) -> bool:
+    """Whether a candidate gives zeros of the shape of its input: NNI's ``Zero`` without stride."""
+    return (
+        _is_zero_of_nni(module)
+        and module.stride == 1
+        and getattr(module, "C_in", None) == getattr(module, "C_out", None)
+    )
+
+
+def _is_zero_of_nni(module: nn.Module) -> bool:
+    return (type(module).__module__, type(module).__qualname__) in _ZEROS
 
 
 # -- one candidate ---------------------------------------------------------------------------------
@@ -133,7 +141,7 @@ def kernel_in(module: nn.Module, frame: Frame) -> Kernel | None:
         return Kernel((range(1),) * dims, inputs, 0, 1.0) if frame.keeps_shape else None
     if kind in _AVERAGE_POOLS:
         return _average(module, frame)
-    if (kind.__module__, kind.__qualname__) in _ZEROS:
+    if _is_zero_of_nni(module):
         return Kernel((range(1),) * dims, inputs, 0, 0.0) if _is_zero_in(module, frame) else None
     if frame_of(module) != frame:
         return None
