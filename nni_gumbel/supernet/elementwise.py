@@ -25,7 +25,7 @@ _aten = torch.ops.aten
 _CHUNK = 2**16
 
 Value = Callable[[nn.Module, Tensor], Tensor]
-Pullback = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Pullback = Callable[[nn.Module, Tensor, Tensor, Tensor | None], Tensor]
 
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
 
@@ -44,7 +44,7 @@ def _mish_value(module: nn.Module, x: Tensor) -> Tensor:
     return _mish(x)[0].mul_(x) if _is_slow(x) else functional.mish(x)
 
 
-def _mish_pullback(module: nn.Module, gradient: Tensor, x: Tensor) -> Tensor:
+def _mish_pullback(module: nn.Module, gradient: Tensor, x: Tensor, value: Tensor | None) -> Tensor:
     if not _is_slow(x):
         return _aten.mish_backward(gradient, x)
     ratio, exponential = _mish(x)
@@ -53,55 +53,64 @@ def _mish_pullback(module: nn.Module, gradient: Tensor, x: Tensor) -> Tensor:
     return slope.add_(ratio).mul_(gradient)
 
 
+def _elu_pullback(alpha: float, gradient: Tensor, x: Tensor, value: Tensor | None) -> Tensor:
+    # From its value no exponential is needed; with a negative alpha the value does not tell the sign of x.
+    from_value = value is not None and alpha >= 0
+    return _aten.elu_backward(gradient, alpha, 1, 1, from_value, value if from_value else x)
+
+
 def _is_slow(x: Tensor) -> bool:
     """Where torch's own kernel of Mish is slow; in half precision every step here would round."""
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
-# Per type: its value, and the gradient of its input given that of its output; torch's own kernels.
+# Per type, from its input x: its value y, and the gradient g of y as one of x (with y where it is there already).
 _KINDS: Mapping[type[nn.Module], tuple[Value, Pullback]] = {
-    nn.Identity: (lambda m, x: x, lambda m, g, x: g),
-    nn.ReLU: (lambda m, x: functional.relu(x), lambda m, g, x: _aten.threshold_backward(g, x, 0)),
+    nn.Identity: (lambda m, x: x, lambda m, g, x, y: g),
+    nn.ReLU: (lambda m, x: functional.relu(x), lambda m, g, x, y: _aten.threshold_backward(g, x, 0)),
     nn.LeakyReLU: (
         lambda m, x: functional.leaky_relu(x, m.negative_slope),
-        lambda m, g, x: _aten.leaky_relu_backward(g, x, m.negative_slope, False),
+        lambda m, g, x, y: _aten.leaky_relu_backward(g, x, m.negative_slope, False),
     ),
     nn.Hardtanh: (
         lambda m, x: functional.hardtanh(x, m.min_val, m.max_val),
-        lambda m, g, x: _aten.hardtanh_backward(g, x, m.min_val, m.max_val),
+        lambda m, g, x, y: _aten.hardtanh_backward(g, x, m.min_val, m.max_val),
     ),
     nn.ReLU6: (
         lambda m, x: functional.hardtanh(x, 0.0, 6.0),
-        lambda m, g, x: _aten.hardtanh_backward(g, x, 0.0, 6.0),
+        lambda m, g, x, y: _aten.hardtanh_backward(g, x, 0.0, 6.0),
     ),
     nn.ELU: (
         lambda m, x: functional.elu(x, m.alpha),
-        lambda m, g, x: _aten.elu_backward(g, m.alpha, 1, 1, False, x),
+        lambda m, g, x, y: _elu_pullback(m.alpha, g, x, y),
     ),
     nn.SELU: (
         lambda m, x: functional.selu(x),
-        lambda m, g, x: _aten.elu_backward(g, _SELU_ALPHA, _SELU_SCALE, 1, False, x),
+        lambda m, g, x, y: _aten.elu_backward(g, _SELU_ALPHA, _SELU_SCALE, 1, False, x),
     ),
     nn.CELU: (
         lambda m, x: functional.celu(x, m.alpha),
-        lambda m, g, x: _aten.elu_backward(g, m.alpha, 1, 1 / m.alpha, False, x),
+        lambda m, g, x, y: _aten.elu_backward(g, m.alpha, 1, 1 / m.alpha, False, x),
     ),
-    nn.SiLU: (lambda m, x: functional.silu(x), lambda m, g, x: _aten.silu_backward(g, x)),
+    nn.SiLU: (lambda m, x: functional.silu(x), lambda m, g, x, y: _aten.silu_backward(g, x)),
     nn.GELU: (
         lambda m, x: functional.gelu(x, approximate=m.approximate),
-        lambda m, g, x: _aten.gelu_backward(g, x, approximate=m.approximate),
+        lambda m, g, x, y: _aten.gelu_backward(g, x, approximate=m.approximate),
     ),
     nn.Mish: (_mish_value, _mish_pullback),
-    nn.Tanh: (lambda m, x: x.tanh(), lambda m, g, x: _aten.tanh_backward(g, x.tanh())),
-    nn.Sigmoid: (lambda m, x: x.sigmoid(), lambda m, g, x: _aten.sigmoid_backward(g, x.sigmoid())),
-    nn.Hardswish: (lambda m, x: functional.hardswish(x), lambda m, g, x: _aten.hardswish_backward(g, x)),
+    nn.Tanh: (lambda m, x: x.tanh(), lambda m, g, x, y: _aten.tanh_backward(g, x.tanh() if y is None else y)),
+    nn.Sigmoid: (
+        lambda m, x: x.sigmoid(),
+        lambda m, g, x, y: _aten.sigmoid_backward(g, x.sigmoid() if y is None else y),
+    ),
+    nn.Hardswish: (lambda m, x: functional.hardswish(x), lambda m, g, x, y: _aten.hardswish_backward(g, x)),
     nn.Hardsigmoid: (
         lambda m, x: functional.hardsigmoid(x),
-        lambda m, g, x: _aten.hardsigmoid_backward(g, x),
+        lambda m, g, x, y: _aten.hardsigmoid_backward(g, x),
     ),
     nn.Softplus: (
         lambda m, x: functional.softplus(x, m.beta, m.threshold),
-        lambda m, g, x: _aten.softplus_backward(g, x, m.beta, m.threshold),
+        lambda m, g, x, y: _aten.softplus_backward(g, x, m.beta, m.threshold),
     ),
 }
 
@@ -125,7 +134,7 @@ class ElementwiseMixture:
 
     @classmethod
     def of(cls, candidates: Mapping[Any, nn.Module], places: Mapping[Any, int]) -> ElementwiseMixture:
-        """The operation for these candidates, which have these places in the choice."""
+        """The operation for candidates, not all of them zero, which have these places in the choice."""
         members = tuple((places[n], module) for n, module in candidates.items() if not is_zero(module))
         return cls(tuple(candidates), members)
 
@@ -142,10 +151,20 @@ class ElementwiseMixture:
         for place, module in self.members:
             yield place, _KINDS[built_type(module)][0](module, x)
 
-    def pullbacks(self, gradient: Tensor, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Their places, and what the gradient of their output is as one of ``x``."""
+    def gradients(
+        self, gradient: Tensor, x: Tensor, weights: Sequence[Tensor], needs_x: bool, needs_weights: bool
+    ) -> tuple[Tensor | None, dict[int, Tensor]]:
+        """The gradient of the output as one of ``x``, and of the weights by place; of flat tensors."""
+        of_x, of_weights = None, {}
         for place, module in self.members:
-            yield place, _KINDS[built_type(module)][1](module, gradient, x)
+            value_of, pullback = _KINDS[built_type(module)]
+            value = None
+            if needs_weights:
+                value = value_of(module, x)
+                of_weights[place] = torch.dot(gradient, value)
+            if needs_x:
+                of_x = _added(of_x, pullback(module, gradient, x, value), weights[place])
+        return of_x, of_weights
 
 
 class _Elementwise(torch.autograd.Function):
@@ -155,8 +174,13 @@ class _Elementwise(torch.autograd.Function):
         ctx.save_for_backward(x, weights)
         order = _memory_order(x)
         own = weights.to(x.dtype).unbind()
+        parts: list[Tensor] = []
         with full_precision(x.device.type):
-            parts = [_weighted_sum(operation.values(part), own, part) for part in _parts(x, order)]
+            for part in _parts(x, order):
+                total = None
+                for place, value in operation.values(part):
+                    total = _added(total, value, own[place])
+                parts.append(total)
         return _whole(parts, x, order)
 
     @staticmethod
@@ -167,23 +191,20 @@ class _Elementwise(torch.autograd.Function):
             return None, *_differentiable(operation, x, weights, gradient, (needs_x, needs_weights))
         order = _memory_order(x)
         own = weights.to(x.dtype).unbind()
-        of_x: list[Tensor] = []
-        of_weights: dict[int, Tensor] = {}
         with full_precision(x.device.type):
-            for part, above in zip(_parts(x, order), _parts(gradient, order)):
-                if needs_x:
-                    of_x.append(_weighted_sum(operation.pullbacks(above, part), own, part))
-                if needs_weights:
-                    for place, value in operation.values(part):
-                        dot = torch.dot(above, value)
-                        of_weights[place] = of_weights[place] + dot if place in of_weights else dot
+            found = [
+                operation.gradients(above, part, own, needs_x, needs_weights)
+                for part, above in zip(_parts(x, order), _parts(gradient, order))
+            ]
+        of_x = _whole([part for part, _ in found], x, order) if needs_x else None
+        if not needs_weights:
+            return None, of_x, None
         zero = weights.new_zeros(())
-        every = [of_weights.get(place, zero).to(weights.dtype) for place in range(len(weights))]
-        return (
-            None,
-            _whole(of_x, x, order) if needs_x else None,
-            torch.stack(every) if needs_weights else None,
-        )
+        of_weights = [
+            sum(dots[place] for _, dots in found).to(weights.dtype) if place in found[0][1] else zero
+            for place in range(len(weights))
+        ]
+        return None, of_x, torch.stack(of_weights)
 
 
 def _differentiable(
@@ -197,24 +218,23 @@ def _differentiable(
     return [next(found) if is_needed else None for is_needed in needs]
 
 
-def _weighted_sum(terms: Iterator[tuple[int, Tensor]], weights: Sequence[Tensor], like: Tensor) -> Tensor:
-    total = None
-    for place, term in terms:
-        total = term * weights[place] if total is None else total.addcmul_(term, weights[place])
-    return torch.zeros_like(like) if total is None else total
+def _added(total: Tensor | None, term: Tensor, weight: Tensor) -> Tensor:
+    return term * weight if total is None else total.addcmul_(term, weight)
 
 
-def _memory_order(x: Tensor) -> list[int]:
-    """The dimensions as they lie in memory."""
-    return sorted(range(x.dim()), key=x.stride, reverse=True)
+def _memory_order(x: Tensor) -> list[int] | None:
+    """The dimensions as they lie in memory; ``None`` if that is their own order."""
+    return None if x.is_contiguous() else sorted(range(x.dim()), key=x.stride, reverse=True)
 
 
-def _parts(x: Tensor, order: Sequence[int]) -> Sequence[Tensor]:
-    flat = x.permute(order).reshape(-1)
-    return flat.split(_CHUNK) if x.device.type == "cpu" else [flat]
+def _parts(x: Tensor, order: Sequence[int] | None) -> Sequence[Tensor]:
+    flat = (x if order is None else x.permute(order)).reshape(-1)
+    return flat.split(_CHUNK) if x.device.type == "cpu" and len(flat) > _CHUNK else [flat]
 
 
-def _whole(parts: Sequence[Tensor], like: Tensor, order: Sequence[int]) -> Tensor:
+def _whole(parts: Sequence[Tensor], like: Tensor, order: Sequence[int] | None) -> Tensor:
     flat = parts[0] if len(parts) == 1 else torch.cat(list(parts))
+    if order is None:
+        return flat.view(like.shape)
     back = sorted(range(len(order)), key=order.__getitem__)
     return flat.view([like.shape[dim] for dim in order]).permute(back)

@@ -20,6 +20,7 @@ from nni_gumbel.supernet.linear import (
     bias_tensor,
     frame_of,
     is_untouched,
+    is_zero,
     kernel_in,
     kernel_tensor,
     merge,
@@ -98,7 +99,7 @@ def plan(candidates: Mapping[Any, nn.Module], active: Sequence[Any] | None = Non
     operations: list[Operation] = [MergedLinear.of(one, usable, places) for one in merge(usable)]
     replaced = {name for operation in operations for name in operation.names}
     elementwise = {n: module for n, module in usable.items() if n not in replaced and is_elementwise(module)}
-    if len(elementwise) > 1:
+    if len(elementwise) > 1 and not all(map(is_zero, elementwise.values())):
         operations.append(ElementwiseMixture.of(elementwise, places))
         replaced |= set(elementwise)
     return Plan(
