@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -59,6 +60,11 @@ def _elu_pullback(alpha: float, gradient: Tensor, x: Tensor, value: Tensor | Non
     return _aten.elu_backward(gradient, alpha, 1, 1, from_value, value if from_value else x)
 
 
+def _celu_pullback(module: nn.Module, gradient: Tensor, x: Tensor, value: Tensor | None) -> Tensor:
+    # Torch reads alpha as a float32 here, whatever the input is.
+    return _aten.elu_backward(gradient, module.alpha, 1, 1 / float(np.float32(module.alpha)), False, x)
+
+
 def _is_slow(x: Tensor) -> bool:
     """Where torch's own kernel of Mish is slow; in half precision every step here would round."""
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
@@ -90,7 +96,7 @@ _KINDS: Mapping[type[nn.Module], tuple[Value, Pullback]] = {
     ),
     nn.CELU: (
         lambda m, x: functional.celu(x, m.alpha),
-        lambda m, g, x, y: _aten.elu_backward(g, m.alpha, 1, 1 / m.alpha, False, x),
+        _celu_pullback,
     ),
     nn.SiLU: (lambda m, x: functional.silu(x), lambda m, g, x, y: _aten.silu_backward(g, x)),
     nn.GELU: (
@@ -212,7 +218,7 @@ def _differentiable(
 ) -> list[Tensor | None]:
     """The gradients as functions that can be differentiated again."""
     with full_precision(x.device.type):
-        output = sum(value * weights[place].to(x.dtype) for place, value in operation.values(x))
+        output = sum(module(x) * weights[place].to(x.dtype) for place, module in operation.members)
         inputs = [tensor for tensor, is_needed in zip((x, weights), needs) if is_needed]
         found = iter(torch.autograd.grad(output, inputs, gradient, create_graph=True))
     return [next(found) if is_needed else None for is_needed in needs]

@@ -77,26 +77,31 @@ def assert_equal(found, expected, tolerance):
     st.integers(0, 10**6),
 )
 @settings(deadline=None, max_examples=100, suppress_health_check=list(HealthCheck))
-def test_any_mixture_gives_the_outputs_and_gradients_of_the_plain_one(candidates, dtype, scale, is_double, seed):
+def test_any_mixture_gives_the_outputs_and_gradients_of_the_plain_one(
+    candidates, dtype, scale, is_double, seed
+):
     torch.manual_seed(seed)
     x = torch.randn(2, 3, 5, 4, dtype=dtype) * scale
     # The entries where a derivative jumps.
     x[0, 0, 0] = torch.tensor([0.0, -0.5, 2.0, 6.0])
     weights = torch.rand(len(candidates), dtype=dtype) * (torch.rand(len(candidates)) < 0.8)
     assume(weights.any())
+    # Torch has no second derivative of the one, and that of the other overflows.
+    is_double = is_double and scale < 30 and not any(isinstance(c, nn.Hardsigmoid) for c in candidates)
     found, expected = (results(candidates, way, weights, x, is_double) for way in (True, False))
     assert_equal(found, expected, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("candidate", CANDIDATES, ids=repr)
-def test_each_is_exact_far_from_zero_and_near_it(candidate):
+def test_each_entry_is_exact_far_from_zero_and_near_it(candidate):
     x = torch.cat([torch.linspace(-200, 200, 4001), torch.logspace(-30, 0, 50), -torch.logspace(-30, 0, 50)])
     for dtype, tolerance in TOLERANCE.items():
-        pair = [candidate, nn.Identity()]
         weights = torch.tensor([1.0, 1e-3], dtype=dtype)
+        pair = [candidate, nn.Identity()]
         found, expected = (results(pair, way, weights, x.to(dtype)) for way in (True, False))
-        for one, other in zip(found, expected, strict=True):
-            assert torch.allclose(one, other, rtol=tolerance, atol=1e-30 if dtype is torch.float64 else 1e-12)
+        # Not the gradient of the weights: summed over both signs it is what rounding leaves.
+        for one, other in zip(found[:2], expected[:2], strict=True):
+            assert torch.allclose(one, other, rtol=tolerance, atol=1e-30)
 
 
 @pytest.mark.parametrize("shape", [(), (7,), (2, 3, 5, 7), (0, 3)])
