@@ -19,6 +19,7 @@ from nni_gumbel.supernet.linear import (
     Merge,
     bias_tensor,
     frame_of,
+    is_average,
     is_untouched,
     is_zero,
     kernel_in,
@@ -28,6 +29,8 @@ from nni_gumbel.supernet.linear import (
 from nni_gumbel.supernet.weighted_kernel import KernelPlan, full_precision, weighted_kernel, weighted_sum
 
 _CONVOLUTIONS: tuple[Callable[..., Tensor], ...] = (functional.conv1d, functional.conv2d, functional.conv3d)
+
+_SAVES_NOTHING = "a merged kernel would cost more, or there is none"
 
 
 class Operation(Protocol):
@@ -62,24 +65,25 @@ class Plan:
         """Whether the modules still compute what they did: a hook, or a parametrization, must be obeyed."""
         return all(type(module) is kind and is_untouched(module) for module, kind in self.modules)
 
+    @property
+    def is_merged(self) -> bool:
+        """Whether any candidates run as one."""
+        return any(len(operation.names) > 1 for operation in self.operations)
+
     def describe(self) -> str:
-        """What runs as one operation, and what by itself and why."""
+        """What runs as one operation, and what by itself and why, in a line."""
         merged = [
-            f"{', '.join(map(str, one.names))} run as {one.describe()}"
-            for one in self.operations
-            if len(one.names) > 1
+            f"{', '.join(map(str, operation.names))} as {operation.describe()}"
+            for operation in self.operations
+            if len(operation.names) > 1
         ]
-        alone = dict(self.alone) | {
-            name: "nothing merges with it"
-            for one in self.operations
-            if len(one.names) == 1
-            for name in one.names
-        }
+        single = {one.names[0]: _SAVES_NOTHING for one in self.operations if len(one.names) == 1}
         reasons: dict[str, list[str]] = {}
-        for name, reason in alone.items():
+        for name, reason in (single | dict(self.alone)).items():
             reasons.setdefault(reason, []).append(str(name))
-        by_itself = [f"{', '.join(names)} by itself ({reason})" for reason, names in reasons.items()]
-        return "; ".join(merged + by_itself)
+        return "; ".join(
+            merged + [f"{', '.join(names)} alone: {reason}" for reason, names in reasons.items()]
+        )
 
 
 def plan(candidates: Mapping[Any, nn.Module], active: Sequence[Any] | None = None) -> Plan:
@@ -111,12 +115,12 @@ def plan(candidates: Mapping[Any, nn.Module], active: Sequence[Any] | None = Non
 
 def _reason(module: nn.Module) -> str:
     if not all(map(is_untouched, module.modules())):
-        return "somebody hooked into it"
+        return "hooked into"
     if frame_of(module) is not None:
-        return "a merged kernel would cost more"
-    if is_elementwise(module):
-        return "no other one is elementwise"
-    return "neither linear nor elementwise"
+        return _SAVES_NOTHING
+    if is_average(module):
+        return "joins only convolutions of its stride and size, and not with a divisor that varies at borders"
+    return "no other is elementwise" if is_elementwise(module) else "neither linear nor elementwise"
 
 
 @dataclass(frozen=True)

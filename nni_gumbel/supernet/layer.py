@@ -52,7 +52,7 @@ class MixedLayer(LayerChoice, BaseSuperNetModule):
         names = self.names if active is None else [self.names[place] for place in active]
         candidates = {name: self[name] for name in self.names}
         if not self._merged:
-            return Plan((), {name: "merging is off" for name in names}, ())
+            return Plan((), dict.fromkeys(names, "merging is off"), ())
         return plan(candidates, names)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

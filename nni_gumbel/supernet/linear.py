@@ -103,6 +103,11 @@ def is_untouched(module: nn.Module) -> bool:
     )
 
 
+def is_average(module: nn.Module) -> bool:
+    """Whether a candidate is average pooling."""
+    return type(module) in _AVERAGE_POOLS
+
+
 def is_zero(module: nn.Module) -> bool:
     """Whether a candidate gives zeros of the shape of its input: NNI's ``Zero`` without stride."""
     return (

@@ -8,6 +8,8 @@ default, so it is refused by name.
 from __future__ import annotations
 
 import functools
+import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,6 +28,8 @@ from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.hub import hooks_for
 from nni_gumbel.supernet.inputs import MixedInput
 from nni_gumbel.supernet.layer import MixedLayer
+
+_log = logging.getLogger(__name__)
 
 
 def relax(space: ModelSpace, hooks: Sequence[MutationHook] = (), merged: bool = True) -> Distribution:
@@ -82,9 +86,18 @@ def relax(space: ModelSpace, hooks: Sequence[MutationHook] = (), merged: bool = 
         # What one candidate changes in place, the next one would take for its input.
         if getattr(module, "inplace", False) is True:
             module.inplace = False
+    _log_executions(space)
     # NNI's own copies every candidate at every level, and some spaces build their networks anew.
     space.freeze = functools.partial(freeze_with_weights, space)
     return distribution
+
+
+def _log_executions(space: ModelSpace) -> None:
+    """A line a layer choice, however many modules have its label."""
+    layers = [module for module in space.modules() if isinstance(module, MixedLayer)]
+    lines = Counter(f"choice {layer.label!r}: {layer.plan().describe()}" for layer in layers)
+    for line, number in lines.items():
+        _log.info("%s%s", line, f" ({number} modules)" if number > 1 else "")
 
 
 def _mutate_children(

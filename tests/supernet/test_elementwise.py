@@ -148,7 +148,7 @@ def test_one_tensor_is_kept_for_the_backward_pass():
 def test_what_has_parameters_or_draws_numbers_runs_by_itself(candidate):
     found = plan({"relu": nn.ReLU(), "other": candidate, "identity": nn.Identity()})
     assert list(found.alone) == ["other"]
-    assert found.describe().startswith("relu, identity run as one elementwise operation")
+    assert found.describe().startswith("relu, identity as one elementwise operation")
 
 
 def test_an_identity_joins_the_convolutions_where_there_are_any():

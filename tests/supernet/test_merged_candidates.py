@@ -1,4 +1,4 @@
-"""Candidates that run as one operation compute what each of them computes by itself."""
+"""Candidates that as one operation compute what each of them computes by itself."""
 
 import copy
 import itertools
@@ -165,7 +165,7 @@ def test_linear_layers_and_an_identity_are_one_linear_layer():
     candidates = [nn.Linear(6, 6), nn.Linear(6, 6, bias=False), nn.Identity(), nn.Linear(6, 6)]
     merged, plain = both_ways(candidates)
     x, weights = torch.randn(3, 5, 6).double(), torch.rand(4).double()
-    assert merged[0].layer.plan().describe() == "0, 1, 2, 3 run as one linear layer"
+    assert merged[0].layer.plan().describe() == "0, 1, 2, 3 as one linear layer"
     assert_equal(results(*merged, weights, x, True), results(*plain, weights, x, True), 1e-10)
 
 
@@ -226,7 +226,7 @@ def test_the_mnist_space_runs_all_but_the_maximum_as_one_convolution():
 def test_what_is_not_exact_runs_by_itself(candidate):
     found = plan({"conv": nn.Conv2d(4, 4, 3, padding=1), "identity": nn.Identity(), "other": candidate})
     assert list(found.alone) == ["other"]
-    assert "conv, identity run as one" in found.describe()
+    assert "conv, identity as one" in found.describe()
 
 
 def test_a_convolution_of_nni_without_choices_is_a_convolution():
@@ -304,3 +304,30 @@ def test_the_class_of_a_merge_is_told():
     (operation,) = plan({"a": nn.Conv1d(4, 4, 3, padding=1, groups=2), "b": nn.AvgPool1d(3, 1, 1)}).operations
     assert isinstance(operation, MergedLinear)
     assert operation.describe() == "one 3 convolution in 2 groups"
+
+
+def test_the_log_says_once_a_choice_what_runs_as_one_and_what_alone_and_why(caplog):
+    class Twice(ModelSpace):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(
+                *(
+                    LayerChoice(
+                        {
+                            "a": nn.Conv2d(2, 2, 1),
+                            "b": nn.Conv2d(2, 2, 3, padding=1),
+                            "c": nn.MaxPool2d(3, 1, 1),
+                        },
+                        label="both",
+                    )
+                    for _ in range(2)
+                )
+            )
+
+    for merged in (True, False):
+        with caplog.at_level("INFO", logger="nni_gumbel.supernet"):
+            relax(Twice(), merged=merged)
+    assert [record.getMessage() for record in caplog.records] == [
+        "choice 'both': a, b as one 3x3 convolution; c alone: neither linear nor elementwise (2 modules)",
+        "choice 'both': a, b, c alone: merging is off (2 modules)",
+    ]
