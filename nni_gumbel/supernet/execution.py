@@ -30,6 +30,9 @@ from nni_gumbel.supernet.weighted_kernel import KernelPlan, full_precision, weig
 
 _CONVOLUTIONS: tuple[Callable[..., Tensor], ...] = (functional.conv1d, functional.conv2d, functional.conv3d)
 
+# With fewer, no vector instruction is filled: with 4 channels the conversions cost what they save.
+_CHANNELS_OF_A_VECTOR = 8
+
 _SAVES_NOTHING = "a merged kernel would cost more, or there is none"
 
 
@@ -111,6 +114,25 @@ def plan(candidates: Mapping[Any, nn.Module], active: Sequence[Any] | None = Non
         {name: _reason(module) for name, module in running.items() if name not in replaced},
         tuple((part, type(part)) for name in replaced for part in running[name].modules()),
     )
+
+
+def call_alone(module: nn.Module, x: Tensor) -> Any:
+    """What a candidate returns, max pooling on a CPU by way of ``channels_last``.
+
+    Torch's kernel of it is written for that layout: forward and backward of 3 x 3 on 32 x 20 x 14 x 14 take 1.5 ms
+    with both conversions, and 4.9 ms without. The same entries are chosen, also among equal ones.
+    """
+    if (
+        type(module) is nn.MaxPool2d
+        and is_untouched(module)
+        and not module.return_indices
+        and x.device.type == "cpu"
+        and x.dim() == 4
+        and x.shape[1] >= _CHANNELS_OF_A_VECTOR
+        and x.is_contiguous()
+    ):
+        return module(x.contiguous(memory_format=torch.channels_last)).contiguous()
+    return module(x)
 
 
 def _reason(module: nn.Module) -> str:

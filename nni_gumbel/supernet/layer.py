@@ -14,7 +14,7 @@ from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from torch import Tensor, nn
 
 from nni_gumbel.supernet.distribution import JointSample
-from nni_gumbel.supernet.execution import Plan, plan
+from nni_gumbel.supernet.execution import Plan, call_alone, plan
 from nni_gumbel.supernet.mixture import mixture, unchanged
 
 # A cooling distribution meets few sets of active candidates; a bound for those that meet many.
@@ -95,6 +95,8 @@ class MixedLayer(LayerChoice, BaseSuperNetModule):
 
     def _run(self, name: Any, args: Any, kwargs: Any) -> Any:
         with unchanged((args, kwargs), f"choice {self.label!r}: candidate {name!r}"):
+            if self._merged and len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+                return call_alone(self[name], args[0])
             return self[name](*args, **kwargs)
 
     def _describe(self, names: Sequence[Any]) -> Any:

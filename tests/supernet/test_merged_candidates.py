@@ -331,3 +331,15 @@ def test_the_log_says_once_a_choice_what_runs_as_one_and_what_alone_and_why(capl
         "choice 'both': a, b as one 3x3 convolution; c alone: neither linear nor elementwise (2 modules)",
         "choice 'both': a, b, c alone: merging is off (2 modules)",
     ]
+
+
+@pytest.mark.parametrize("channels", [3, 8, 20])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_max_pooling_chooses_the_same_entries_also_among_equal_ones(channels, layout):
+    candidates = [nn.MaxPool2d(3, 1, 1), nn.BatchNorm2d(channels)]
+    merged, plain = both_ways(candidates)
+    x = torch.randn(2, channels, 7, 6, dtype=torch.float64).relu().contiguous(memory_format=layout)
+    for weights in (torch.tensor([0.4, 0.6]).double(), torch.tensor([1.0, 0.0]).double()):
+        found, expected = results(*merged, weights, x), results(*plain, weights, x)
+        assert found[0].stride() == expected[0].stride()
+        assert all(map(torch.equal, found, expected))
