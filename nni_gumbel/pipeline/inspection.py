@@ -224,7 +224,11 @@ def added_costs(
 def _executions(module: nn.Module) -> Iterator[tuple[Sequence[str], str]]:
     """The labels that a module reads its weights of, and what it computes with them."""
     if isinstance(module, MixedLayer):
-        yield [module.label], "LayerChoice, mixture: every candidate runs, the outputs are added by weight"
+        plan = module.plan()
+        how = f"merged: {plan.describe()}"
+        if not plan.is_merged:
+            how = "mixture: every candidate runs, the outputs are added by weight"
+        yield [module.label], f"LayerChoice, {how}"
     elif isinstance(module, MixedInput):
         yield [module.label], f"InputChoice, {_execution_of_inputs(module)}"
     elif isinstance(module, MixedRepeat):

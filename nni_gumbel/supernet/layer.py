@@ -1,15 +1,24 @@
-"""``LayerChoice`` in a supernet: the weighted sum of its candidates' outputs."""
+"""``LayerChoice`` in a supernet: the weighted sum of its candidates' outputs, exact and as cheap as that can be.
+
+Candidates that are linear or elementwise run as one operation (:mod:`nni_gumbel.supernet.execution`); they stay
+modules of their own, with their parameters and their names.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from nni.nas.nn.pytorch import LayerChoice
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
-from torch import nn
+from torch import Tensor, nn
 
 from nni_gumbel.supernet.distribution import JointSample
+from nni_gumbel.supernet.execution import Plan, call_alone, plan
 from nni_gumbel.supernet.mixture import mixture, unchanged
+
+# A cooling distribution meets few sets of active candidates; a bound for those that meet many.
+_PLANS_KEPT = 128
 
 
 class MixedLayer(LayerChoice, BaseSuperNetModule):
@@ -18,18 +27,33 @@ class MixedLayer(LayerChoice, BaseSuperNetModule):
     Args:
         choice: the layer choice to replace; its candidates are taken over, not copied.
         joint_sample: where the current weights are read.
+        merged: whether candidates may run as one operation; if not, every one runs by itself.
     """
 
-    def __init__(self, choice: LayerChoice, joint_sample: JointSample) -> None:
+    def __init__(self, choice: LayerChoice, joint_sample: JointSample, merged: bool = True) -> None:
         super().__init__(choice.candidates, label=choice.label)
         self._joint_sample = joint_sample
+        self._merged = merged
+        self._plans: dict[tuple[int, ...], Plan] = {}
 
     @classmethod
     def mutate(cls, module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
         """NNI's mutation hook: replaces exactly ``LayerChoice``, not its subclasses."""
         if type(module) is LayerChoice:
-            return cls(module, mutate_kwargs["joint_sample"])
+            return cls(module, mutate_kwargs["joint_sample"], mutate_kwargs.get("merged", True))
         return None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy plans with its own modules.
+        return {**self.__dict__, "_plans": {}}
+
+    def plan(self, active: Sequence[int] | None = None) -> Plan:
+        """How candidates at these places, or all of them, are executed on one tensor."""
+        names = self.names if active is None else [self.names[place] for place in active]
+        candidates = {name: self[name] for name in self.names}
+        if not self._merged:
+            return Plan((), dict.fromkeys(names, "merging is off"), ())
+        return plan(candidates, names)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Accepts what the candidates accept; returns what they return.
@@ -39,12 +63,43 @@ class MixedLayer(LayerChoice, BaseSuperNetModule):
         """
         active = self._joint_sample.active(self.label)
         weights = self._joint_sample.weights(self.label)
+        if self._merged and len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+            if len(active) == 1 and not weights.requires_grad:
+                # The weights of a choice of one add up to 1.
+                return self._run(self.names[active[0]], args, kwargs)
+            if args[0].is_floating_point():
+                current = self._plan_of(active)
+                if current.operations and current.holds():
+                    return self._planned(current, args[0], weights)
         names = [self.names[k] for k in active]
-        outputs = []
-        for name in names:
-            with unchanged((args, kwargs), f"choice {self.label!r}: candidate {name!r}"):
-                outputs.append(self[name](*args, **kwargs))
+        outputs = [self._run(name, args, kwargs) for name in names]
+        return mixture(outputs, [weights[k] for k in active], self._describe(names))
 
+    def _planned(self, current: Plan, x: Tensor, weights: Tensor) -> Any:
+        outputs = [operation(x, weights) for operation in current.operations]
+        names = [", ".join(map(str, operation.names)) for operation in current.operations]
+        factors: list[Tensor | None] = [None] * len(outputs)
+        for name in current.alone:
+            outputs.append(self._run(name, (x,), {}))
+            names.append(name)
+            factors.append(weights[self.names.index(name)])
+        return outputs[0] if len(outputs) == 1 else mixture(outputs, factors, self._describe(names))
+
+    def _plan_of(self, active: Sequence[int]) -> Plan:
+        key = tuple(active)
+        if key not in self._plans:
+            if len(self._plans) >= _PLANS_KEPT:
+                self._plans.pop(next(iter(self._plans)))
+            self._plans[key] = self.plan(active)
+        return self._plans[key]
+
+    def _run(self, name: Any, args: Any, kwargs: Any) -> Any:
+        with unchanged((args, kwargs), f"choice {self.label!r}: candidate {name!r}"):
+            if self._merged and len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+                return call_alone(self[name], args[0])
+            return self[name](*args, **kwargs)
+
+    def _describe(self, names: Sequence[Any]) -> Any:
         def describe(shapes: list[Any]) -> str:
             given = ", ".join(f"{name!r} gives {shape}" for name, shape in zip(names, shapes))
             return (
@@ -52,4 +107,4 @@ class MixedLayer(LayerChoice, BaseSuperNetModule):
                 "make all of them equal, e.g. with padding"
             )
 
-        return mixture(outputs, [weights[k] for k in active], describe)
+        return describe

@@ -13,14 +13,14 @@ from nni_gumbel.errors import UsageError
 
 
 def mixture(
-    outputs: Sequence[Any], weights: Sequence[Tensor], describe: Callable[[list[Any]], str] = str
+    outputs: Sequence[Any], weights: Sequence[Tensor | None], describe: Callable[[list[Any]], str] = str
 ) -> Any:
     """``sum_k weights_k * outputs_k``.
 
     Args:
         outputs: one per candidate: tensors of one shape, or tuples, lists or dicts of such, entry by entry;
             an entry may be ``None`` in all of them, or a number.
-        weights: scalars, one per candidate.
+        weights: scalars, one per candidate; ``None`` for an output that has its weight already.
         describe: puts the outputs' shapes into the words of an error.
 
     Returns:
@@ -57,7 +57,7 @@ def unchanged(inputs: Any, owner: str) -> Iterator[None]:
         )
 
 
-def _weighted_sum(outputs: Sequence[Any], weights: Sequence[Tensor]) -> Any:
+def _weighted_sum(outputs: Sequence[Any], weights: Sequence[Tensor | None]) -> Any:
     first = outputs[0]
     if first is None:
         return None
@@ -75,7 +75,9 @@ def _weighted_sum(outputs: Sequence[Any], weights: Sequence[Tensor]) -> Any:
     return total
 
 
-def _scaled(output: Any, weight: Tensor) -> Tensor:
+def _scaled(output: Any, weight: Tensor | None) -> Tensor:
+    if weight is None:
+        return output
     # In whole numbers a weight below 1 would be 0.
     return output * (weight.to(output.dtype) if _is_float(output) else weight)
 

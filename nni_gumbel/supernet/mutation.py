@@ -8,6 +8,8 @@ default, so it is refused by name.
 from __future__ import annotations
 
 import functools
+import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,14 +29,18 @@ from nni_gumbel.supernet.hub import hooks_for
 from nni_gumbel.supernet.inputs import MixedInput
 from nni_gumbel.supernet.layer import MixedLayer
 
+_log = logging.getLogger(__name__)
 
-def relax(space: ModelSpace, hooks: Sequence[MutationHook] = ()) -> Distribution:
+
+def relax(space: ModelSpace, hooks: Sequence[MutationHook] = (), merged: bool = True) -> Distribution:
     """Turn a space into a supernet, in place.
 
     Args:
         space: an NNI model space; each of its choices is replaced by a mixture of its candidates.
         hooks: NNI mutation hooks of one's own, run before ours; see NNI's ``OneShotStrategy``. Among
             their ``mutate_kwargs`` is ``joint_sample``, where a mixed module reads its weights.
+        merged: whether candidates of a ``LayerChoice`` that can run as one operation do, which computes the
+            same; if not, each of them runs by itself.
 
     Returns:
         The distribution over the networks of the space: draw from it (:meth:`Distribution.sample`)
@@ -69,7 +75,7 @@ def relax(space: ModelSpace, hooks: Sequence[MutationHook] = ()) -> Distribution
             )
     distribution = Distribution(space)
     all_hooks = [*hooks, *hooks_for(space), *_HOOKS]
-    arguments = {"joint_sample": distribution.joint_sample}
+    arguments = {"joint_sample": distribution.joint_sample, "merged": merged}
     # A module that stands at several places is replaced by one module, which keeps its weights tied.
     replacements: dict[nn.Module, nn.Module] = {}
     memo: dict[str, Any] = {}
@@ -80,9 +86,18 @@ def relax(space: ModelSpace, hooks: Sequence[MutationHook] = ()) -> Distribution
         # What one candidate changes in place, the next one would take for its input.
         if getattr(module, "inplace", False) is True:
             module.inplace = False
+    _log_executions(space)
     # NNI's own copies every candidate at every level, and some spaces build their networks anew.
     space.freeze = functools.partial(freeze_with_weights, space)
     return distribution
+
+
+def _log_executions(space: ModelSpace) -> None:
+    """A line a layer choice, however many modules have its label."""
+    layers = [module for module in space.modules() if isinstance(module, MixedLayer)]
+    lines = Counter(f"choice {layer.label!r}: {layer.plan().describe()}" for layer in layers)
+    for line, number in lines.items():
+        _log.info("%s%s", line, f" ({number} modules)" if number > 1 else "")
 
 
 def _mutate_children(

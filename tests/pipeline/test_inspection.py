@@ -247,11 +247,11 @@ def test_inputs_of_a_data_set_are_its_images():
 class SomeAlike(ModelSpace):
     """Two of three candidates cost the same."""
 
+    candidates = {"line": nn.Linear(4, 4), "relu": nn.ReLU(), "tanh": nn.Tanh()}
+
     def __init__(self):
         super().__init__()
-        self.layer = LayerChoice(
-            {"line": nn.Linear(4, 4), "relu": nn.ReLU(), "tanh": nn.Tanh()}, label="layer"
-        )
+        self.layer = LayerChoice(self.candidates, label="layer")
 
     def forward(self, x):
         return self.layer(x)
@@ -261,6 +261,17 @@ def test_candidates_that_cost_the_same_are_priced_each():
     space = SomeAlike()
     distribution = Distribution(space)
     assert added_costs(distribution, expected_parameters(space), "layer", True) == [(20, 20), (0, 0), (0, 0)]
+
+
+def test_candidates_that_run_as_one_operation_are_named():
+    class Linear(SomeAlike):
+        candidates = {"line": nn.Linear(4, 4), "nothing": nn.Identity(), "norm": nn.LayerNorm(4)}
+
+    space = Linear()
+    distribution = relax(space)
+    (choice,) = inspecting._choices(space, distribution, {})
+    merged = "line, nothing as one linear layer; norm alone: neither linear nor elementwise"
+    assert choice.executions == (f"LayerChoice, merged: {merged}",)
 
 
 @given(plan=plans)
