@@ -45,6 +45,9 @@ class MixedLayer(LayerChoice, BaseSuperNetModule):
             with unchanged((args, kwargs), f"choice {self.label!r}: candidate {name!r}"):
                 outputs.append(self[name](*args, **kwargs))
 
+        if self._joint_sample.is_network:
+            return outputs[0]
+
         def describe(shapes: list[Any]) -> str:
             given = ", ".join(f"{name!r} gives {shape}" for name, shape in zip(names, shapes))
             return (

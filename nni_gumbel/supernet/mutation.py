@@ -28,13 +28,14 @@ from nni_gumbel.supernet.inputs import MixedInput
 from nni_gumbel.supernet.layer import MixedLayer
 
 
-def relax(space: ModelSpace, hooks: Sequence[MutationHook] = ()) -> Distribution:
+def relax(space: ModelSpace, hooks: Sequence[MutationHook] = (), merged: bool = True) -> Distribution:
     """Turn a space into a supernet, in place.
 
     Args:
         space: an NNI model space; each of its choices is replaced by a mixture of its candidates.
         hooks: NNI mutation hooks of one's own, run before ours; see NNI's ``OneShotStrategy``. Among
             their ``mutate_kwargs`` is ``joint_sample``, where a mixed module reads its weights.
+        merged: whether linear candidates of one choice run as one operation.
 
     Returns:
         The distribution over the networks of the space: draw from it (:meth:`Distribution.sample`)
@@ -69,7 +70,7 @@ def relax(space: ModelSpace, hooks: Sequence[MutationHook] = ()) -> Distribution
             )
     distribution = Distribution(space)
     all_hooks = [*hooks, *hooks_for(space), *_HOOKS]
-    arguments = {"joint_sample": distribution.joint_sample}
+    arguments = {"joint_sample": distribution.joint_sample, "merged": merged}
     # A module that stands at several places is replaced by one module, which keeps its weights tied.
     replacements: dict[nn.Module, nn.Module] = {}
     memo: dict[str, Any] = {}
