@@ -10,6 +10,7 @@ logits alone and carries no sampling noise.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -21,7 +22,9 @@ from torch import Tensor, nn
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation import categorical, gates, subset
 from nni_gumbel.relaxation.estimators import check_supported, estimate
-from nni_gumbel.relaxation.law import Law
+from nni_gumbel.relaxation.gumbel import relaxed_categorical
+from nni_gumbel.relaxation.host import HostCopy, to_device
+from nni_gumbel.relaxation.law import Law, check_temperature
 from nni_gumbel.relaxation.partial import estimate_sampled, relaxed_pair, tempered
 from nni_gumbel.results.space import variables_of
 
@@ -128,6 +131,11 @@ class Distribution(nn.Module):
             )
         self.variables: dict[str, Categorical | CategoricalMultiple] = dict(variables)
         self.laws: dict[str, Law] = {label: _law_of(label, variable) for label, variable in variables.items()}
+        # Variables of one law are computed together: one operation serves all of them.
+        self._labels_of: dict[Law, list[str]] = {}
+        for label, law in self.laws.items():
+            self._labels_of.setdefault(law, []).append(label)
+        self._copies: deque[HostCopy] = deque(maxlen=2)
         self.joint_sample = JointSample()
         # A list, not a ParameterDict: labels may contain dots, names of parameters may not.
         self._logits = nn.ParameterList(nn.Parameter(torch.zeros(law.size)) for law in self.laws.values())
@@ -166,12 +174,9 @@ class Distribution(nn.Module):
                 it is high, and follow the law itself from 1 on.
             uniform: every network is equally likely instead.
         """
-        logits = self._zeros() if uniform else self.logits
-        with torch.no_grad():
-            outcomes = {
-                label: law.draw(tempered(logits[label], temperature)) for label, law in self.laws.items()
-            }
-        self._use_outcomes(outcomes)
+        logits = self._on_host(self._zeros() if uniform else self.logits)
+        tempered_logits = {label: tempered(tensor, temperature) for label, tensor in logits.items()}
+        self._use_outcomes(self._drawn(tempered_logits))
 
     def sample_pairs(self, temperature: float) -> None:
         """Draw two candidates of every choice of one, and a soft sample of every other choice.
@@ -198,10 +203,13 @@ class Distribution(nn.Module):
             temperature: > 0, dimensionless.
             estimator: see :mod:`nni_gumbel.relaxation.estimators`.
         """
-        draws, outcomes = {}, {}
-        for label, law in self.laws.items():
-            outcomes[label] = law.draw(self.logits[label])
-            draws[label] = estimate_sampled(law, self.logits[label], temperature, estimator, outcomes[label])
+        on_host = self._on_host(self.logits)
+        outcomes = self._drawn(on_host)
+        moved = self._on_device(outcomes)
+        draws = {
+            label: estimate_sampled(law, self.logits[label], temperature, estimator, moved[label])
+            for label, law in self.laws.items()
+        }
         self.joint_sample.set(draws, self._rows_of(outcomes))
 
     def check_estimator(self, estimator: str) -> None:
@@ -214,14 +222,68 @@ class Distribution(nn.Module):
             check_supported(law, estimator, label)
 
     def _draw(self, logits: Mapping[str, Tensor], temperature: float, estimator: str) -> None:
-        draws = {
-            label: estimate(law, logits[label], temperature, estimator) for label, law in self.laws.items()
-        }
-        if estimator == "soft" or any(draw.requires_grad for draw in draws.values()):
-            # Of a hard draw with derivatives all candidates run, too: those of weight 0 have a derivative.
+        if estimator == "soft":
+            self.joint_sample.set(self._soft(logits, temperature), self._all_rows)
+            return
+        if torch.is_grad_enabled() and any(logit.requires_grad for logit in logits.values()):
+            draws = {
+                label: estimate(law, logits[label], temperature, estimator)
+                for label, law in self.laws.items()
+            }
+            # Of a hard draw with derivatives all candidates run: those of weight 0 have a derivative, too.
             self.joint_sample.set(draws, self._all_rows)
+            return
+        for law in self._labels_of:
+            check_supported(law, estimator)
+        check_temperature(temperature)
+        self._use_outcomes(self._drawn(self._on_host(logits)))
+
+    def _soft(self, logits: Mapping[str, Tensor], temperature: float) -> dict[str, Tensor]:
+        """Soft draws; the noise is drawn label after label, the choices of one are then computed together."""
+        draws, noise = {}, {}
+        for label, law in self.laws.items():
+            if isinstance(law, categorical.Categorical):
+                noise[label] = torch.empty_like(logits[label], dtype=torch.float64, requires_grad=False)
+                noise[label].exponential_()
+            else:
+                draws[label] = estimate(law, logits[label], temperature)
+        for law, labels in self._labels_of.items():
+            if isinstance(law, categorical.Categorical):
+                together, exponential = (
+                    torch.stack([of[label] for label in labels]) for of in (logits, noise)
+                )
+                relaxed = relaxed_categorical(together, temperature, exponential=exponential)
+                draws.update(zip(labels, relaxed.unbind()))
+        return {label: draws[label] for label in self.laws}
+
+    def copy_to_host(self) -> None:
+        """Order a copy of the logits, after each of their steps, so that draws need not wait for a device.
+
+        From then on single networks on a GPU are drawn from the logits of one step before: their own would have
+        to be waited for. On a CPU nothing changes.
+        """
+        if self._logits[0].is_cuda:
+            self._copies.append(HostCopy(torch.cat([*self._logits])))
+
+    def _on_host(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if not self._logits[0].is_cuda:
+            return {label: tensor.detach() for label, tensor in logits.items()}
+        if len(self._copies) == 2 and all(logits[label] is own for label, own in self.logits.items()):
+            flat = self._copies[0].read()
         else:
-            self.joint_sample.set(draws, is_network=True)
+            flat = torch.cat([*logits.values()]).detach().cpu()
+        return dict(zip(self.laws, flat.split([law.size for law in self.laws.values()])))
+
+    def _drawn(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Outcomes, ``(n,)`` of 0 and 1 a label, where the logits are."""
+        return {label: law.draw(logits[label]) for label, law in self.laws.items()}
+
+    def _on_device(self, outcomes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        device = self._logits[0].device
+        if all(outcome.device == device for outcome in outcomes.values()):
+            return dict(outcomes)
+        flat = to_device(torch.cat([*outcomes.values()]), device)
+        return dict(zip(outcomes, flat.split([len(outcome) for outcome in outcomes.values()])))
 
     def use_probabilities(self) -> None:
         """Make the probabilities themselves the current weights: the noise-free mixture."""
@@ -232,7 +294,8 @@ class Distribution(nn.Module):
         self._use_outcomes(self._outcomes(architecture))
 
     def _use_outcomes(self, outcomes: Mapping[str, Tensor]) -> None:
-        draws = {label: law.hard(outcomes[label]) for label, law in self.laws.items()}
+        moved = self._on_device(outcomes)
+        draws = {label: law.hard(moved[label]) for label, law in self.laws.items()}
         self.joint_sample.set(draws, self._rows_of(outcomes), is_network=True)
 
     def _rows_of(self, outcomes: Mapping[str, Tensor]) -> dict[str, Rows]:
@@ -267,11 +330,8 @@ class Distribution(nn.Module):
 
         ``mean_label( H / log(number of outcomes) )``; a label with a single outcome counts as 0.
         """
-        relative = [
-            law.entropy(self.logits[label]) / math.log(max(law.outcomes, 2))
-            for label, law in self.laws.items()
-        ]
-        return torch.stack(relative).mean()
+        relative = self._per_label(lambda law, logits: law.entropy(logits) / math.log(max(law.outcomes, 2)))
+        return torch.stack([*relative.values()]).mean()
 
     def log_prob(self, architecture: Mapping[str, Any]) -> Tensor:
         """Scalar: log-probability of an NNI sample that names every label; differentiable."""
@@ -346,7 +406,12 @@ class Distribution(nn.Module):
         return {label: self.outcome(label, architecture[label]) for label in self.variables}
 
     def _per_label(self, function: Callable[[Law, Tensor], Tensor]) -> dict[str, Tensor]:
-        return {label: function(law, self.logits[label]) for label, law in self.laws.items()}
+        found: dict[str, Tensor] = {}
+        logits = self.logits
+        for law, labels in self._labels_of.items():
+            together = torch.stack([logits[label] for label in labels])
+            found.update(zip(labels, function(law, together).unbind()))
+        return {label: found[label] for label in self.laws}
 
 
 def _law_of(label: str, variable: Any) -> Law:
