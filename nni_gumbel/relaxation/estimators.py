@@ -67,6 +67,7 @@ def estimate(
     temperature: float,
     estimator: str = "soft",
     generator: torch.Generator | None = None,
+    outcome: Tensor | None = None,
 ) -> Tensor:
     """Draw from ``law`` so that derivatives with respect to ``logits`` are estimated as named.
 
@@ -76,6 +77,7 @@ def estimate(
         temperature: > 0, dimensionless; does not enter ``straight-through``.
         estimator: one of :data:`ESTIMATORS`, see the table of the module.
         generator: source of randomness; the global one if omitted.
+        outcome: ``(..., n)`` of 0 and 1, if one is drawn already; for all but ``soft``.
 
     Returns:
         Draw-shaped (see :mod:`~nni_gumbel.relaxation.law`), dtype of the logits. All but ``soft`` have
@@ -89,7 +91,7 @@ def estimate(
     check_temperature(temperature)
     if estimator == "soft":
         return law.relaxed(logits, temperature, generator)
-    outcome = law.draw(logits, generator)
+    outcome = law.draw(logits, generator) if outcome is None else outcome
     hard = law.hard(outcome)
     if not (logits.requires_grad and torch.is_grad_enabled()):
         return hard

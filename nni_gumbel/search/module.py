@@ -5,6 +5,22 @@ what the structure costs and how undecided it is, and moves the logits. The weig
 sample and trains the weights on a *training* batch, exactly as the evaluator says. Temperature and
 entropy weight follow the progress of the search, step by step.
 
+Which candidates a step sees is a matter of the settings ``execution`` and ``structure_candidates``:
+
+==============  ==============  ==============================================================================
+execution       weight step     structure step
+==============  ==============  ==============================================================================
+merged, plain   all candidates  all candidates
+sampled         one network     ``all``: all of them; ``two``: a pair of each choice of one, all of the others;
+                                ``sampled``: those of one network
+==============  ==============  ==============================================================================
+
+An estimator that draws single networks trains the weights on one in any execution: one drawn from the law. In
+execution ``sampled`` it is drawn from the tempered law, uniformly during a warm-up, so that all candidates learn
+before the search takes sides; see :mod:`~nni_gumbel.relaxation.partial`, also for what pairs and single networks do
+to the gradient of the logits. At level ``single`` the one pass is that of the structure step, drawn from the law
+itself: a warm-up is then the only fair time. The noise-free mixture is validated in all of them.
+
 What the steps are made of stands in files of its own: :mod:`~nni_gumbel.search.objective`,
 :mod:`~nni_gumbel.search.structure`, :mod:`~nni_gumbel.search.unrolled`, :mod:`~nni_gumbel.search.weights`.
 """
@@ -196,7 +212,7 @@ class GumbelSearchModule(WrappingModule):
 
     def _structure_step(self, batch: dict[str, Any], batch_idx: int, temperature: float) -> None:
         for _ in range(self.settings.samples_per_step):
-            self._draw(temperature)
+            self._draw_for_structure(temperature)
             if self.settings.level == "unrolled":
                 gradients = self._unrolled_gradients(batch, batch_idx)
             else:
@@ -206,14 +222,14 @@ class GumbelSearchModule(WrappingModule):
 
     def _weight_step(self, batch: Any, batch_idx: int, temperature: float, uniform: bool = False) -> Any:
         with torch.no_grad():
-            self._draw(temperature, uniform)
+            self._draw_for_weights(temperature, uniform)
         result, loss = self._run(batch, batch_idx, "weight step")
         update_weights(self, loss, batch_idx)
         return result
 
     def _joint_step(self, batch: Any, batch_idx: int, temperature: float) -> Any:
         """Structure and weights learn from one pass through the network and one back, on one batch."""
-        self._draw(temperature)
+        self._draw_for_structure(temperature)
         result, loss = self._run(batch, batch_idx, "joint step")
         # d objective / d logits = the part beside the loss + (d objective / d loss) (d loss / d logits)
         value = loss.detach().requires_grad_()
@@ -252,14 +268,28 @@ class GumbelSearchModule(WrappingModule):
         if not known and self.trainer.world_size > 1:  # a time is measured differently by each process
             self.costs.load_state_dict(of_all_ranks(self.costs.state_dict(), self.trainer)[0])
 
-    def _draw(self, temperature: float, uniform: bool = False) -> None:
-        if self.settings.estimator == "probabilities":
-            # During a warm-up they are uniform: no structure step has moved the logits from 0 yet.
-            self.distribution.use_probabilities()
-        elif uniform:
-            self.distribution.sample_uniform(temperature, self.settings.estimator)
+    def _draw_for_structure(self, temperature: float) -> None:
+        distribution, settings = self.distribution, self.settings
+        if settings.structure_candidates == "two":
+            distribution.sample_pairs(temperature)
+        elif settings.structure_candidates == "sampled":
+            distribution.sample_alone(temperature, settings.estimator)
+        elif settings.estimator == "probabilities":
+            distribution.use_probabilities()
         else:
-            self.distribution.sample(temperature, self.settings.estimator)
+            distribution.sample(temperature, settings.estimator)
+
+    def _draw_for_weights(self, temperature: float, uniform: bool) -> None:
+        distribution, settings = self.distribution, self.settings
+        if settings.execution == "sampled":
+            distribution.sample_network(temperature, uniform)
+        elif settings.estimator == "probabilities":
+            # During a warm-up they are uniform: no structure step has moved the logits from 0 yet.
+            distribution.use_probabilities()
+        elif uniform:
+            distribution.sample_uniform(temperature, settings.estimator)
+        else:
+            distribution.sample(temperature, settings.estimator)
 
     def _run(
         self, batch: Any, batch_idx: int, step: str, log: Callable[[Log], Log] = unchanged
@@ -282,6 +312,7 @@ class GumbelSearchModule(WrappingModule):
         """Step, unless more batches belong to the step."""
         if (batch_idx + 1) % self.settings.batches_per_step == 0 or self.trainer.is_last_batch:
             self._update.step(self.trainer, self._step)
+            self.distribution.copy_to_host()
             self.objective.follow(self.progress, self.settings.batches_per_step / self._total_steps)
 
     # -- what is reported ----------------------------------------------------------------------
@@ -310,4 +341,5 @@ class GumbelSearchModule(WrappingModule):
         return torch.optim.Adam(
             list(self.distribution.logits.values()), lr=self.settings.arc_learning_rate, betas=(0.5, 0.999),
             weight_decay=self.settings.logits_weight_decay,
+            foreach=True,  # the same numbers as one by one, for many small tensors in a fraction of the time
         )  # fmt: skip

@@ -24,6 +24,8 @@ ESTIMATORS = (
 )  # fmt: skip
 _ENDS = ("temperature_start", "temperature_end")
 LEVELS = ("bilevel", "single", "unrolled")
+EXECUTIONS = ("merged", "plain", "sampled")
+STRUCTURE_CANDIDATES = ("all", "two", "sampled")
 COSTS = ("params", "flops", "latency")
 BUDGETS = ("max_params", "max_flops", "max_latency_ms")
 PRIORS = ("uniform", "cost")
@@ -136,6 +138,14 @@ class SearchSettings:
         "bilevel", "structure learns on validation data, on the training data (`single`), or through an "
         "unrolled step of the weights (`unrolled`: second order)", choices=LEVELS,
     )  # fmt: skip
+    execution: str = setting(
+        "merged", "what runs in a step: all candidates, linear ones of a choice as one operation (`merged`) or each by "
+        "itself (`plain`); or in the weight step one drawn network alone (`sampled`)", choices=EXECUTIONS,
+    )  # fmt: skip
+    structure_candidates: str = setting(
+        "all", "with execution `sampled`, the candidates of each choice that the structure step compares: all, a drawn "
+        "pair, or the drawn one alone", choices=STRUCTURE_CANDIDATES,
+    )  # fmt: skip
     temperature_start: float = setting(3.0, "temperature of the first step", above=0)
     temperature_end: float = setting(0.1, "temperature of the last step, reached exactly", above=0)
     temperature_schedule: str = setting(
@@ -229,6 +239,30 @@ class SearchSettings:
             raise UsageError(
                 f"samples_per_step: {self.samples_per_step} samples have no place in the joint step of "
                 "level 'single'; give 1, or level 'bilevel'"
+            )
+        self._check_execution()
+
+    def _check_execution(self) -> None:
+        candidates = self.structure_candidates
+        if candidates != "all" and self.execution != "sampled":
+            raise UsageError(
+                f"structure_candidates: {candidates!r} has no place in execution {self.execution!r}, in which all "
+                "candidates run; give execution 'sampled', or structure_candidates 'all'"
+            )
+        if candidates == "two" and self.estimator != "soft":
+            raise UsageError(
+                "structure_candidates: 'two' mixes a pair of candidates, which estimator "
+                f"{self.estimator!r} does not; give estimator 'soft', or structure_candidates 'all'"
+            )
+        if candidates == "sampled" and self.estimator == "probabilities":
+            raise UsageError(
+                "structure_candidates: 'sampled' is a draw, and estimator 'probabilities' draws nothing; "
+                "give another estimator, or structure_candidates 'all'"
+            )
+        if self.execution == "sampled" and self.level == "single" and candidates != "sampled":
+            raise UsageError(
+                f"structure_candidates: at level 'single' structure and weights share one pass, in which {candidates} "
+                "candidates cannot run while only one network does; give 'sampled', or level 'bilevel'"
             )
 
 

@@ -119,7 +119,8 @@ class GumbelSearch(DARTS):
                 f"space: {type(model).__name__} is no ModelSpace; let its class inherit nni.nas.nn.pytorch.ModelSpace"
             )
         of_the_space = model.extra_oneshot_hooks(self) if hasattr(model, "extra_oneshot_hooks") else []
-        self._distribution = relax(model, _hooks_for_us([*self.extra_mutation_hooks, *of_the_space]))
+        hooks = _hooks_for_us([*self.extra_mutation_hooks, *of_the_space])
+        self._distribution = relax(model, hooks, merged=self.settings.execution != "plain")
         self._costs = SearchCosts(
             model, self._distribution, self.settings, self._own_cost, self._latency_table
         )

@@ -61,11 +61,12 @@ class LogitsUpdate:
 
     def gradients(self, objective: Tensor, retain_graph: bool = False) -> list[Tensor]:
         """The gradient of a scalar with respect to each label's logits; zeros where it does not depend on them."""
+        scale = self.loss_scale
         gradients = torch.autograd.grad(
-            objective * self.loss_scale, list(self._logits.values()),
+            objective if scale == 1 else objective * scale, list(self._logits.values()),
             retain_graph=retain_graph, materialize_grads=True,
         )  # fmt: skip
-        return [gradient / self.loss_scale for gradient in gradients]
+        return list(gradients) if scale == 1 else [gradient / scale for gradient in gradients]
 
     @contextmanager
     def gradients_of_backward(self, scale: float) -> Iterator[list[Tensor]]:

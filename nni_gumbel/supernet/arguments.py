@@ -149,7 +149,10 @@ class MixedArguments(BaseSuperNetModule):
         state = tensors_of(self)
         with self._momentum_of_today():
             if len(positions) == 1:
-                return self._run(positions[0], state, args, kwargs)
+                output = self._run(positions[0], state, args, kwargs)
+                # A network that is drawn for the structure alone: its weight is 1, and has a derivative.
+                alone = weights.requires_grad and len(self.variants.table.distinct) > 1
+                return mixture([output], [weights[0]]) if alone else output
             return self._mixture(positions, weights, state, args, kwargs)
 
     def freeze(self, sample: dict[str, Any]) -> nn.Module:

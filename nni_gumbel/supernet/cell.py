@@ -169,6 +169,8 @@ class MixedCell(Cell, BaseSuperNetModule):
         for j, o in places:
             with unchanged(states[j], f"choice {op!r}: candidate {self._op_names[o]!r}"):
                 outputs.append(self.ops[node][k][j][o](states[j]))
+        if self._joint_sample.is_network:
+            return outputs[0]
         v, w = self._joint_sample.weights(source), self._joint_sample.weights(op)
 
         def describe(shapes: list[Any]) -> str:
@@ -187,6 +189,10 @@ class MixedCell(Cell, BaseSuperNetModule):
         nodes = [states[index] for index in self.output_node_indices]
         if self.merge_op == "all":
             return nodes
+        if self._joint_sample.is_network:
+            taken = {self._joint_sample.active(source)[0] for slots in self.labels for source, _ in slots}
+            loose = [k for k in range(self.num_nodes - 1) if self.num_predecessors + k not in taken]
+            return [*(nodes[k] for k in loose), nodes[-1]]
         *weights, _ = self.loose_weights()
         if not weights:
             return nodes

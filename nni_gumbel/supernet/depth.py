@@ -59,6 +59,9 @@ class MixedRepeat(Repeat, BaseSuperNetModule):
             if depth in weights:
                 outputs[depth] = x
 
+        if self._joint_sample.is_network:
+            return x
+
         def describe(shapes: list[Any]) -> str:
             given = ", ".join(f"depth {depth} gives {shape}" for depth, shape in zip(outputs, shapes))
             return (

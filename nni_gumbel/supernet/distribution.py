@@ -10,6 +10,7 @@ logits alone and carries no sampling noise.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -21,8 +22,26 @@ from torch import Tensor, nn
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation import categorical, gates, subset
 from nni_gumbel.relaxation.estimators import check_supported, estimate
-from nni_gumbel.relaxation.law import Law
+from nni_gumbel.relaxation.gumbel import relaxed_categorical
+from nni_gumbel.relaxation.host import HostCopy, to_device
+from nni_gumbel.relaxation.law import Law, check_temperature
+from nni_gumbel.relaxation.partial import estimate_sampled, relaxed_pair, tempered
 from nni_gumbel.results.space import variables_of
+
+# Per row of a draw, the candidates that have to run; a draw of weights has one row, one of slots has k.
+Rows = list[list[int]]
+
+
+def nonzero_rows(draws: Mapping[str, Tensor]) -> dict[str, Rows]:
+    """Per label and row of its draw, the candidates whose weight is not 0; read from the device, all together."""
+    flat = torch.cat([draw.detach().flatten() for draw in draws.values()])
+    nonzero = iter(flat.ne(0).tolist())
+    return {
+        label: [
+            [k for k in range(draw.shape[-1]) if next(nonzero)] for _ in range(draw.numel() // draw.shape[-1])
+        ]
+        for label, draw in draws.items()
+    }
 
 
 class JointSample:
@@ -30,38 +49,45 @@ class JointSample:
 
     A plain object that the modules share, not a module: it belongs to the distribution, and must
     appear neither in a state dict nor among a module's children.
+
+    Attributes:
+        is_network: whether the sample is a single network, its weights the constants 0 and 1: what is alone active
+            then needs no multiplication, which would store one more tensor for the backward pass.
     """
 
     def __init__(self) -> None:
         self._draws: dict[str, Tensor] = {}
         self._weights: dict[str, Tensor] = {}
         self._active: dict[str, list[int]] = {}
-        self._active_slots: dict[str, list[list[int]]] = {}
+        self._active_slots: dict[str, Rows] = {}
+        self.is_network = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> JointSample:
         # A copy of a supernet (NNI's freeze makes one) follows the same distribution.
         return self
 
-    def set(self, draws: Mapping[str, Tensor], all_active: bool = False) -> None:
+    def set(
+        self,
+        draws: Mapping[str, Tensor],
+        rows: Mapping[str, Rows] | None = None,
+        is_network: bool = False,
+    ) -> None:
         """Make draws the current sample.
 
         Args:
             draws: per label ``(n,)`` weights or, for a choice of k of n inputs, ``(k, n)`` slots.
-            all_active: whether candidates of weight 0 must run, too: with a hard sample their weights
-                have gradients.
+            rows: per label and row of its draw, the candidates that have to run. Left out, they are those whose
+                weight is not 0, for which the draws are read: on a GPU that waits for the device.
+            is_network: whether every weight is the constant 0 or 1.
         """
         self._draws = dict(draws)
         self._weights = {label: draw.sum(0) if draw.dim() == 2 else draw for label, draw in draws.items()}
-        # Read once a sample, all labels together: on a GPU each read waits for the device.
-        flat = torch.cat([draw.detach().flatten() for draw in draws.values()])
-        nonzero = iter([True] * len(flat) if all_active else flat.ne(0).tolist())
-        for label, draw in draws.items():
-            rows = [
-                [k for k in range(draw.shape[-1]) if next(nonzero)]
-                for _ in range(draw.numel() // draw.shape[-1])
-            ]
-            self._active_slots[label] = rows
-            self._active[label] = sorted(set().union(*rows))
+        self._active_slots = dict(nonzero_rows(draws) if rows is None else rows)
+        self._active = {
+            label: rows[0] if len(rows) == 1 else sorted(set().union(*rows))
+            for label, rows in self._active_slots.items()
+        }
+        self.is_network = is_network
 
     def weights(self, label: str) -> Tensor:
         """``(n,)``, the weight of each candidate of ``label``."""
@@ -105,10 +131,17 @@ class Distribution(nn.Module):
             )
         self.variables: dict[str, Categorical | CategoricalMultiple] = dict(variables)
         self.laws: dict[str, Law] = {label: _law_of(label, variable) for label, variable in variables.items()}
+        # Variables of one law are computed together: one operation serves all of them.
+        self._labels_of: dict[Law, list[str]] = {}
+        for label, law in self.laws.items():
+            self._labels_of.setdefault(law, []).append(label)
+        self._copies: deque[HostCopy] = deque(maxlen=2)
         self.joint_sample = JointSample()
         # A list, not a ParameterDict: labels may contain dots, names of parameters may not.
         self._logits = nn.ParameterList(nn.Parameter(torch.zeros(law.size)) for law in self.laws.values())
         with torch.no_grad():
+            # At uniform logits everything that is possible has a probability.
+            self._all_rows = nonzero_rows(self._per_label(lambda law, logits: law.exact(logits)))
             self.use_probabilities()
 
     @property
@@ -131,8 +164,53 @@ class Distribution(nn.Module):
 
     def sample_uniform(self, temperature: float, estimator: str = "soft") -> None:
         """Draw as if all logits were 0: every outcome of a choice is equally likely."""
-        zeros = {label: torch.zeros_like(logits) for label, logits in self.logits.items()}
-        self._draw(zeros, temperature, estimator)
+        self._draw(self._zeros(), temperature, estimator)
+
+    def sample_network(self, temperature: float, uniform: bool = False) -> None:
+        """Draw a single network, from which no gradient reaches the logits, and make it the current sample.
+
+        Args:
+            temperature: > 0, of :func:`~nni_gumbel.relaxation.partial.tempered`: the networks are near uniform while
+                it is high, and follow the law itself from 1 on.
+            uniform: every network is equally likely instead.
+        """
+        logits = self._on_host(self._zeros() if uniform else self.logits)
+        tempered_logits = {label: tempered(tensor, temperature) for label, tensor in logits.items()}
+        self._use_outcomes(self._drawn(tempered_logits))
+
+    def sample_pairs(self, temperature: float) -> None:
+        """Draw two candidates of every choice of one, and a soft sample of every other choice.
+
+        See :func:`~nni_gumbel.relaxation.partial.relaxed_pair`; the other candidates do not run.
+
+        Args:
+            temperature: > 0, dimensionless.
+        """
+        draws, pairs, rows = {}, {}, dict(self._all_rows)
+        for label, law in self.laws.items():
+            if isinstance(law, categorical.Categorical):
+                draws[label], pairs[label] = relaxed_pair(self.logits[label], temperature)
+            else:
+                draws[label] = estimate(law, self.logits[label], temperature)
+        self.joint_sample.set(draws, rows | (nonzero_rows(pairs) if pairs else {}))
+
+    def sample_alone(self, temperature: float, estimator: str) -> None:
+        """Draw a single network whose weights have derivatives, as the estimator has them; no other candidate runs.
+
+        See :func:`~nni_gumbel.relaxation.partial.estimate_sampled`, also for what is lost with the others.
+
+        Args:
+            temperature: > 0, dimensionless.
+            estimator: see :mod:`nni_gumbel.relaxation.estimators`.
+        """
+        on_host = self._on_host(self.logits)
+        outcomes = self._drawn(on_host)
+        moved = self._on_device(outcomes)
+        draws = {
+            label: estimate_sampled(law, self.logits[label], temperature, estimator, moved[label])
+            for label, law in self.laws.items()
+        }
+        self.joint_sample.set(draws, self._rows_of(outcomes))
 
     def check_estimator(self, estimator: str) -> None:
         """Refuse an estimator that is not derived for one of the choices.
@@ -144,20 +222,94 @@ class Distribution(nn.Module):
             check_supported(law, estimator, label)
 
     def _draw(self, logits: Mapping[str, Tensor], temperature: float, estimator: str) -> None:
-        draws = {
-            label: estimate(law, logits[label], temperature, estimator) for label, law in self.laws.items()
-        }
-        hard = estimator != "soft"
-        self.joint_sample.set(draws, all_active=hard and any(draw.requires_grad for draw in draws.values()))
+        if estimator == "soft":
+            self.joint_sample.set(self._soft(logits, temperature), self._all_rows)
+            return
+        if torch.is_grad_enabled() and any(logit.requires_grad for logit in logits.values()):
+            draws = {
+                label: estimate(law, logits[label], temperature, estimator)
+                for label, law in self.laws.items()
+            }
+            # Of a hard draw with derivatives all candidates run: those of weight 0 have a derivative, too.
+            self.joint_sample.set(draws, self._all_rows)
+            return
+        for law in self._labels_of:
+            check_supported(law, estimator)
+        check_temperature(temperature)
+        self._use_outcomes(self._drawn(self._on_host(logits)))
+
+    def _soft(self, logits: Mapping[str, Tensor], temperature: float) -> dict[str, Tensor]:
+        """Soft draws; the noise is drawn label after label, the choices of one are then computed together."""
+        draws, noise = {}, {}
+        for label, law in self.laws.items():
+            if isinstance(law, categorical.Categorical):
+                noise[label] = torch.empty_like(logits[label], dtype=torch.float64, requires_grad=False)
+                noise[label].exponential_()
+            else:
+                draws[label] = estimate(law, logits[label], temperature)
+        for law, labels in self._labels_of.items():
+            if isinstance(law, categorical.Categorical):
+                together, exponential = (
+                    torch.stack([of[label] for label in labels]) for of in (logits, noise)
+                )
+                relaxed = relaxed_categorical(together, temperature, exponential=exponential)
+                draws.update(zip(labels, relaxed.unbind()))
+        return {label: draws[label] for label in self.laws}
+
+    def copy_to_host(self) -> None:
+        """Order a copy of the logits, after each of their steps, so that draws need not wait for a device.
+
+        From then on single networks on a GPU are drawn from the logits of one step before: their own would have
+        to be waited for. On a CPU nothing changes.
+        """
+        if self._logits[0].is_cuda:
+            self._copies.append(HostCopy(torch.cat([*self._logits])))
+
+    def _on_host(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if not self._logits[0].is_cuda:
+            return {label: tensor.detach() for label, tensor in logits.items()}
+        if len(self._copies) == 2 and all(logits[label] is own for label, own in self.logits.items()):
+            flat = self._copies[0].read()
+        else:
+            flat = torch.cat([*logits.values()]).detach().cpu()
+        return dict(zip(self.laws, flat.split([law.size for law in self.laws.values()])))
+
+    def _drawn(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Outcomes, ``(n,)`` of 0 and 1 a label, where the logits are."""
+        return {label: law.draw(logits[label]) for label, law in self.laws.items()}
+
+    def _on_device(self, outcomes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        device = self._logits[0].device
+        if all(outcome.device == device for outcome in outcomes.values()):
+            return dict(outcomes)
+        flat = to_device(torch.cat([*outcomes.values()]), device)
+        return dict(zip(outcomes, flat.split([len(outcome) for outcome in outcomes.values()])))
 
     def use_probabilities(self) -> None:
         """Make the probabilities themselves the current weights: the noise-free mixture."""
-        self.joint_sample.set(self._per_label(lambda law, logits: law.exact(logits)))
+        self.joint_sample.set(self._per_label(lambda law, logits: law.exact(logits)), self._all_rows)
 
     def use_architecture(self, architecture: Mapping[str, Any]) -> None:
         """Make a single network the current sample: weights 0 and 1 at an NNI sample that names every label."""
-        outcomes = self._outcomes(architecture)
-        self.joint_sample.set({label: law.hard(outcomes[label]) for label, law in self.laws.items()})
+        self._use_outcomes(self._outcomes(architecture))
+
+    def _use_outcomes(self, outcomes: Mapping[str, Tensor]) -> None:
+        moved = self._on_device(outcomes)
+        draws = {label: law.hard(moved[label]) for label, law in self.laws.items()}
+        self.joint_sample.set(draws, self._rows_of(outcomes), is_network=True)
+
+    def _rows_of(self, outcomes: Mapping[str, Tensor]) -> dict[str, Rows]:
+        """What runs at outcomes, ``(n,)`` of 0 and 1 a label."""
+        members = nonzero_rows(outcomes)
+        return {
+            label: [[member] for member in members[label][0]]
+            if isinstance(law, subset.KSubset)
+            else members[label]
+            for label, law in self.laws.items()
+        }
+
+    def _zeros(self) -> dict[str, Tensor]:
+        return {label: torch.zeros_like(logits) for label, logits in self.logits.items()}
 
     # -- what is reported ------------------------------------------------------------------------
 
@@ -178,11 +330,8 @@ class Distribution(nn.Module):
 
         ``mean_label( H / log(number of outcomes) )``; a label with a single outcome counts as 0.
         """
-        relative = [
-            law.entropy(self.logits[label]) / math.log(max(law.outcomes, 2))
-            for label, law in self.laws.items()
-        ]
-        return torch.stack(relative).mean()
+        relative = self._per_label(lambda law, logits: law.entropy(logits) / math.log(max(law.outcomes, 2)))
+        return torch.stack([*relative.values()]).mean()
 
     def log_prob(self, architecture: Mapping[str, Any]) -> Tensor:
         """Scalar: log-probability of an NNI sample that names every label; differentiable."""
@@ -257,7 +406,12 @@ class Distribution(nn.Module):
         return {label: self.outcome(label, architecture[label]) for label in self.variables}
 
     def _per_label(self, function: Callable[[Law, Tensor], Tensor]) -> dict[str, Tensor]:
-        return {label: function(law, self.logits[label]) for label, law in self.laws.items()}
+        found: dict[str, Tensor] = {}
+        logits = self.logits
+        for law, labels in self._labels_of.items():
+            together = torch.stack([logits[label] for label in labels])
+            found.update(zip(labels, function(law, together).unbind()))
+        return {label: found[label] for label in self.laws}
 
 
 def _law_of(label: str, variable: Any) -> Law:

@@ -127,6 +127,10 @@ class Tabulated:
         """As :meth:`active`: positions in ``distinct``, ascending, and their weights, ``(n,)``."""
         if not self.labels:
             return [0], torch.ones(1)
+        if joint_sample.is_network:
+            place = tuple(joint_sample.active(label)[0] for label in self.labels)
+            weights = joint_sample.weights(self.labels[0])[place[0]]
+            return [int(self.index[place])], weights.unsqueeze(0)
         joint, chosen = None, []
         for label, size in zip(self.labels, self.sizes):
             active, weights = joint_sample.active(label), joint_sample.weights(label)

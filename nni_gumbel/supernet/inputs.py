@@ -69,12 +69,19 @@ class MixedInput(InputChoice, BaseSuperNetModule):
                 f"{len(candidate_inputs)}; give as many as n_candidates says"
             )
         if self.n_chosen not in (None, 1) and self.reduction in ("concat", "none"):
+            is_network = self._joint_sample.is_network
             places = [
-                self._mixture(candidate_inputs, active, weights)
+                candidate_inputs[active[0]]
+                if is_network
+                else self._mixture(candidate_inputs, active, weights)
                 for active, weights in self._joint_sample.slots(self.label)
             ]
             return places if self.reduction == "none" else torch.cat(places, dim=1)
         active = self._joint_sample.active(self.label)
+        if self._joint_sample.is_network and len(active) == 1:
+            # Its weight is 1, also in a mean.
+            only = candidate_inputs[active[0]]
+            return [only] if self.reduction == "none" else only
         weights = self._joint_sample.weights(self.label)
         if self.reduction == "mean":
             weights = weights / (weights.sum() if self.n_chosen is None else self.n_chosen)

@@ -63,14 +63,12 @@ class MixedLayer(LayerChoice, BaseSuperNetModule):
         """
         active = self._joint_sample.active(self.label)
         weights = self._joint_sample.weights(self.label)
+        if self._joint_sample.is_network:
+            return self._run(self.names[active[0]], args, kwargs)
         if self._merged and len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-            if len(active) == 1 and not weights.requires_grad:
-                # The weights of a choice of one add up to 1.
-                return self._run(self.names[active[0]], args, kwargs)
-            if args[0].is_floating_point():
-                current = self._plan_of(active)
-                if current.operations and current.holds():
-                    return self._planned(current, args[0], weights)
+            current = self._plan_of(active) if args[0].is_floating_point() else None
+            if current is not None and current.operations and current.holds():
+                return self._planned(current, args[0], weights)
         names = [self.names[k] for k in active]
         outputs = [self._run(name, args, kwargs) for name in names]
         return mixture(outputs, [weights[k] for k in active], self._describe(names))

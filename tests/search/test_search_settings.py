@@ -35,6 +35,8 @@ def test_the_defaults_are_valid():
         ("preset", ["darts"], "not a word"),
         ("estimator", "hard", "one of soft, straight-through"),
         ("level", "trilevel", "one of bilevel, single, unrolled"),
+        ("execution", "fast", "one of merged, plain, sampled"),
+        ("structure_candidates", "three", "one of all, two, sampled"),
         ("samples_per_step", 0, "at least 1"),
         ("batches_per_step", 0, "at least 1"),
         ("logits_weight_decay", -0.1, "at least 0"),
@@ -62,6 +64,26 @@ def test_a_wrong_value_is_refused_in_one_line(name, value, words):
         SearchSettings(**{name: value})
     line = str(caught.value)
     assert line.startswith(f"{name}: ") and words in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"structure_candidates": "two"}, "'two' has no place in execution 'merged'"),
+        ({"structure_candidates": "sampled", "execution": "plain"}, "no place in execution 'plain'"),
+        ({"structure_candidates": "two", "execution": "sampled", "preset": "gdas"}, "give estimator 'soft'"),
+        ({"structure_candidates": "sampled", "execution": "sampled", "preset": "darts"}, "draws nothing"),
+        (
+            {"execution": "sampled", "level": "single"},
+            "at level 'single' structure and weights share one pass",
+        ),
+    ],
+)
+def test_candidates_that_do_not_fit_the_execution_are_refused_in_one_line(given, words):
+    with pytest.raises(UsageError) as caught:
+        SearchSettings(**given)
+    line = str(caught.value)
+    assert line.startswith("structure_candidates: ") and words in line and "\n" not in line
 
 
 def test_a_temperature_that_would_rise_is_refused():

@@ -1,0 +1,95 @@
+"""Draws in which only some of the candidates take part, so that only these have to be computed.
+
+For one of n candidates a step can do with all of them, with two, or with one:
+
+- A *network* is a hard draw of one outcome. To train weights along networks that are drawn from the law alone
+  starves those candidates that the law does not favour yet, and it is the weights of the favoured that get better:
+  the search collapses, as a rule onto candidates without parameters. So the law is :func:`tempered`: near uniform
+  while the temperature is high, the law itself from temperature 1 on.
+- A *pair* (:func:`relaxed_pair`) tells two candidates apart and leaves the others as they are.
+- The *sampled* one alone (:func:`estimate_sampled`) costs what a network costs. Its weight has the value 1 and the
+  derivative of a straight-through estimator, and what the others would have contributed to it counts as 0. With
+  ``g_k`` the derivative of the loss with respect to the weight of candidate k, the estimate is
+  ``g_d dw_d/dtheta`` and not ``sum_k g_k dw_k/dtheta``: biased also for a linear loss, and exactly 0 where scaling
+  the candidate's output does not change the loss, as in front of a batch norm (``g_d = 0``).
+
+Sources: two paths, renormalised: ProxylessNAS (Cai, Zhu, Han, arXiv 1812.00332, section 3.2.2). The sampled one
+alone: GDAS (Dong, Yang, arXiv 1910.04465, section 3.2 and its code). What unfair training of weights does: FairNAS
+(Chu et al., arXiv 1907.01845).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from nni_gumbel.relaxation.categorical import Categorical
+from nni_gumbel.relaxation.estimators import estimate
+from nni_gumbel.relaxation.gumbel import gumbel_noise
+from nni_gumbel.relaxation.law import Law, check_temperature
+
+
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """``logits / max(temperature, 1)``: of a law that is closer to uniform while the temperature is above 1.
+
+    Raises:
+        UsageError: ``temperature`` is not a positive number.
+    """
+    check_temperature(temperature)
+    return logits / max(temperature, 1.0)
+
+
+def relaxed_pair(
+    logits: Tensor, temperature: float, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """A Gumbel-softmax sample restricted to two distinct candidates.
+
+    The two are drawn without replacement from the tempered law: the two largest of ``tempered(theta) + g``, ``g``
+    Gumbel noise. With the same noise ``y = softmax((theta + g) / temperature)`` is a relaxed sample, and the weights
+    are ``y_i / (y_i + y_j)``.
+
+    Args:
+        logits: ``(..., n)``, float.
+        temperature: > 0, dimensionless.
+        generator: source of randomness; the global one if omitted.
+
+    Returns:
+        ``(..., n)`` weights in the dtype of the logits, 0 outside of the pair, sum 1, differentiable; and
+        ``(..., n)`` of 0 and 1, the pair (one candidate, where there is only one).
+
+    Raises:
+        UsageError: ``temperature`` is not a positive number.
+    """
+    theta = logits.double()
+    noise = gumbel_noise(theta, generator)
+    chosen = (tempered(theta.detach(), temperature) + noise).topk(min(2, theta.shape[-1])).indices
+    pair = torch.zeros_like(theta).detach().scatter_(-1, chosen, 1)
+    others = pair == 0
+    weights = torch.softmax(((theta + noise) / temperature).masked_fill(others, -math.inf), -1)
+    return weights.to(logits.dtype), pair.to(logits.dtype)
+
+
+def estimate_sampled(
+    law: Law,
+    logits: Tensor,
+    temperature: float,
+    estimator: str,
+    outcome: Tensor,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """A hard draw with the derivative of a straight-through estimator.
+
+    Args:
+        law, logits, temperature, generator: as in :func:`~nni_gumbel.relaxation.estimators.estimate`.
+        estimator: as there; ``soft`` stands for the hard estimator with the derivative of a soft draw,
+            ``straight-through-gumbel`` for one of n and ``straight-through`` for the other laws.
+        outcome: ``(..., n)`` of 0 and 1, drawn from the law.
+
+    Returns:
+        As there.
+    """
+    if estimator == "soft":
+        estimator = "straight-through-gumbel" if isinstance(law, Categorical) else "straight-through"
+    return estimate(law, logits, temperature, estimator, generator, outcome)
