@@ -272,9 +272,9 @@ def _table(space: str, modes: list[str], turns: list[Turn], reasons: dict[str, s
             found = ratios(turns, space, (mode, part), (name, "weight"), "megabytes")
             cells.append(f"{found[0]:.2f}" if found else "")
         own = [turn for turn in turns if turn.mode == mode]
-        cells.append(
-            ", ".join(f"{_median(own, part):.1f}" for part in ("weight", "structure") if _has(own, part))
-        )
+        for part in ("weight", "structure"):
+            found = [turn.milliseconds[part] for turn in own if part in turn.milliseconds]
+            cells.append(f"{median(found):.2f}" if found else "")
         if device == "cuda":
             cells.append(f"{max((turn.peak for turn in own if turn.megabytes), default=0):.0f}")
         table.add_row(mode, *cells)
