@@ -19,19 +19,17 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
-from statistics import fmean, median
-from typing import Any
+from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from speed_modes import LARGEST, SAMPLED, Mode, modes_that_exist, serve
+from speed_modes import LARGEST, SAMPLED, modes_that_exist
+from speed_turns import Turn, Worker, measure, ratios
 
 CHAINS = (2, 4, 8, 16, 32)
 SPACES = ("mnist", "nasbench201", "activations", *(f"chain{k}" for k in CHAINS))
@@ -45,52 +43,6 @@ QUICK_SPACES, QUICK_MODES = (
     (LARGEST, SAMPLED, "merged", "sampled", "GumbelDARTS"),
 )
 PARTS = ("weight", "structure", "both", "pair")
-LEAST_NETWORKS = 6  # in a turn of a mode that draws them
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A turn of one mode on one space.
-
-    Attributes:
-        milliseconds: by part, of one step; ``both`` is a structure and a weight step, ``pair`` what lies between
-            the starts of two batches.
-        wall: the same on the wall.
-        megabytes: by part; empty in turns that measure times.
-        peak: megabytes of the GPU; 0 without one.
-        steps: measured.
-    """
-
-    space: str
-    mode: str
-    number: int
-    milliseconds: dict[str, float]
-    wall: dict[str, float]
-    megabytes: dict[str, float]
-    peak: float
-    steps: int
-
-
-class Worker:
-    """The living process of a mode."""
-
-    def __init__(self, name: str, mode: Mode, options: dict[str, Any]) -> None:
-        self.name, self.mode = name, mode
-        context = get_context("spawn")
-        self._connection, other = context.Pipe()
-        self._process = context.Process(target=serve, args=(other, name, mode, options), daemon=True)
-        self._process.start()
-        other.close()
-
-    def tell(self, kind: str, **message: Any) -> None:
-        self._connection.send({"kind": kind, **message})
-
-    def answer(self) -> dict[str, Any]:
-        return self._connection.recv()
-
-    def end(self) -> None:
-        self.tell("end")
-        self._process.join()
 
 
 def main() -> None:
@@ -131,10 +83,10 @@ def main() -> None:
         left = 60 * arguments.minutes - (time.perf_counter() - began)
         # Half of the time goes to opening, warming up and measuring memory.
         share = 0.5 * left / (len(arguments.spaces) - k) / len(workers) / arguments.alternations
-        measured, reasons = _measure(space, workers, arguments.alternations, min(arguments.seconds, share))
+        measured = measure(space, workers, arguments.alternations, min(arguments.seconds, share))
         turns += measured
         _write(turns, arguments.folder / "speed.csv")
-        console.print(_table(space, list(modes), measured, reasons, arguments.device))
+        console.print(_table(space, workers, measured, arguments.device))
     for worker in workers:
         worker.end()
     console.print(_bars(turns))
@@ -143,119 +95,15 @@ def main() -> None:
     console.print(f"wrote {arguments.folder}/speed.csv and speed.png; {minutes:.1f} minutes")
 
 
-def _measure(
-    space: str, workers: Iterable[Worker], alternations: int, seconds: float
-) -> tuple[list[Turn], dict[str, str]]:
-    """Turns of all modes on one space; the reason of each mode that cannot train it."""
-    workers = list(workers)
-    reasons: dict[str, str] = {}
-    turns: list[Turn] = []
-
-    def ask(worker: Worker, kind: str, **message: Any) -> dict[str, Any]:
-        worker.tell(kind, **message)
-        answer = worker.answer()
-        if "reason" in answer:
-            reasons[worker.name] = answer["reason"]
-        return answer
-
-    def turn(worker: Worker, kind: str, number: int, networks: dict[str, Any]) -> None:
-        pairs = lengths[worker.name]
-        message: dict[str, Any] = {"pairs": pairs, "warm": 0, "networks": None}
-        if worker.name == SAMPLED:
-            # The networks that this strategy drew in its turn, once through before they are timed.
-            drawn = networks.get("drawn")
-            message |= {"networks": drawn, "pairs": len(drawn or []) or pairs}
-            message["warm"] = message["pairs"]
-        elif kind == "memory" and not worker.mode.varies:
-            message["pairs"] = 1
-        answer = ask(worker, kind, **message)
-        if "reason" in answer:
-            return
-        if worker.name == "sampled":
-            networks["drawn"] = answer["networks"]
-        turns.append(_turn_of(space, worker, number, answer, message["pairs"]))
-
-    for worker in workers:
-        worker.tell("open", space=space)
-    for worker in workers:
-        answer = worker.answer()
-        if "reason" in answer:
-            reasons[worker.name] = answer["reason"]
-    lengths: dict[str, int] = {}
-    for worker in workers:
-        if worker.name not in reasons:
-            answer = ask(worker, "time", pairs=2, warm=1, networks=None)
-            if "reason" not in answer:
-                length = int(seconds / min(answer["wall"]["pair"]))
-                lengths[worker.name] = max(length, LEAST_NETWORKS if worker.mode.varies else 1)
-    # (b) trains what "sampled" has drawn, so it comes behind it, in either direction.
-    for number in range(alternations + 1):
-        order = [w for w in workers if w.name != SAMPLED][:: 1 if number % 2 else -1]
-        order.insert(
-            next((k + 1 for k, w in enumerate(order) if w.name == "sampled"), 0), _named(SAMPLED, workers)
-        )
-        networks: dict[str, Any] = {}
-        for worker in order:
-            if worker.name not in reasons:
-                turn(worker, "time" if number < alternations else "memory", number, networks)
-    for worker in workers:
-        worker.tell("close")
-        worker.answer()
-    return turns, reasons
-
-
-def _named(name: str, workers: Iterable[Worker]) -> Worker:
-    return next(worker for worker in workers if worker.name == name)
-
-
-def _turn_of(space: str, worker: Worker, number: int, answer: dict[str, Any], steps: int) -> Turn:
-    # Of a mode whose steps all do the same, a disturbed step does not count; where they differ, each does.
-    middle: Callable[[list[float]], float] = fmean if worker.mode.varies else median
-
-    def with_both(times: dict[str, list[float]]) -> dict[str, float]:
-        mean = {part: 1000 * middle(values) for part, values in times.items()}
-        if "structure" in mean:
-            mean["both"] = mean["structure"] + mean["weight"]
-        return mean
-
-    kept = {part: fmean(values) / 1e6 for part, values in answer["bytes"].items()}
-    times = ({}, {}) if kept else (with_both(answer["seconds"]), with_both(answer["wall"]))
-    return Turn(space, worker.name, number, *times, kept, answer["peak"] / 1e6, steps)
-
-
 # -- what is printed ---------------------------------------------------------------------------------
 
 
-def ratios(
-    turns: Iterable[Turn],
-    space: str,
-    mode: tuple[str, str],
-    baseline: tuple[str, str],
-    what: str = "milliseconds",
-) -> list[float]:
-    """Per alternation, a part of a mode divided by a part of another one.
-
-    Args:
-        turns: of all spaces.
-        space: the one that counts.
-        mode: name and part.
-        baseline: name and part of what is divided by.
-        what: ``milliseconds`` or ``megabytes``.
-    """
-    found: dict[str, dict[int, float]] = {"over": {}, "under": {}}
-    for turn in turns:
-        values = getattr(turn, what)
-        for place, (name, part) in (("over", mode), ("under", baseline)):
-            if turn.space == space and turn.mode == name and part in values:
-                found[place][turn.number] = values[part]
-    return [value / found["under"][k] for k, value in found["over"].items() if k in found["under"]]
-
-
-def _table(space: str, modes: list[str], turns: list[Turn], reasons: dict[str, str], device: str) -> Table:
+def _table(space: str, workers: Iterable[Worker], turns: list[Turn], device: str) -> Table:
     title = (
         TITLES.get(space)
         or f"dense convolutions, K = {space.removeprefix('chain')}, 16 channels, 28x28, batch 32"
     )
+    refused: list[str] = []
     table = Table("", title=title, box=box.SIMPLE_HEAD, padding=0)
     for words in (*(f"{part}\n/ (a)" for part in PARTS), "weight\n/ (b)"):
         table.add_column(words, justify="right")
@@ -265,9 +113,11 @@ def _table(space: str, modes: list[str], turns: list[Turn], reasons: dict[str, s
         table.add_column(f"{words}\nms", justify="right")
     if device == "cuda":
         table.add_column("peak\nMB", justify="right")
-    for mode in modes:
-        if mode in reasons:
-            table.add_row(mode, f"cannot train it: {reasons[mode]}")
+    for worker in workers:
+        mode = worker.name
+        if worker.reason is not None:
+            table.add_row(mode)
+            refused.append(f"{mode} cannot train it: {worker.reason}")
             continue
         cells = [
             _spread(ratios(turns, space, (mode, part), (LARGEST, "pair" if part == "pair" else "weight")))
@@ -284,6 +134,7 @@ def _table(space: str, modes: list[str], turns: list[Turn], reasons: dict[str, s
         if device == "cuda":
             cells.append(f"{max((turn.peak for turn in own if turn.megabytes), default=0):.0f}")
         table.add_row(mode, *cells)
+    table.caption = "\n".join(refused) or None
     return table
 
 
