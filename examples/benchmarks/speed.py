@@ -75,7 +75,7 @@ def main() -> None:
     options = {"device": arguments.device, "precision": precision, "scale": arguments.batch_scale}
 
     began = time.perf_counter()
-    console = Console(width=150)
+    console = Console(width=155)
     console.print(f"{_machine(arguments.device)}; {precision}, batches x {arguments.batch_scale:g}")
     workers = [Worker(name, mode, options) for name, mode in modes.items()]
     turns: list[Turn] = []
@@ -139,7 +139,10 @@ def _table(space: str, workers: Iterable[Worker], turns: list[Turn], device: str
 
 
 def _spread(values: list[float]) -> str:
-    return f"{median(values):.2f} ({min(values):.2f}-{max(values):.2f})" if values else ""
+    if not values:
+        return ""
+    digits = 2 if max(values) < 10 else 1
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
 def _bars(turns: list[Turn]) -> Table:
