@@ -1,5 +1,6 @@
 """The examples are complete and run; the experiments in YAML have nothing that the doctor would mend."""
 
+import csv
 import runpy
 import subprocess
 import sys
@@ -93,3 +94,29 @@ def test_the_dropout_example_searches_and_compares(tmp_path):
         "the rate found",
         "difference",
     ]
+
+
+@pytest.mark.slow
+def test_the_speed_benchmark_measures_every_mode_on_the_same_spaces(tmp_path):
+    benchmark = ROOT / "examples" / "benchmarks" / "speed.py"
+    run = subprocess.run(
+        [sys.executable, benchmark, "--quick", "--folder", tmp_path],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "cannot train it" not in run.stdout
+    assert (tmp_path / "speed.png").stat().st_size > 0
+    rows = list(csv.DictReader((tmp_path / "speed.csv").open()))
+    searches = {"merged", "sampled", "GumbelDARTS"}
+    for space in ("mnist", "chain2"):
+        modes = {row["mode"] for row in rows if row["space"] == space}
+        assert modes == {"(a) largest network", "(b) sampled networks", *searches}
+        for mode in modes:
+            of_mode = [row for row in rows if row["space"] == space and row["mode"] == mode]
+            assert {float(row["ms"]) > 0 for row in of_mode if row["part"] == "weight" and row["ms"]} == {
+                True
+            }
+            assert sum(row["megabytes"] != "" for row in of_mode) == (2 if mode in searches else 1)
+            assert ("structure" in {row["part"] for row in of_mode}) == (mode in searches)
