@@ -136,7 +136,7 @@ class SearchSettings:
     )  # fmt: skip
     level: str = setting(
         "bilevel", "structure learns on validation data, on the training data (`single`), or through an "
-        "unrolled step of the weights (`unrolled`: second order)", choices=LEVELS,
+        "unrolled step of the weights (`unrolled`: second order, judged with dropout off)", choices=LEVELS,
     )  # fmt: skip
     execution: str = setting(
         "merged", "what runs in a step: all candidates, linear ones of a choice as one operation (`merged`) or each by "
