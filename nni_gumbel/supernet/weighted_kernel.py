@@ -1,7 +1,7 @@
 """The kernel of a mixture of linear candidates: ``sum_k w_k W_k``, each on its own entries of one kernel.
 
 It is built in every step, forward and backward, so that its own cost counts for small images. It is one node
-of autograd: candidates whose kernels lie alike are stacked and summed in one pass, and nothing is stored but
+of autograd: many candidates whose kernels lie alike are stacked and summed in one pass, and nothing is stored but
 the kernels themselves, which are parameters.
 """
 
@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 
 from nni_gumbel.supernet.linear import Kernel, Merge, Taps
+
+# Kernels that are added one by one: to stack that many costs more.
+_FEW = 4
 
 
 @dataclass(frozen=True)
@@ -123,10 +126,11 @@ class _WeightedKernel(torch.autograd.Function):
                 entries = layer.entries(whole)
                 if layer.value is not None:
                     entries.add_(own_weights.sum(), alpha=layer.value)
-                elif len(own) == 1:
-                    entries.addcmul_(layer.as_entries(own[0]), own_weights)
-                else:
+                elif len(own) > _FEW:
                     entries.add_(layer.as_entries(weighted_sum(own, own_weights)))
+                else:
+                    for kernel, weight in zip(own, own_weights.unbind()):
+                        entries.addcmul_(layer.as_entries(kernel), weight)
         return whole
 
     @staticmethod
