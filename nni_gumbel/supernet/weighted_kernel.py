@@ -3,6 +3,9 @@
 It is built in every step, forward and backward, so that its own cost counts for small images. It is one node
 of autograd: many candidates whose kernels lie alike are stacked and summed in one pass, and nothing is stored but
 the kernels themselves, which are parameters.
+
+Four layers of convolutions 1, 3, 5, 7 on 16 channels, batch 32 of 28 x 28, one thread, forward and backward, relative
+to four 7 x 7 convolutions: 8 candidates 1.05 to 1.13, 32 candidates 1.12 to 1.14, and 8 that run each by itself 4.8.
 """
 
 from __future__ import annotations
@@ -168,11 +171,18 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
 @contextmanager
 def full_precision(device: str) -> Iterator[None]:
     """Kernels are summed in the precision in which they are kept; autocast rounds their sum at last."""
-    if not torch.is_autocast_enabled(device):
+    if not _is_autocast(device):
         yield
         return
     with torch.autocast(device, enabled=False):
         yield
+
+
+def _is_autocast(device: str) -> bool:
+    try:
+        return torch.is_autocast_enabled(device)
+    except TypeError:  # Before torch 2.4 it was asked of each device by a function of its own.
+        return torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
 
 
 def _place(taps: Taps, whole: Taps) -> tuple[slice, ...]:
