@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from nni_gumbel.supernet.elementwise import ElementwiseMixture, is_elementwise
 from nni_gumbel.supernet.linear import (
@@ -20,6 +21,7 @@ from nni_gumbel.supernet.linear import (
     bias_tensor,
     frame_of,
     is_average,
+    is_convolution,
     is_untouched,
     is_zero,
     kernel_in,
@@ -142,7 +144,13 @@ def _reason(module: nn.Module) -> str:
         return _SAVES_NOTHING
     if is_average(module):
         return "joins only convolutions of its stride and size, and not with a divisor that varies at borders"
-    return "no other is elementwise" if is_elementwise(module) else "neither linear nor elementwise"
+    if is_elementwise(module):
+        return "no other is elementwise"
+    if is_convolution(module):
+        return "its padding is not of zeros"
+    if any(isinstance(part, _BatchNorm) for part in module.modules()):
+        return "a batch norm is not linear in train mode"
+    return "neither linear nor elementwise"
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class MixedLayer(LayerChoice, BaseSuperNetModule):
         super().__init__(choice.candidates, label=choice.label)
         self._joint_sample = joint_sample
         self._merged = merged
-        self._plans: dict[tuple[int, ...], Plan] = {}
+        self._plans: dict[tuple[tuple[int, ...], ...], Plan] = {}
 
     @classmethod
     def mutate(cls, module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
@@ -84,7 +84,8 @@ class MixedLayer(LayerChoice, BaseSuperNetModule):
         return outputs[0] if len(outputs) == 1 else mixture(outputs, factors, self._describe(names))
 
     def _plan_of(self, active: Sequence[int]) -> Plan:
-        key = tuple(active)
+        # A candidate that somebody replaced is another one.
+        key = tuple(active), tuple(map(id, self._modules.values()))
         if key not in self._plans:
             if len(self._plans) >= _PLANS_KEPT:
                 self._plans.pop(next(iter(self._plans)))

@@ -38,6 +38,9 @@ _ZEROS = {("nni.nas.hub.pytorch.nasbench201", "Zero"), ("nni.nas.hub.pytorch.nas
 class Frame:
     """What candidates have in common that can be one operation.
 
+    Candidates of strides above 1 whose ``growth`` differs give outputs of one size for some inputs only; they are
+    not merged.
+
     Args:
         channels: of the input and of the output.
         stride: per dimension; empty for ``Linear``.
@@ -101,6 +104,11 @@ def is_untouched(module: nn.Module) -> bool:
         or module._backward_pre_hooks
         or "forward" in module.__dict__
     )
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Whether a candidate is a convolution, with whatever padding."""
+    return built_type(module) in _CONVOLUTIONS
 
 
 def is_average(module: nn.Module) -> bool:

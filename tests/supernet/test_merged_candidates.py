@@ -246,6 +246,15 @@ def test_a_hook_on_a_candidate_is_obeyed_while_it_is_there():
     assert torch.equal(space(x), before) and calls == [1]
 
 
+def test_a_candidate_that_is_replaced_runs_from_then_on():
+    (space, distribution), _ = both_ways([nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)])
+    x = torch.randn(1, 2, 3, 3).double()
+    distribution.use_probabilities()
+    space(x)
+    setattr(space.layer, "0", nn.Conv2d(2, 2, 1).double())
+    assert torch.allclose(space(x), (space.layer[0](x) + space.layer[1](x)) / 2, rtol=1e-6)
+
+
 def test_copies_run_with_their_own_parameters():
     (space, distribution), _ = both_ways([nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 3, padding=1)])
     x = torch.randn(1, 2, 3, 3).double()
@@ -298,6 +307,22 @@ def test_autocast_rounds_the_merged_kernel_and_nothing_before():
         rounded = results(space, distribution, weights, x)
     for one, other in zip(rounded, exact, strict=True):
         assert (one - other).abs().max() <= 0.05 * other.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reason"),
+    [
+        (nn.Conv2d(4, 4, 7, padding=6, dilation=2), "a merged kernel would cost more, or there is none"),
+        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "its padding is not of zeros"),
+        (nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)), "a batch norm is not linear in train mode"),
+        (nn.AvgPool2d(3, 1, 1, ceil_mode=True), "joins only convolutions of its stride and size"),
+        (nn.ReLU(), "no other is elementwise"),
+        (nn.MaxPool2d(3, 1, 1), "neither linear nor elementwise"),
+    ],
+)
+def test_what_runs_alone_says_why(candidate, reason):
+    found = plan({"small": nn.Conv2d(4, 4, 1), "large": nn.Conv2d(4, 4, 7, padding=3), "other": candidate})
+    assert f"other alone: {reason}" in found.describe()
 
 
 def test_the_class_of_a_merge_is_told():
