@@ -41,7 +41,7 @@ from nni_gumbel.search.costs import SearchCosts
 from nni_gumbel.search.diagnosis import LossCheck, loss_of
 from nni_gumbel.search.distributed import draw_own_samples, of_all_ranks
 from nni_gumbel.search.dropout import dropout_off
-from nni_gumbel.search.duration import check_duration, total_batches
+from nni_gumbel.search.duration import check_duration, total_batches, warn_without_warm_up
 from nni_gumbel.search.gap import discretisation_gap, is_due
 from nni_gumbel.search.logs import Log, logging_with, mute, unchanged, under_structure
 from nni_gumbel.search.objective import StructureObjective
@@ -135,6 +135,7 @@ class GumbelSearchModule(WrappingModule):
     def on_train_start(self) -> None:
         trainer = self.trainer
         check_duration(trainer, self.settings.warmup_epochs)
+        warn_without_warm_up(trainer, self.settings.execution, self.settings.warmup_epochs)
         check_weight_optimisation(self.training_module, trainer)
         self._total_steps = total_batches(trainer)
         if scales_losses(trainer):
