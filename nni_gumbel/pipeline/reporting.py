@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +16,17 @@ from typing import Any
 
 import nni
 import pytorch_lightning as pl
+import torch
 from nni.runtime.trial_command_channel import (
     TrialCommandChannel,
     get_default_trial_command_channel,
     set_default_trial_command_channel,
 )
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from nni_gumbel.errors import UsageError
+from nni_gumbel.relaxation.host import HostCopy
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +77,9 @@ class Progress(pl.Callback):
         self.metric = metric
         self._writer = SummaryWriter(str(directory))
         self._losses: list[float] = []
+        self._ordered: deque[tuple[HostCopy, int]] = (
+            deque()
+        )  # losses on their way to the host, and their steps
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -80,15 +87,24 @@ class Progress(pl.Callback):
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if loss is None:
             return
-        loss = float(loss)
-        if not math.isfinite(loss):
-            raise UsageError(
-                f"loss: {loss:g} at step {trainer.global_step} is not finite; lower learning_rate, "
-                "or look for a layer that divides by zero or grows without bound"
-            )
-        self._losses.append(loss)
+        self._ordered.append((HostCopy(torch.as_tensor(loss)), trainer.global_step))
+        # On a GPU the loss of the step before: the latest would have to be waited for.
+        waits = isinstance(loss, Tensor) and loss.is_cuda
+        self._take(len(self._ordered) - waits)
+
+    def _take(self, number: int) -> None:
+        for _ in range(number):
+            copy, step = self._ordered.popleft()
+            loss = float(copy.read())
+            if not math.isfinite(loss):
+                raise UsageError(
+                    f"loss: {loss:g} at step {step} is not finite; lower learning_rate, "
+                    "or look for a layer that divides by zero or grows without bound"
+                )
+            self._losses.append(loss)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._take(len(self._ordered))
         numbers = {
             "train_loss": sum(self._losses) / max(len(self._losses), 1),
             **self.extra_numbers(pl_module),

@@ -62,13 +62,24 @@ def relaxed_pair(
     Raises:
         UsageError: ``temperature`` is not a positive number.
     """
-    theta = logits.double()
+    pair, noise = draw_pair(logits, temperature, generator)
+    return weights_of_pair(logits, temperature, pair, noise), pair.to(logits.dtype)
+
+
+def draw_pair(
+    logits: Tensor, temperature: float, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """The pair of :func:`relaxed_pair`, ``(..., n)`` of 0 and 1, and its Gumbel noise ``g``; float64, no gradient."""
+    theta = logits.detach().double()
     noise = gumbel_noise(theta, generator)
-    chosen = (tempered(theta.detach(), temperature) + noise).topk(min(2, theta.shape[-1])).indices
-    pair = torch.zeros_like(theta).detach().scatter_(-1, chosen, 1)
-    others = pair == 0
-    weights = torch.softmax(((theta + noise) / temperature).masked_fill(others, -math.inf), -1)
-    return weights.to(logits.dtype), pair.to(logits.dtype)
+    chosen = (tempered(theta, temperature) + noise).topk(min(2, theta.shape[-1])).indices
+    return torch.zeros_like(theta).scatter_(-1, chosen, 1), noise
+
+
+def weights_of_pair(logits: Tensor, temperature: float, pair: Tensor, noise: Tensor) -> Tensor:
+    """The weights of :func:`relaxed_pair`, given what :func:`draw_pair` drew; differentiable."""
+    perturbed = (logits.double() + noise) / temperature
+    return torch.softmax(perturbed.masked_fill(pair == 0, -math.inf), -1).to(logits.dtype)
 
 
 def estimate_sampled(

@@ -16,21 +16,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from nni_gumbel.errors import UsageError
+from nni_gumbel.relaxation.host import HostCopy
 from nni_gumbel.search.logs import logging_with, mute
 
 
-def finite_loss(result: Any, where: str, batch: Any, module: LightningModule, batch_idx: int) -> Tensor:
-    """The loss in what an evaluator's ``training_step`` returned.
-
-    Args:
-        result: the loss, or a dict with it under ``loss``.
-        where: the step, for the message.
-        batch: what the loss was computed from.
-        module: the evaluator's module, whose model is the supernet, at the sample that gave the loss.
-        batch_idx: number of the batch in its epoch.
+def loss_of(result: Any) -> Tensor:
+    """The loss in what an evaluator's ``training_step`` returned: itself, or under ``loss`` in a dict.
 
     Raises:
-        UsageError: there is no loss, or it is not finite: then the candidate that brought it about is named.
+        UsageError: there is none.
     """
     loss = result.get("loss") if isinstance(result, dict) else result
     if not isinstance(loss, Tensor):
@@ -38,19 +32,55 @@ def finite_loss(result: Any, where: str, batch: Any, module: LightningModule, ba
             f"training_step: it returned no loss but {type(result).__name__}; return a loss for every batch, "
             "or a dict with it under 'loss'"
         )
-    if torch.isfinite(loss.detach()).all():
-        return loss
-    if _not_finite(batch) is not None:
-        remedy = "the batch itself holds numbers that are not finite; check the data"
-    else:
-        with logging_with(module, mute):
-            culprit = first_culprit(module.model, lambda: module.training_step(batch, batch_idx))
-        remedy = (
-            "lower learning_rate, or look for a candidate that divides by zero or grows without bound"
-            if culprit is None
-            else f"{culprit}; mend or remove it, or lower learning_rate"
-        )
-    raise UsageError(f"loss: {float(loss.detach()):g} in the {where} is not finite; {remedy}")
+    return loss
+
+
+class LossCheck:
+    """Whether a loss is finite: on a CPU seen at once, on a GPU when it is asked for.
+
+    A step asks after it has ordered its backward pass, and before it changes anything: the device is then busy
+    while the host waits for the loss, and all is as it was when the loss was computed.
+
+    Args:
+        loss: of a batch, at the current sample.
+        where: the step, for the message.
+        batch: what the loss was computed from.
+        module: the evaluator's module, whose model is the supernet.
+        batch_idx: number of the batch in its epoch.
+
+    Raises:
+        UsageError: see :meth:`__call__`; on a CPU at once.
+    """
+
+    def __init__(self, loss: Tensor, where: str, batch: Any, module: LightningModule, batch_idx: int) -> None:
+        self._loss = HostCopy(loss)
+        self._where, self._batch, self._module, self._batch_idx = where, batch, module, batch_idx
+        if not loss.is_cuda:
+            self()
+
+    def __call__(self) -> None:
+        """Refuse a loss that is not finite.
+
+        Raises:
+            UsageError: it is not; the candidate that brought it about is named.
+        """
+        loss = self._loss.read()
+        if torch.isfinite(loss).all():
+            return
+        if _not_finite(self._batch) is not None:
+            remedy = "the batch itself holds numbers that are not finite; check the data"
+        else:
+            module = self._module
+            with logging_with(module, mute):
+                culprit = first_culprit(
+                    module.model, lambda: module.training_step(self._batch, self._batch_idx)
+                )
+            remedy = (
+                "lower learning_rate, or look for a candidate that divides by zero or grows without bound"
+                if culprit is None
+                else f"{culprit}; mend or remove it, or lower learning_rate"
+            )
+        raise UsageError(f"loss: {float(loss):g} in the {self._where} is not finite; {remedy}")
 
 
 def first_culprit(space: nn.Module, run: Callable[[], Any]) -> str | None:

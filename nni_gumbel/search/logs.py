@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pytorch_lightning import LightningModule
+from pytorch_lightning import LightningModule, Trainer
 
 Log = Callable[..., None]
 
@@ -30,13 +30,29 @@ def unchanged(log: Log) -> Log:
     return log
 
 
-def under_structure(log: Log) -> Log:
-    """Log under ``structure/``, and not in the progress bar."""
+def under_structure(trainer: Trainer) -> Callable[[Log], Log]:
+    """Log under ``structure/``, and not in the progress bar.
 
-    def renamed(name: str, value: Any, prog_bar: bool = False, *args: Any, **kwargs: Any) -> None:
-        log("structure/" + name, value, False, *args, **kwargs)
+    A number that only its step is told of, is logged in the steps in which the Trainer's loggers take numbers: in the
+    others it would be overwritten unseen, and to log costs more time than small networks take.
 
-    return renamed
+    Args:
+        trainer: of the search.
+    """
+
+    def change(log: Log) -> Log:
+        seen = (
+            trainer.is_last_batch
+            or (trainer.fit_loop.total_batch_idx + 1) % max(trainer.log_every_n_steps, 1) == 0
+        )
+
+        def renamed(name: str, value: Any, prog_bar: bool = False, *args: Any, **kwargs: Any) -> None:
+            if seen or args or kwargs.get("on_epoch"):
+                log("structure/" + name, value, False, *args, **kwargs)
+
+        return renamed
+
+    return change
 
 
 def mute(log: Log) -> Log:

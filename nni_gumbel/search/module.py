@@ -38,10 +38,10 @@ from torch import Tensor
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.temperature import progress_of, temperature_at
 from nni_gumbel.search.costs import SearchCosts
-from nni_gumbel.search.diagnosis import finite_loss
+from nni_gumbel.search.diagnosis import LossCheck, loss_of
 from nni_gumbel.search.distributed import draw_own_samples, of_all_ranks
 from nni_gumbel.search.dropout import dropout_off
-from nni_gumbel.search.duration import check_duration, total_batches
+from nni_gumbel.search.duration import check_duration, total_batches, warn_without_warm_up
 from nni_gumbel.search.gap import discretisation_gap, is_due
 from nni_gumbel.search.logs import Log, logging_with, mute, unchanged, under_structure
 from nni_gumbel.search.objective import StructureObjective
@@ -108,6 +108,7 @@ class GumbelSearchModule(WrappingModule):
         self.costs = costs
         self.settings = settings
         self.objective = StructureObjective(distribution, costs, settings, penalty)
+        self._checks: list[LossCheck] = []  # of passes whose gradients are not used yet
         self._step = 0
         self._total_steps = 1  # known when the training starts
         self._update = LogitsUpdate(distribution.logits, settings.logits_clip_val)
@@ -134,6 +135,7 @@ class GumbelSearchModule(WrappingModule):
     def on_train_start(self) -> None:
         trainer = self.trainer
         check_duration(trainer, self.settings.warmup_epochs)
+        warn_without_warm_up(trainer, self.settings.execution, self.settings.warmup_epochs)
         check_weight_optimisation(self.training_module, trainer)
         self._total_steps = total_batches(trainer)
         if scales_losses(trainer):
@@ -153,6 +155,7 @@ class GumbelSearchModule(WrappingModule):
         super().on_train_epoch_end()
 
     def on_train_end(self) -> None:
+        self._check_losses()
         # A callback stops a search after this module's hook at the end of the epoch, which is the last one then.
         if self.settings.gap_every is None and self._step < self._total_steps:
             self.log_late(discretisation_gap(self))
@@ -177,6 +180,7 @@ class GumbelSearchModule(WrappingModule):
         super().on_load_checkpoint(checkpoint)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self._check_losses()
         super().on_before_optimizer_step(optimizer)
         clip_weights(self.training_module, self.trainer, optimizer, self.settings.gradient_clip_val)
 
@@ -217,6 +221,7 @@ class GumbelSearchModule(WrappingModule):
                 gradients = self._unrolled_gradients(batch, batch_idx)
             else:
                 gradients = self._update.gradients(self._validation_objective(batch, batch_idx))
+            self._check_losses()
             self._update.add(gradients)
         self._move_logits(batch_idx)
 
@@ -225,6 +230,7 @@ class GumbelSearchModule(WrappingModule):
             self._draw_for_weights(temperature, uniform)
         result, loss = self._run(batch, batch_idx, "weight step")
         update_weights(self, loss, batch_idx)
+        self._check_losses()  # no optimiser has stepped, where several batches belong together
         return result
 
     def _joint_step(self, batch: Any, batch_idx: int, temperature: float) -> Any:
@@ -238,6 +244,7 @@ class GumbelSearchModule(WrappingModule):
         (factor,) = torch.autograd.grad(objective, value)
         with self._update.gradients_of_backward(scale_of_backward(self.trainer)) as through_loss:
             update_weights(self, loss, batch_idx)
+        self._check_losses()
         self._update.add([b + factor * g for b, g in zip(beside, through_loss)])
         self._move_logits(batch_idx)
         return result
@@ -298,10 +305,21 @@ class GumbelSearchModule(WrappingModule):
         module = self.training_module
         with logging_with(module, log):
             result = module.training_step(batch, batch_idx)
-        return result, finite_loss(result, f"{step} {self._step}", batch, module, batch_idx)
+        loss = loss_of(result)
+        self._checks.append(LossCheck(loss, f"{step} {self._step}", batch, module, batch_idx))
+        return result, loss
+
+    def _check_losses(self) -> None:
+        """Refuse losses that are not finite, before anything moves along their gradients."""
+        self._update.check()
+        checks, self._checks = self._checks, []
+        for check in checks:
+            check()
 
     def _validation_objective(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        return self._objective(self._run(batch["val"], batch_idx, "structure step", under_structure)[1])
+        return self._objective(
+            self._run(batch["val"], batch_idx, "structure step", under_structure(self.trainer))[1]
+        )
 
     def _objective(self, loss: Tensor) -> Tensor:
         objective, details = self.objective(loss, self.progress)
@@ -331,9 +349,13 @@ class GumbelSearchModule(WrappingModule):
 
     def export_probs(self) -> Sample:
         """Per label, the probability of each candidate, without noise."""
+        variables = self.distribution.variables
+        with torch.no_grad():
+            probabilities = self.distribution.probs()
+            # On a GPU every read waits for it: all labels are read together.
+            values = iter(torch.cat([*probabilities.values()]).tolist())
         return {
-            label: dict(zip(map(str, self.distribution.variables[label].values), p.detach().tolist()))
-            for label, p in self.distribution.probs().items()
+            label: {str(value): next(values) for value in variables[label].values} for label in probabilities
         }
 
     def configure_architecture_optimizers(self) -> torch.optim.Optimizer:

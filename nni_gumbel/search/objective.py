@@ -14,6 +14,7 @@ from torch import Tensor
 from nni_gumbel.complexity.own_cost import OwnCost
 from nni_gumbel.complexity.prior import Prior, prior_by_cost, prior_by_label, uniform_prior
 from nni_gumbel.errors import UsageError
+from nni_gumbel.relaxation.host import HostCopy
 from nni_gumbel.relaxation.temperature import linear
 from nni_gumbel.search.commitment import Commitment
 from nni_gumbel.search.costs import SearchCosts
@@ -68,6 +69,7 @@ class StructureObjective:
         self.multipliers = Multipliers((*costs.budgets, *([UNUSED] if self._spends else [])))
         self._space: ModelSpace | None = None
         self._commitment = Commitment(distribution, lambda: self.best(self._space), costs.usage)
+        self._ordered: HostCopy | None = None
         self._prior: Prior | None = None  # that by cost is known when the costs are
         if costs.is_complete or settings.prior != "cost":
             self._prior = build_prior(settings.prior, distribution, costs)
@@ -129,8 +131,13 @@ class StructureObjective:
         """
         if self._costs.budgets:
             with torch.no_grad():
-                violated = {name: float(g) for name, g in self._violations(progress).items()}
-            self.multipliers.follow(violated, share)
+                found = self._violations(progress)
+                violations = torch.stack([*found.values()])
+            ordered, self._ordered = self._ordered, HostCopy(violations)
+            # On a GPU those of one step before: the latest would have to be waited for.
+            arrived = ordered if violations.is_cuda else self._ordered
+            if arrived is not None:
+                self.multipliers.follow(dict(zip(found, arrived.read().tolist())), share)
 
     def best(self, model: ModelSpace) -> Sample:
         """The network found: an NNI sample with the labels that it uses.

@@ -15,6 +15,7 @@ from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
 from nni_gumbel.errors import UsageError
+from nni_gumbel.relaxation.host import HostCopy
 from nni_gumbel.search.distributed import mean_over_ranks
 
 # As torch.amp.GradScaler has them.
@@ -45,6 +46,7 @@ class LogitsUpdate:
         self.loss_scale, self._finite_steps = 1.0, 0
         self._sums: list[Tensor] | None = None
         self._count = 0
+        self._unchecked: tuple[HostCopy, Tensor, int] | None = None
 
     def expect_half_precision(self) -> None:
         """Scale losses, as gradients of a network in fp16 need it; once is enough."""
@@ -100,8 +102,9 @@ class LogitsUpdate:
         flat = mean_over_ranks(flat, trainer)
         self._sums, self._count = None, 0
         norm = flat.norm()
-        if not torch.isfinite(norm):
-            self._leave_out_or_refuse(flat, step)
+        self._unchecked = (HostCopy(norm), flat, step)
+        # On a GPU the answer is waited for later, unless the step may have to be left out.
+        if (self.loss_scale > 1 or not norm.is_cuda) and not self.check():
             return
         self._finite_steps += 1
         if self._finite_steps % _STEPS_BEFORE_GROWTH == 0 and 1 < self.loss_scale < _FIRST_LOSS_SCALE:
@@ -113,6 +116,18 @@ class LogitsUpdate:
         optimizer = next(o for o in trainer.optimizers if is_of_structure(o))
         optimizer.step()
         optimizer.zero_grad()
+
+    def check(self) -> bool:
+        """Whether the latest mean gradient was finite; to be asked before anything follows from the step.
+
+        Raises:
+            UsageError: it was not, and no scaled loss is the reason.
+        """
+        unchecked, self._unchecked = self._unchecked, None
+        if unchecked is None or torch.isfinite(unchecked[0].read()):
+            return True
+        self._leave_out_or_refuse(*unchecked[1:])
+        return False
 
     def _leave_out_or_refuse(self, flat: Tensor, step: int) -> None:
         if self.loss_scale > 1:

@@ -25,7 +25,7 @@ from nni_gumbel.relaxation.estimators import check_supported, estimate
 from nni_gumbel.relaxation.gumbel import relaxed_categorical
 from nni_gumbel.relaxation.host import HostCopy, to_device
 from nni_gumbel.relaxation.law import Law, check_temperature
-from nni_gumbel.relaxation.partial import estimate_sampled, relaxed_pair, tempered
+from nni_gumbel.relaxation.partial import draw_pair, estimate_sampled, tempered, weights_of_pair
 from nni_gumbel.results.space import variables_of
 
 # Per row of a draw, the candidates that have to run; a draw of weights has one row, one of slots has k.
@@ -147,7 +147,8 @@ class Distribution(nn.Module):
     @property
     def logits(self) -> dict[str, nn.Parameter]:
         """``(n,)`` float32 per label, the natural parameters of its law."""
-        return dict(zip(self.variables, self._logits))
+        # Asked for many times a step: a ParameterList takes its time to name its entries.
+        return dict(zip(self.variables, self._logits._parameters.values()))
 
     # -- the current sample ----------------------------------------------------------------------
 
@@ -186,13 +187,18 @@ class Distribution(nn.Module):
         Args:
             temperature: > 0, dimensionless.
         """
-        draws, pairs, rows = {}, {}, dict(self._all_rows)
+        on_host, logits = self._on_host(self.logits), self.logits
+        draws, pairs, noises = {}, {}, {}
         for label, law in self.laws.items():
             if isinstance(law, categorical.Categorical):
-                draws[label], pairs[label] = relaxed_pair(self.logits[label], temperature)
+                pairs[label], noises[label] = draw_pair(on_host[label], temperature)
             else:
-                draws[label] = estimate(law, self.logits[label], temperature)
-        self.joint_sample.set(draws, rows | (nonzero_rows(pairs) if pairs else {}))
+                draws[label] = estimate(law, logits[label], temperature)
+        moved = self._on_device(pairs), self._on_device(noises)
+        for label in pairs:
+            draws[label] = weights_of_pair(logits[label], temperature, *(of[label] for of in moved))
+        rows = self._all_rows | (nonzero_rows(pairs) if pairs else {})
+        self.joint_sample.set({label: draws[label] for label in self.laws}, rows)
 
     def sample_alone(self, temperature: float, estimator: str) -> None:
         """Draw a single network whose weights have derivatives, as the estimator has them; no other candidate runs.
@@ -262,13 +268,15 @@ class Distribution(nn.Module):
         From then on single networks on a GPU are drawn from the logits of one step before: their own would have
         to be waited for. On a CPU nothing changes.
         """
-        if self._logits[0].is_cuda:
-            self._copies.append(HostCopy(torch.cat([*self._logits])))
+        logits = [*self.logits.values()]
+        if logits[0].is_cuda:
+            self._copies.append(HostCopy(torch.cat(logits)))
 
     def _on_host(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        if not self._logits[0].is_cuda:
+        own = self.logits
+        if not next(iter(own.values())).is_cuda:
             return {label: tensor.detach() for label, tensor in logits.items()}
-        if len(self._copies) == 2 and all(logits[label] is own for label, own in self.logits.items()):
+        if len(self._copies) == 2 and all(logits[label] is own[label] for label in own):
             flat = self._copies[0].read()
         else:
             flat = torch.cat([*logits.values()]).detach().cpu()
@@ -279,7 +287,7 @@ class Distribution(nn.Module):
         return {label: law.draw(logits[label]) for label, law in self.laws.items()}
 
     def _on_device(self, outcomes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        device = self._logits[0].device
+        device = next(iter(self.logits.values())).device
         if all(outcome.device == device for outcome in outcomes.values()):
             return dict(outcomes)
         flat = to_device(torch.cat([*outcomes.values()]), device)

@@ -88,3 +88,13 @@ def test_during_a_warm_up_networks_are_drawn_uniformly():
     given = evaluator(train=loader(count=160), callbacks=[Decided()])
     search(given, execution="sampled", warmup_epochs=1, temperature_start=1.0)
     assert 4 <= sum(Decided.drawn) <= 16 and len(Decided.drawn) == 20
+
+
+@pytest.mark.parametrize(("warmup", "warned"), [(0, True), (1, False)])
+def test_a_sampled_search_without_a_warm_up_is_warned(caplog, warmup, warned):
+    given = evaluator(max_epochs=5, limit_train_batches=1)
+    search(given, execution="sampled", warmup_epochs=warmup)
+    lines = [
+        record.getMessage() for record in caplog.records if "execution: 'sampled'" in record.getMessage()
+    ]
+    assert bool(lines) == warned and all("about 2 of these 5 epochs" in line for line in lines)

@@ -1,0 +1,28 @@
+"""Numbers on their way to the host."""
+
+import pytest
+import torch
+
+from nni_gumbel.relaxation.host import HostCopy, to_device
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_copy_is_of_the_time_when_it_was_ordered(device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    tensor = torch.arange(4.0, device=device, requires_grad=True)
+    copy = HostCopy(tensor)
+    with torch.no_grad():
+        tensor.zero_()
+    found = copy.read()
+    assert found.tolist() == [0, 1, 2, 3] and found.device.type == "cpu" and not found.requires_grad
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_goes_to_a_device_arrives(device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    moved = to_device(torch.arange(3), torch.device(device))
+    assert moved.device.type == device and moved.tolist() == [0, 1, 2]
