@@ -37,14 +37,22 @@ class _Closed(Exception):
 
 
 class Training(LightningModule):
-    """Classification by AdamW, nothing logged: the trainings of all modes."""
+    """Classification by AdamW, nothing logged: the trainings of all modes.
+
+    Args:
+        fused: whether AdamW updates all weights in one call, which Lightning refuses where it clips and casts.
+    """
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self._fused = fused
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, classes = batch
         return nn.functional.cross_entropy(self.model(images), classes)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+        return torch.optim.AdamW(self.parameters(), lr=1e-3, fused=self._fused)
 
 
 class InTurn(nn.Module):
@@ -230,7 +238,8 @@ def _train(connection: Connection, name: str, mode: Mode, task: Task, options: d
         accelerator="gpu" if options["device"] == "cuda" else "cpu", precision=options["precision"],
         gradient_clip_val=CLIP if mode.strategy is None else None,
     )  # fmt: skip
-    evaluator = Lightning(Training(), trainer, train_dataloaders=gate, val_dataloaders=structure)
+    training = Training(fused=options["precision"] == "32-true")
+    evaluator = Lightning(training, trainer, train_dataloaders=gate, val_dataloaders=structure)
     if mode.strategy is None:
         _train_single(evaluator, name, task, gate, meter)
         return
