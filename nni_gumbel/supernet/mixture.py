@@ -47,7 +47,8 @@ def unchanged(inputs: Any, owner: str) -> Iterator[None]:
         UsageError: a tensor has been written to.
     """
     # Tensors of torch's inference mode count no writes; a step of training finds the candidate all the same.
-    tensors = [t for t in tree_leaves(inputs) if isinstance(t, Tensor) and not t.is_inference()]
+    leaves = [inputs] if isinstance(inputs, Tensor) else tree_leaves(inputs)
+    tensors = [t for t in leaves if isinstance(t, Tensor) and not t.is_inference()]
     versions = [tensor._version for tensor in tensors]
     yield
     if [tensor._version for tensor in tensors] != versions:
