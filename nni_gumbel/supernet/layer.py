@@ -52,7 +52,7 @@ class MixedLayer(LayerChoice, BaseSuperNetModule):
         names = self.names if active is None else [self.names[place] for place in active]
         candidates = {name: self[name] for name in self.names}
         if not self._merged:
-            return Plan((), dict.fromkeys(names, "merging is off"), ())
+            return Plan((), dict.fromkeys(names, "merging is off"))
         return plan(candidates, names)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -76,7 +76,7 @@ class MixedLayer(LayerChoice, BaseSuperNetModule):
             return self._called(name, x, call_alone, self[name], x)
         current = self._plan_of(active)
         # Whole numbers have no gradients, and a convolution does not take them.
-        is_planned = x.is_floating_point() and current.holds()
+        is_planned = x.is_floating_point()
         operations = current.operations if is_planned else ()
         names: list[Any] = [", ".join(map(str, operation.names)) for operation in operations]
         outputs = [operation(x, weights) for operation in operations]
@@ -92,10 +92,12 @@ class MixedLayer(LayerChoice, BaseSuperNetModule):
     def _plan_of(self, active: Sequence[int]) -> Plan:
         # A candidate that somebody replaced is another one.
         key = tuple(active), tuple(map(id, self._modules.values()))
-        if key not in self._plans:
-            if len(self._plans) >= _PLANS_KEPT:
-                self._plans.pop(next(iter(self._plans)))
-            self._plans[key] = self.plan(active)
+        known = self._plans.get(key)
+        if known is not None and known.holds():
+            return known
+        if len(self._plans) >= _PLANS_KEPT:
+            self._plans.pop(next(iter(self._plans)))
+        self._plans[key] = self.plan(active)
         return self._plans[key]
 
     def _called(self, name: Any, inputs: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
