@@ -60,15 +60,19 @@ class Plan:
         operations: each instead of the candidates that it names.
         alone: the other candidates, which run by themselves, and why.
         modules: all modules that are not called, but replaced by operations: with the types that they had.
+        touched: modules that somebody hooked into, which therefore are called.
     """
 
     operations: tuple[Operation, ...]
     alone: Mapping[Any, str]
-    modules: tuple[tuple[nn.Module, type[nn.Module]], ...]
+    modules: tuple[tuple[nn.Module, type[nn.Module]], ...] = ()
+    touched: tuple[nn.Module, ...] = ()
 
     def holds(self) -> bool:
-        """Whether the modules still compute what they did: a hook, or a parametrization, must be obeyed."""
-        return all(type(module) is kind and is_untouched(module) for module, kind in self.modules)
+        """Whether it would be the same now: hooks and parametrizations, which must be obeyed, come and go."""
+        return all(
+            type(module) is kind and is_untouched(module) for module, kind in self.modules
+        ) and not any(map(is_untouched, self.touched))
 
     @property
     def is_merged(self) -> bool:
@@ -115,6 +119,7 @@ def plan(candidates: Mapping[Any, nn.Module], active: Sequence[Any] | None = Non
         tuple(operations),
         {name: _reason(module) for name, module in running.items() if name not in replaced},
         tuple((part, type(part)) for name in replaced for part in running[name].modules()),
+        tuple(part for module in running.values() for part in module.modules() if not is_untouched(part)),
     )
 
 

@@ -6,7 +6,7 @@ modules of their own, with their parameters and their names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nni.nas.nn.pytorch import LayerChoice
@@ -52,7 +52,7 @@ class MixedLayer(LayerChoice, BaseSuperNetModule):
         names = self.names if active is None else [self.names[place] for place in active]
         candidates = {name: self[name] for name in self.names}
         if not self._merged:
-            return Plan((), dict.fromkeys(names, "merging is off"), ())
+            return Plan((), dict.fromkeys(names, "merging is off"))
         return plan(candidates, names)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -63,42 +63,49 @@ class MixedLayer(LayerChoice, BaseSuperNetModule):
         """
         active = self._joint_sample.active(self.label)
         weights = self._joint_sample.weights(self.label)
-        if self._joint_sample.is_network:
-            return self._run(self.names[active[0]], args, kwargs)
         if self._merged and len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-            current = self._plan_of(active) if args[0].is_floating_point() else None
-            if current is not None and current.operations and current.holds():
-                return self._planned(current, args[0], weights)
+            return self._of_tensor(args[0], active, weights)
         names = [self.names[k] for k in active]
-        outputs = [self._run(name, args, kwargs) for name in names]
+        outputs = [self._called(name, (args, kwargs), self[name], *args, **kwargs) for name in names]
+        if self._joint_sample.is_network:
+            return outputs[0]
         return mixture(outputs, [weights[k] for k in active], self._describe(names))
 
-    def _planned(self, current: Plan, x: Tensor, weights: Tensor) -> Any:
-        outputs = [operation(x, weights) for operation in current.operations]
-        names = [", ".join(map(str, operation.names)) for operation in current.operations]
-        factors: list[Tensor | None] = [None] * len(outputs)
-        for name in current.alone:
-            outputs.append(self._run(name, (x,), {}))
-            names.append(name)
-            factors.append(weights[self.names.index(name)])
-        return outputs[0] if len(outputs) == 1 else mixture(outputs, factors, self._describe(names))
+    def _of_tensor(self, x: Tensor, active: Sequence[int], weights: Tensor) -> Any:
+        if self._joint_sample.is_network:
+            name = self.names[active[0]]
+            return self._called(name, x, call_alone, self[name], x)
+        current = self._plan_of(active)
+        # Whole numbers have no gradients, and a convolution does not take them.
+        is_planned = x.is_floating_point()
+        operations = current.operations if is_planned else ()
+        names: list[Any] = [", ".join(map(str, operation.names)) for operation in operations]
+        outputs = [operation(x, weights) for operation in operations]
+        factors: list[Tensor | None] = [None] * len(operations)
+        for place in active:
+            name = self.names[place]
+            if not is_planned or name in current.alone:
+                names.append(name)
+                outputs.append(self._called(name, x, call_alone, self[name], x))
+                factors.append(weights[place])
+        return mixture(outputs, factors, self._describe(names))
 
     def _plan_of(self, active: Sequence[int]) -> Plan:
         # A candidate that somebody replaced is another one.
         key = tuple(active), tuple(map(id, self._modules.values()))
-        if key not in self._plans:
-            if len(self._plans) >= _PLANS_KEPT:
-                self._plans.pop(next(iter(self._plans)))
-            self._plans[key] = self.plan(active)
+        known = self._plans.get(key)
+        if known is not None and known.holds():
+            return known
+        if len(self._plans) >= _PLANS_KEPT:
+            self._plans.pop(next(iter(self._plans)))
+        self._plans[key] = self.plan(active)
         return self._plans[key]
 
-    def _run(self, name: Any, args: Any, kwargs: Any) -> Any:
-        with unchanged((args, kwargs), f"choice {self.label!r}: candidate {name!r}"):
-            if self._merged and len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-                return call_alone(self[name], args[0])
-            return self[name](*args, **kwargs)
+    def _called(self, name: Any, inputs: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with unchanged(inputs, f"choice {self.label!r}: candidate {name!r}"):
+            return function(*args, **kwargs)
 
-    def _describe(self, names: Sequence[Any]) -> Any:
+    def _describe(self, names: Sequence[Any]) -> Callable[[list[Any]], str]:
         def describe(shapes: list[Any]) -> str:
             given = ", ".join(f"{name!r} gives {shape}" for name, shape in zip(names, shapes))
             return (

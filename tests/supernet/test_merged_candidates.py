@@ -236,14 +236,20 @@ def test_a_convolution_of_nni_without_choices_is_a_convolution():
 
 
 def test_a_hook_on_a_candidate_is_obeyed_while_it_is_there():
-    (space, distribution), _ = both_ways([nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)])
+    (space, distribution), _ = both_ways([nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)])
     x, calls = torch.randn(1, 2, 3, 3).double(), []
     distribution.use_probabilities()
+    hook = [space.layer[1].register_forward_hook(lambda *_: calls.append(1))]
     before = space(x)
-    handle = space.layer[1].register_forward_hook(lambda *_: calls.append(1))
-    assert torch.allclose(space(x), before) and calls == [1]
-    handle.remove()
-    assert torch.equal(space(x), before) and calls == [1]
+    assert calls == [1]
+    hook.pop().remove()
+    for times in (1, 2):
+        assert torch.allclose(space(x), before) and len(calls) == times
+        assert space.layer.plan().describe() == "0, 1, 2 as one 1x1 convolution"
+        hook.append(space.layer[1].register_forward_hook(lambda *_: calls.append(1)))
+        assert torch.allclose(space(x), before) and len(calls) == times + 1
+        assert space.layer.plan().describe() == "0, 2 as one 1x1 convolution; 1 alone: hooked into"
+        hook.pop().remove()
 
 
 def test_a_candidate_that_is_replaced_runs_from_then_on():
