@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -10,6 +11,9 @@ from typing import Any
 
 from speed_modes import SAMPLED, Mode, serve
 
+# Of glibc, for the living processes: memory is kept. How often it is given back and faulted in again depends on what
+# else a process holds, and took up to a third of a step of one process and nothing of another's.
+_KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "4000000000"}
 LEAST_NETWORKS = 6  # in a turn of a mode that draws them
 
 
@@ -54,6 +58,7 @@ class Worker:
         self.reason: str | None = None
         self.networks: list[dict[str, Any]] = []
         self._space, self._pairs = "", 1
+        os.environ.update(_KEEP_MEMORY)
         context = get_context("spawn")
         self._connection, other = context.Pipe()
         self._process = context.Process(target=serve, args=(other, name, mode, options), daemon=True)
