@@ -323,7 +323,8 @@ class GumbelSearchModule(WrappingModule):
 
     def _objective(self, loss: Tensor) -> Tensor:
         objective, details = self.objective(loss, self.progress)
-        self.log_dict({f"penalty/{name}": value for name, value in details.items()})
+        if details:
+            self.log_dict({f"penalty/{name}": value for name, value in details.items()})
         return objective
 
     def _move_logits(self, batch_idx: int) -> None:
