@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -101,17 +102,21 @@ def rows_of(
             yield {**keys[key], **row}
 
 
-def machine() -> str:
-    """What the figures were measured with, in one line."""
-    import torch
+def machine(device: str = "cpu") -> str:
+    """What figures are measured with, in one line.
 
+    Args:
+        device: ``cuda`` adds the GPU.
+    """
     cpuinfo = Path("/proc/cpuinfo")  # Linux alone; elsewhere the architecture must do
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
-    return (
-        f"{', '.join(sorted(models)) or platform.machine()}, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}, torch {torch.__version__}"
-    )
+    words = f"{', '.join(sorted(models)) or platform.machine()}, {os.cpu_count()} cores"
+    if device == "cuda":
+        import torch
+
+        words += f", {torch.cuda.get_device_name()}"
+    return f"{words}, Python {platform.python_version()}, torch {version('torch')}"
 
 
 def _key(job: Mapping[str, Any], run: Callable[..., Row]) -> str:

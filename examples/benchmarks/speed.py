@@ -15,20 +15,18 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
-import platform
 import sys
 import time
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parent))
+import runs
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from speed_modes import LARGEST, SAMPLED, modes_that_exist
+from speed_modes import LARGEST, MODES, SAMPLED
 from speed_turns import Turn, Worker, measure, ratios
 
 CHAINS = (2, 4, 8, 16, 32)
@@ -54,8 +52,10 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=14, help="of all; turns become shorter, where it takes longer"
     )
-    parser.add_argument("--spaces", nargs="+", default=SPACES, metavar="NAME", help=", ".join(SPACES))
-    parser.add_argument("--modes", nargs="+", default=None, metavar="NAME", help="all, if left out")
+    parser.add_argument(
+        "--spaces", nargs="+", default=SPACES, choices=SPACES, metavar="NAME", help=", ".join(SPACES)
+    )
+    parser.add_argument("--modes", nargs="+", choices=MODES, metavar="NAME", help="all, if left out")
     parser.add_argument("--quick", action="store_true", help="few spaces, modes and steps: does it run?")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
@@ -64,19 +64,20 @@ def main() -> None:
     parser.add_argument("--batch-scale", type=float, default=1.0, help="factor of all batch sizes")
     parser.add_argument("--folder", type=Path, default=Path("benchmark-results"), help="CSV and picture")
     arguments = parser.parse_args()
-    modes = modes_that_exist()
     if arguments.quick:
         arguments.alternations, arguments.seconds = min(arguments.alternations, 2), 0.05
         arguments.spaces, arguments.batch_scale = QUICK_SPACES, 0.1
-        arguments.modes = [name for name in QUICK_MODES if name in modes]
-    if arguments.modes is not None:
-        modes = {name: modes[name] for name in (LARGEST, SAMPLED, *arguments.modes) if name in modes}
+        arguments.modes = QUICK_MODES
+    wanted = {LARGEST, SAMPLED, *(arguments.modes or MODES)}
+    modes = {name: mode for name, mode in MODES.items() if name in wanted}
     precision = {"bf16": "bf16-mixed", "32": "32-true"}.get(arguments.precision, arguments.precision)
     options = {"device": arguments.device, "precision": precision, "scale": arguments.batch_scale}
 
     began = time.perf_counter()
     console = Console(width=155)
-    console.print(f"{_machine(arguments.device)}; {precision}, batches x {arguments.batch_scale:g}")
+    console.print(
+        f"{runs.machine(arguments.device)}; {precision}, batches x {arguments.batch_scale:g}", highlight=False
+    )
     workers = [Worker(name, mode, options) for name, mode in modes.items()]
     turns: list[Turn] = []
     for k, space in enumerate(arguments.spaces):
@@ -183,21 +184,6 @@ def _bars(turns: list[Turn]) -> Table:
             ratios(turns, space, ("sampled", "weight"), (SAMPLED, "weight"), "megabytes"), 1.2,
         )  # fmt: skip
     return table
-
-
-def _machine(device: str) -> str:
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    words = f"{name}, {os.cpu_count()} cores"
-    if device == "cuda":
-        import torch
-
-        words += f", {torch.cuda.get_device_name()}"
-    return f"{words}; Python {platform.python_version()}, torch {version('torch')}"
 
 
 # -- what is written ---------------------------------------------------------------------------------

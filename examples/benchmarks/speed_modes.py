@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -51,21 +51,6 @@ MODES = {
     "DARTS": Mode("DARTS"),
     "Proxyless": Mode("Proxyless", varies=True),
 }
-
-
-def modes_that_exist() -> dict[str, Mode]:
-    """Without those whose settings this version does not have; of the others, the settings that it has."""
-    from nni_gumbel.search.settings import SearchSettings
-
-    known = {spec.name for spec in fields(SearchSettings)}
-    found = {}
-    for name, mode in MODES.items():
-        unknown = set(mode.settings) - known
-        if not unknown:
-            found[name] = mode
-        elif name == "merged":
-            found[name] = Mode(mode.strategy)
-    return found
 
 
 def serve(connection: Connection, name: str, mode: Mode, options: dict[str, Any]) -> None:

@@ -11,6 +11,8 @@ import gzip
 import hashlib
 import socket
 import uuid
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -104,12 +106,8 @@ def cached(path: Path, source: bytes, parse: Callable[[bytes], Images]) -> Image
         parse: does it.
     """
     digest = hashlib.sha256(source).hexdigest()
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if archive["source"].item() == digest:
-                return Images(archive["pixels"], archive["labels"])
-    except Exception:  # no file, no zip, cut off, another content: all are mended in the same way
-        pass
+    if (kept := _kept(path, digest)) is not None:
+        return kept
     images = parse(source)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
@@ -121,6 +119,17 @@ def cached(path: Path, source: bytes, parse: Callable[[bytes], Images]) -> Image
         with suppress(OSError):
             part.unlink()
     return images
+
+
+def _kept(path: Path, digest: str) -> Images | None:
+    """What a cache holds of a source; ``None`` if that is nothing, be it missing, cut off or of another content."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return (
+                Images(archive["pixels"], archive["labels"]) if archive["source"].item() == digest else None
+            )
+    except (OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error):
+        return None
 
 
 def _stratified(labels: np.ndarray, sizes: list[np.ndarray]) -> list[np.ndarray]:
