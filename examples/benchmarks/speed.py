@@ -215,7 +215,7 @@ def _draw(turns: list[Turn], modes: list[str], path: Path) -> None:
     measured = [k for k in CHAINS if any(turn.space == f"chain{k}" for turn in turns)]
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained", sharey=True)
     for axis, part in zip(axes, ("weight", "structure")):
-        for mode in modes:
+        for place, mode in enumerate(modes):
             cost = {k: ratios(turns, f"chain{k}", (mode, part), (LARGEST, "weight")) for k in measured}
             points = {k: values for k, values in cost.items() if values}
             if points:
@@ -223,8 +223,9 @@ def _draw(turns: list[Turn], modes: list[str], path: Path) -> None:
                 below = [middle - min(values) for middle, values in zip(middles, points.values())]
                 above = [max(values) - middle for middle, values in zip(middles, points.values())]
                 axis.errorbar(
-                    list(points), middles, (below, above), marker="o", markersize=4, capsize=2, label=mode
-                )
+                    list(points), middles, (below, above),
+                    marker="o", markersize=4, capsize=2, label=mode, color=f"C{place}",
+                )  # fmt: skip
         axis.set(xscale="log", yscale="log", xlabel="candidates K", title=f"{part} step")
         axis.set_xticks(measured, [str(k) for k in measured])
         axis.minorticks_off()
