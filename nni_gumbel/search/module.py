@@ -168,6 +168,7 @@ class GumbelSearchModule(WrappingModule):
             "step": self._step,
             "update": self._update.state_dict(),
             "objective": self.objective.state_dict(),
+            "logits_on_host": self.distribution.copies_on_host(),
             "randomness": randomness_of_ranks(self.trainer),
         }
         super().on_save_checkpoint(checkpoint)
@@ -177,6 +178,7 @@ class GumbelSearchModule(WrappingModule):
         self._step, self._randomness = saved["step"], saved["randomness"]
         self._update.load_state_dict(saved["update"])
         self.objective.load_state_dict(saved["objective"])
+        self.distribution.restore_copies(saved["logits_on_host"])
         super().on_load_checkpoint(checkpoint)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

@@ -185,6 +185,7 @@ class StructureObjective:
             "multipliers": self.multipliers.state_dict(),
             "costs": self._costs.state_dict(),
             "commitment": self._commitment.state_dict(),
+            "ordered": None if self._ordered is None else self._ordered.read(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -192,6 +193,7 @@ class StructureObjective:
         self.multipliers.load_state_dict(state["multipliers"])
         self._costs.load_state_dict(state["costs"])
         self._commitment.load_state_dict(state["commitment"])
+        self._ordered = None if state["ordered"] is None else HostCopy(state["ordered"])
 
     def _violations(self, progress: float) -> dict[str, Tensor]:
         """``g`` by constraint, scalar, at most 0 where it holds; differentiable."""

@@ -175,7 +175,10 @@ class Distribution(nn.Module):
                 it is high, and follow the law itself from 1 on.
             uniform: every network is equally likely instead.
         """
-        logits = self._on_host(self._zeros() if uniform else self.logits)
+        if uniform:
+            logits = {label: torch.zeros_like(own, device="cpu") for label, own in self.logits.items()}
+        else:
+            logits = self._on_host(self.logits)
         tempered_logits = {label: tempered(tensor, temperature) for label, tensor in logits.items()}
         self._use_outcomes(self._drawn(tempered_logits))
 
@@ -271,6 +274,15 @@ class Distribution(nn.Module):
         logits = [*self.logits.values()]
         if logits[0].is_cuda:
             self._copies.append(HostCopy(torch.cat(logits)))
+
+    def copies_on_host(self) -> list[Tensor]:
+        """The latest copies that :meth:`copy_to_host` ordered, oldest first: what draws go by, for a checkpoint."""
+        return [copy.read() for copy in self._copies]
+
+    def restore_copies(self, copies: Iterable[Tensor]) -> None:
+        """Go on with :meth:`copies_on_host`."""
+        self._copies.clear()
+        self._copies.extend(map(HostCopy, copies))
 
     def _on_host(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         own = self.logits

@@ -207,7 +207,7 @@ class _Elementwise(torch.autograd.Function):
             return None, of_x, None
         zero = weights.new_zeros(())
         of_weights = [
-            sum(dots[place] for _, dots in found).to(weights.dtype) if place in found[0][1] else zero
+            sum(dots[place].to(weights.dtype) for _, dots in found) if place in found[0][1] else zero
             for place in range(len(weights))
         ]
         return None, of_x, torch.stack(of_weights)

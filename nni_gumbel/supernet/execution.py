@@ -242,5 +242,6 @@ class _Places:
         if list(self.places) == list(range(self.total)):
             return weights
         if weights.device not in self.on_device:
-            self.on_device[weights.device] = torch.tensor(self.places, device=weights.device)
+            with torch.inference_mode(False):  # what is kept must be of use in a training step, too
+                self.on_device[weights.device] = torch.tensor(self.places, device=weights.device)
         return weights.index_select(0, self.on_device[weights.device])

@@ -250,7 +250,8 @@ def _is_zero_in(zero: nn.Module, frame: Frame) -> bool:
     It keeps every ``stride``-th entry of the last two dimensions of images. That of NAS-Bench-201 ignores the
     stride where the numbers of channels differ.
     """
-    channels = (zero.C_in, zero.C_out) if hasattr(zero, "C_in") else frame.channels
+    # That of NASNet has as many channels as its input, whatever they are.
+    channels = (zero.C_in, zero.C_out) if hasattr(zero, "C_in") else (frame.channels[0],) * 2
     stride = zero.stride if channels[0] == channels[1] else 1
     if channels != frame.channels or any(frame.growth):
         return False

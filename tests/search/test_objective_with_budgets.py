@@ -146,6 +146,14 @@ def test_a_resumed_objective_goes_on_with_the_network_that_it_had_chosen():
     assert values[0] == values[1] != values[2]
 
 
+def test_the_violations_that_are_on_their_way_from_a_gpu_are_in_a_checkpoint():
+    _, _, first = objective_of(max_params=85)
+    first.follow(0.5, 0.1)
+    _, _, second = objective_of(max_params=85)
+    second.load_state_dict(first.state_dict())
+    assert second._ordered.read().tolist() == first._ordered.read().tolist() != []
+
+
 @pytest.mark.parametrize("progress", [0.0, 0.3, 0.74])
 def test_before_its_last_quarter_a_budget_adds_its_multipliers_alone(progress):
     _, distribution, limited = objective_of(max_params=200, cost_weight=0.3)
