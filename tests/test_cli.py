@@ -67,6 +67,7 @@ def test_registering_says_what_can_be_written_now(tmp_path, monkeypatch, capsys)
     assert main(["unregister"]) == 0
 
 
+@pytest.mark.slow
 def test_the_doctor_fails_with_a_line_for_each_check(tmp_path, capsys):
     assert main(["doctor", str(tmp_path / "nowhere.yml"), "--port", "8330"]) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -75,6 +76,7 @@ def test_the_doctor_fails_with_a_line_for_each_check(tmp_path, capsys):
     assert lines[-1].endswith("to mend.")
 
 
+@pytest.mark.slow
 def test_waiting_where_no_experiment_was_started_is_one_line(tmp_path):
     code = "import sys; from nni_gumbel.cli import main; sys.exit(main(['wait']))"
     ran = subprocess.run(
@@ -86,6 +88,7 @@ def test_waiting_where_no_experiment_was_started_is_one_line(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_trial_imports_nothing_before_its_own_module():
     # A trial asks NNI for its parameters first of all; torch would keep it from that for seconds.
     code = (

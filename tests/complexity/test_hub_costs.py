@@ -60,6 +60,7 @@ SPACES = {
 QUICK = 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=slow if i >= QUICK else ()) for i, name in enumerate(SPACES)]
 )

@@ -144,6 +144,7 @@ def test_by_a_cost_that_couples_labels_each_has_that_of_the_mean_over_the_others
     assert found == pytest.approx(divergence(q, p), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_its_gradient_leads_to_the_prior():
     distribution = relax(AllLaws())
     prior = prior_by_label(distribution, {"one": {"dear": 0.2, "free": 0.8}, "any": {"0": 0.3, "1": 0.6}})

@@ -576,6 +576,7 @@ def test_the_doctor_agrees_with_the_scheduler_of_nni():
 # All of it
 
 
+@pytest.mark.slow
 def test_a_broken_yaml_does_not_keep_the_doctor_from_the_rest(tmp_path, monkeypatch):
     (tmp_path / "experiment.yml").write_text("a: [1")
     monkeypatch.setenv("NNI_CONFIG_DIR", str(tmp_path))
@@ -587,6 +588,7 @@ def test_a_broken_yaml_does_not_keep_the_doctor_from_the_rest(tmp_path, monkeypa
     assert "GPUs" in by_subject
 
 
+@pytest.mark.slow
 def test_a_tuner_that_is_not_registered_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("NNI_CONFIG_DIR", str(tmp_path))
     (finding,) = [each for each in examine(None, free_pair(8320)) if each.subject == "tuner"]

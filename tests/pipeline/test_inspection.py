@@ -145,6 +145,7 @@ def test_parts_that_share_labels_through_a_third_one_are_counted_together():
     assert number_of_networks(space, Distribution(space)) == len(networks)
 
 
+@pytest.mark.slow
 @given(plan=plans)
 @settings(deadline=None, max_examples=10, suppress_health_check=list(HealthCheck))
 def test_added_costs_are_the_differences_of_networks_that_differ_in_one_choice(plan):

@@ -114,6 +114,7 @@ SPACES = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @hypothesis_settings(max_examples=40, deadline=None)
 @given(
     combinations=SPACES,

@@ -198,6 +198,7 @@ def test_a_search_prices_a_cost_of_ones_own(folder, reported):
 LATENCY = {"max_latency_ms": 1000.0}
 
 
+@pytest.mark.slow
 def test_the_latency_table_is_measured_by_the_first_search_and_read_by_the_others(
     folder, reported, monkeypatch
 ):
@@ -217,6 +218,7 @@ def test_the_latency_table_is_measured_by_the_first_search_and_read_by_the_other
     assert latency.LatencyTable.load(file) == table and sum(measured) == 8
 
 
+@pytest.mark.slow
 def test_two_searches_with_the_same_table_are_the_same(folder, reported):
     first = folder / "trials" / "first"
     search(LATENCY, folder)

@@ -203,6 +203,7 @@ def test_what_is_wrong_in_the_yaml_ends_the_experiment_before_its_first_trial(
         experiment.stop()
 
 
+@pytest.mark.slow
 def test_a_wrong_setting_ends_the_tuner_with_one_line_and_a_non_zero_code(tmp_path):
     (tmp_path / ERROR_FILE).write_text("of the run before\n")
     code = "from nni_gumbel.pipeline.tuner import GumbelSearchTuner; GumbelSearchTuner(learning_rat=1)"
@@ -216,6 +217,7 @@ def test_a_wrong_setting_ends_the_tuner_with_one_line_and_a_non_zero_code(tmp_pa
     assert (tmp_path / ERROR_FILE).read_text() == line
 
 
+@pytest.mark.slow
 def test_the_tuner_imports_in_time_and_without_torch():
     code = (
         "import sys, time, nni_gumbel.pipeline.tuner; "

@@ -138,6 +138,7 @@ def test_the_gradient_is_that_of_the_surrogate_at_the_outcome_drawn(law, estimat
     assert torch.allclose(torch.autograd.grad(loss(draw), theta)[0], expected, atol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.3, 1.0])
 def test_gumbel_rao_has_the_mean_of_straight_through_gumbel_and_a_smaller_variance(temperature):
     slopes = torch.tensor([1.0, -0.5, 2.0, 0.3], dtype=torch.float64)

@@ -191,6 +191,7 @@ def test_the_choice_is_made_on_the_whole_front_and_never_among_random_networks()
     assert choose([ONE, better, WORSE], "acc", "maximize").network.name == "network-1"
 
 
+@pytest.mark.slow
 def test_only_the_picture_needs_matplotlib_and_nothing_needs_torch():
     code = (
         "import io, sys, nni_gumbel.results.front as front\n"

@@ -115,6 +115,7 @@ def test_pruning_leaves_the_network_and_the_random_state_alone(training):
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(plans)
 def test_a_pruned_network_computes_the_same_is_no_larger_and_has_nothing_more_to_prune(plan):
@@ -142,6 +143,7 @@ def convolutions(kernel):
     return sum(kernel**2 * c * c + 2 * c for c in (2, 4, 8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("edges", "gone"),
     [

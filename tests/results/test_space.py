@@ -72,6 +72,7 @@ def test_arguments_are_read_as_what_they_look_like():
     assert str(parsed) == "package.my_module:MySpace"
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z]{1,5}", fullmatch=True), st.integers() | st.floats(-1e9, 1e9) | st.booleans()

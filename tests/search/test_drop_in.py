@@ -243,6 +243,7 @@ class StopAfter(pl.Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_an_experiment_that_was_interrupted_resumes_and_ends_like_one_that_was_not(experiment, tmp_path):
     def checkpointing(folder, *callbacks):
@@ -287,6 +288,7 @@ def test_the_state_after_a_search_is_its_last_checkpoint(tmp_path):
     assert_same_logits(strategy, resumed)
 
 
+@pytest.mark.slow
 def test_a_search_that_was_killed_resumes_from_the_checkpoint_that_it_left(tmp_path):
     whole = searched(evaluate=evaluator(3))
     (tmp_path / "somebody-elses.ckpt").write_bytes(b"")
@@ -363,6 +365,7 @@ def dear_after(**arguments):
     return float(strategy.distribution.probs()["layer"][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["flops", "params"])
 def test_a_penalty_reaches_the_logits(kind):
     profiler = FlopsProfiler(Widths(), torch.zeros(1, 4)) if kind == "flops" else "params"

@@ -156,6 +156,7 @@ def test_the_statistics_of_the_mode_are_its_own():
     assert loss == pytest.approx(float((head(normalised) - y).square().mean()), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gap_every", "epochs"), [(None, [0, 2, 5]), (0, []), (2, [1, 3, 5])])
 def test_it_is_measured_when_the_settings_say(gap_every, epochs):
     gaps = Gaps()

@@ -34,6 +34,7 @@ def brute_force(distribution, limits, least):
     return best[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_of_networks_that_spend_a_budget_the_most_probable_one_is_chosen(seed):
     space = Sized()

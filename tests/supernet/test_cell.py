@@ -93,6 +93,7 @@ def batch(dtype=torch.float64):
     return torch.randn(5, WIDTH, dtype=dtype, generator=torch.Generator().manual_seed(7))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Directly passing a callable")
 @pytest.mark.parametrize("merge_op", ["all", "loose_end"])
 @pytest.mark.parametrize("candidates", OPS.values(), ids=OPS)

@@ -57,6 +57,7 @@ def test_weights_survive_the_freezing_of_a_supernet(plan):
     assert torch.allclose(frozen(example_batch()), supernet(example_batch()), rtol=1e-12)
 
 
+@pytest.mark.slow
 @given(plan=plans)
 @settings(SOME, max_examples=15)
 def test_the_used_part_of_a_sample_freezes_to_the_same_network(plan):

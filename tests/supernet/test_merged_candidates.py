@@ -138,6 +138,7 @@ def test_any_mixture_of_geometries_gives_the_outputs_and_gradients_of_the_plain_
     assert_equal(results(*merged, weights, x, True), results(*plain, weights, x, True), TOLERANCE[dtype])
 
 
+@pytest.mark.slow
 @given(geometries(), st.data())
 @settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
 def test_no_merged_kernel_costs_more_multiply_adds_than_the_candidates_it_replaces(geometry, data):

@@ -105,6 +105,7 @@ class Chooses(nn.Module):
         self.choice = choice
 
 
+@pytest.mark.slow
 def test_the_ranking_of_a_space_with_every_primitive_is_the_one_found_by_listing_it():
     space = Everything()
     assert_ranked(space, with_random_logits(space, seed=0, scale=2.0))

@@ -155,6 +155,7 @@ def bytes_for_backward(network, parameters, x, y):
     return saved + sum(p.grad.untyped_storage().nbytes() for p in parameters if p.grad is not None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("space", "image"),
     [
