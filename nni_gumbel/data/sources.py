@@ -128,7 +128,9 @@ def _kept(path: Path, digest: str) -> Images | None:
             return (
                 Images(archive["pixels"], archive["labels"]) if archive["source"].item() == digest else None
             )
-    except (OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error):
+    except (
+        OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error
+    ):  # fmt: skip
         return None
 
 

@@ -5,8 +5,9 @@ For one of n candidates a step can do with all of them, with two, or with one:
 - A *network* is a hard draw of one outcome. To train weights along networks that are drawn from the law alone
   starves those candidates that the law does not favour yet, and it is the weights of the favoured that get better:
   the search collapses, as a rule onto candidates without parameters. So the law is :func:`tempered`: near uniform
-  while the temperature is high, the law itself from temperature 1 on.
-- A *pair* (:func:`relaxed_pair`) tells two candidates apart and leaves the others as they are.
+  while the temperature is high, the law itself from temperature 1 on. (A warm-up of 40 % of a search takes the default
+  temperatures, 3 to 0.1, below 1: what is fair is then the warm-up, whose networks are all equally likely.)
+- A *pair* (:func:`draw_pair`, :func:`weights_of_pair`) tells two candidates apart and leaves the others as they are.
 - The *sampled* one alone (:func:`estimate_sampled`) costs what a network costs. Its weight has the value 1 and the
   derivative of a straight-through estimator, and what the others would have contributed to it counts as 0. With
   ``g_k`` the derivative of the loss with respect to the weight of candidate k, the estimate is
@@ -41,14 +42,12 @@ def tempered(logits: Tensor, temperature: float) -> Tensor:
     return logits / max(temperature, 1.0)
 
 
-def relaxed_pair(
+def draw_pair(
     logits: Tensor, temperature: float, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """A Gumbel-softmax sample restricted to two distinct candidates.
+    """Two distinct candidates, drawn without replacement from the tempered law.
 
-    The two are drawn without replacement from the tempered law: the two largest of ``tempered(theta) + g``, ``g``
-    Gumbel noise. With the same noise ``y = softmax((theta + g) / temperature)`` is a relaxed sample, and the weights
-    are ``y_i / (y_i + y_j)``.
+    They are the two largest of ``tempered(theta) + g``, ``g`` Gumbel noise.
 
     Args:
         logits: ``(..., n)``, float.
@@ -56,20 +55,11 @@ def relaxed_pair(
         generator: source of randomness; the global one if omitted.
 
     Returns:
-        ``(..., n)`` weights in the dtype of the logits, 0 outside of the pair, sum 1, differentiable; and
-        ``(..., n)`` of 0 and 1, the pair (one candidate, where there is only one).
+        ``(..., n)`` of 0 and 1, the pair (one candidate, where there is only one), and ``g``; float64, no gradient.
 
     Raises:
         UsageError: ``temperature`` is not a positive number.
     """
-    pair, noise = draw_pair(logits, temperature, generator)
-    return weights_of_pair(logits, temperature, pair, noise), pair.to(logits.dtype)
-
-
-def draw_pair(
-    logits: Tensor, temperature: float, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
-    """The pair of :func:`relaxed_pair`, ``(..., n)`` of 0 and 1, and its Gumbel noise ``g``; float64, no gradient."""
     theta = logits.detach().double()
     noise = gumbel_noise(theta, generator)
     chosen = (tempered(theta, temperature) + noise).topk(min(2, theta.shape[-1])).indices
@@ -77,7 +67,18 @@ def draw_pair(
 
 
 def weights_of_pair(logits: Tensor, temperature: float, pair: Tensor, noise: Tensor) -> Tensor:
-    """The weights of :func:`relaxed_pair`, given what :func:`draw_pair` drew; differentiable."""
+    """A Gumbel-softmax sample restricted to a pair of candidates.
+
+    ``y = softmax((theta + g) / temperature)`` is a relaxed sample; the weights are ``y_i / (y_i + y_j)``.
+
+    Args:
+        logits: ``(..., n)``, float.
+        temperature: > 0, dimensionless.
+        pair, noise: from :func:`draw_pair`.
+
+    Returns:
+        ``(..., n)`` in the dtype of the logits, 0 outside of the pair, sum 1; differentiable.
+    """
     perturbed = (logits.double() + noise) / temperature
     return torch.softmax(perturbed.masked_fill(pair == 0, -math.inf), -1).to(logits.dtype)
 

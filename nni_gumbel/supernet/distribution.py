@@ -185,7 +185,7 @@ class Distribution(nn.Module):
     def sample_pairs(self, temperature: float) -> None:
         """Draw two candidates of every choice of one, and a soft sample of every other choice.
 
-        See :func:`~nni_gumbel.relaxation.partial.relaxed_pair`; the other candidates do not run.
+        See :func:`~nni_gumbel.relaxation.partial.weights_of_pair`; the other candidates do not run.
 
         Args:
             temperature: > 0, dimensionless.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nni_gumbel.errors import UsageError
 from nni_gumbel.supernet.linear import built_type, is_zero
 from nni_gumbel.supernet.weighted_kernel import full_precision
 
@@ -148,6 +149,10 @@ class ElementwiseMixture:
         """The candidates' weighted sum, of the shape, dtype and memory format of ``x``."""
         return _Elementwise.apply(self, x, weights)
 
+    def repays(self, x: Tensor) -> bool:
+        """It does always: at least in memory."""
+        return True
+
     def describe(self) -> str:
         """What it is."""
         return "one elementwise operation, which keeps its input alone"
@@ -191,7 +196,14 @@ class _Elementwise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        operation, (x, weights) = ctx.operation, ctx.saved_tensors
+        operation = ctx.operation
+        try:
+            x, weights = ctx.saved_tensors
+        except RuntimeError as error:  # torch's words name neither the choice nor the remedy
+            raise UsageError(
+                f"candidates {', '.join(map(str, operation.names))}: their input is changed in place after they have "
+                "run, and they need it again; make a new tensor (x = x + y, not x += y), or give execution: plain"
+            ) from error
         _, needs_x, needs_weights = ctx.needs_input_grad
         if torch.is_grad_enabled():
             return None, *_differentiable(operation, x, weights, gradient, (needs_x, needs_weights))

@@ -6,6 +6,7 @@ set of candidates that is active together, and runs it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -35,6 +36,9 @@ _CONVOLUTIONS: tuple[Callable[..., Tensor], ...] = (functional.conv1d, functiona
 # With fewer, no vector instruction is filled: with 4 channels the conversions cost what they save.
 _CHANNELS_OF_A_VECTOR = 8
 
+# What a multiply-add costs, relative to an entry that is read, weighted and written.
+_MULTIPLY_ADD = 0.05
+
 _SAVES_NOTHING = "a merged kernel would cost more, or there is none"
 
 
@@ -45,6 +49,10 @@ class Operation(Protocol):
 
     def __call__(self, x: Tensor, weights: Tensor) -> Tensor:
         """``sum_k weight_k candidate_k(x)`` over its candidates; ``weights`` are those of the whole choice."""
+        ...
+
+    def repays(self, x: Tensor) -> bool:
+        """Whether it is cheaper than its candidates one by one for such an input."""
         ...
 
     def describe(self) -> str:
@@ -168,6 +176,7 @@ class MergedLinear:
         weighted: their places in the choice, in the order of ``kernels``.
         parametrised: those with kernels of their own, in that order.
         biased: those with biases, and their places.
+        saved: multiply-adds at one place of the output that merging saves.
     """
 
     merge: Merge
@@ -176,12 +185,14 @@ class MergedLinear:
     parametrised: tuple[nn.Module, ...]
     biased: tuple[nn.Module, ...]
     weighted_biases: _Places
+    saved: int
 
     @classmethod
     def of(cls, merge: Merge, candidates: Mapping[Any, nn.Module], places: Mapping[Any, int]) -> MergedLinear:
         """The operation for a merge of some of the candidates, which have these places in the choice."""
         modules = {name: candidates[name] for name in merge.names}
-        kernels = KernelPlan.of(merge, {n: kernel_in(module, merge.frame) for n, module in modules.items()})
+        own = {name: kernel_in(module, merge.frame) for name, module in modules.items()}
+        kernels = KernelPlan.of(merge, own)
         parametrised = kernels.with_parameters()
         biased = [name for name in parametrised if bias_tensor(modules[name]) is not None]
         return cls(
@@ -191,6 +202,7 @@ class MergedLinear:
             tuple(modules[name] for name in parametrised),
             tuple(modules[name] for name in biased),
             _Places([places[name] for name in biased], len(places)),
+            sum(kernel.multiply_adds for kernel in own.values()) - merge.kernel.multiply_adds,
         )
 
     @property
@@ -219,6 +231,25 @@ class MergedLinear:
         dilation = tuple(t.step for t in taps)
         return convolution(x, kernel, bias, frame.stride, padding, dilation, self.merge.kernel.groups)
 
+    def repays(self, x: Tensor) -> bool:
+        """Whether the kernels, which are weighted and added, are small beside the outputs that would be.
+
+        So they are in convolutions of images; late layers with many channels on few places, and linear layers at small
+        batches are cheaper one by one.
+        """
+        frame, kernel = self.merge.frame, self.merge.kernel
+        places = x.numel() // x.shape[-1]
+        if kernel.taps:
+            dims = len(frame.stride)
+            size = (
+                (n + growth - 1) // stride + 1
+                for n, growth, stride in zip(x.shape[-dims:], frame.growth, frame.stride)
+            )
+            places = x.shape[: -dims - 1].numel() * math.prod(size)
+        ours = math.prod(self.kernels.shape) + sum(map(_entries, self.parametrised))
+        theirs = places * (frame.channels[1] * len(self.names) + _MULTIPLY_ADD * self.saved)
+        return ours <= theirs
+
     def describe(self) -> str:
         """Its kind and size."""
         kernel = self.merge.kernel
@@ -227,6 +258,10 @@ class MergedLinear:
         size = "x".join(str(len(taps)) for taps in kernel.taps)
         groups = f" in {kernel.groups} groups" if kernel.groups > 1 else ""
         return f"one {size} convolution{groups}"
+
+
+def _entries(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @dataclass(frozen=True)

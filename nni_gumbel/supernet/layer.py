@@ -78,13 +78,14 @@ class MixedLayer(LayerChoice, BaseSuperNetModule):
         current = self._plan_of(active)
         # Whole numbers have no gradients, and a convolution does not take them.
         is_planned = x.is_floating_point()
-        operations = current.operations if is_planned else ()
+        operations = [one for one in current.operations if one.repays(x)] if is_planned else []
+        together = {name for one in operations for name in one.names}
         names: list[Any] = [", ".join(map(str, operation.names)) for operation in operations]
         outputs = [operation(x, weights) for operation in operations]
         factors: list[Tensor | None] = [None] * len(operations)
         for place in active:
             name = self.names[place]
-            if not is_planned or name in current.alone:
+            if name not in together:
                 names.append(name)
                 outputs.append(self._called(name, x, call_alone, self[name], x))
                 factors.append(weights[place])

@@ -288,7 +288,7 @@ def merge(candidates: Mapping[Any, nn.Module]) -> list[Merge]:
 
     Returns:
         Merges of two candidates at least, and convolutions and linear layers that stay alone: their weight in
-        the mixture can scale their kernel, which is smaller than their output.
+        the mixture can scale their kernel, which mostly is smaller than their output.
     """
     names = list(candidates)
     frames = dict.fromkeys(filter(None, map(frame_of, candidates.values())))

@@ -40,7 +40,8 @@ def relax(space: ModelSpace, hooks: Sequence[MutationHook] = (), merged: bool = 
         hooks: NNI mutation hooks of one's own, run before ours; see NNI's ``OneShotStrategy``. Among
             their ``mutate_kwargs`` is ``joint_sample``, where a mixed module reads its weights.
         merged: whether candidates of a ``LayerChoice`` that can run as one operation do, which computes the
-            same; if not, each of them runs by itself.
+            same; if not, each of them runs by itself. The transforms of ``torch.func`` need the latter, and so does who
+            changes a candidate's attributes later: what runs as one is read when it runs first.
 
     Returns:
         The distribution over the networks of the space: draw from it (:meth:`Distribution.sample`)

@@ -182,6 +182,8 @@ def full_precision(device: str) -> Iterator[None]:
 def _is_autocast(device: str) -> bool:
     try:
         return torch.is_autocast_enabled(device)
+    except RuntimeError:  # a device without autocast, such as meta
+        return False
     except TypeError:  # Before torch 2.4 it was asked of each device by a function of its own.
         return torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
 

@@ -9,7 +9,7 @@ from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.categorical import Categorical
 from nni_gumbel.relaxation.gates import OpenSubset
 from nni_gumbel.relaxation.gumbel import relaxed_categorical
-from nni_gumbel.relaxation.partial import estimate_sampled, relaxed_pair, tempered
+from nni_gumbel.relaxation.partial import draw_pair, estimate_sampled, tempered, weights_of_pair
 from nni_gumbel.relaxation.subset import KSubset
 
 LAWS = [Categorical(4), KSubset(4, 2), OpenSubset(4)]
@@ -27,7 +27,8 @@ def test_a_tempered_law_is_near_uniform_at_first_and_the_law_itself_in_the_end()
 def test_a_pair_is_the_relaxed_sample_renormalised_on_two_candidates(n, temperature, seed):
     logits = torch.randn(3, n, generator=torch.Generator().manual_seed(seed)).double()
     same = [torch.Generator().manual_seed(seed) for _ in range(2)]
-    weights, pair = relaxed_pair(logits, temperature, same[0])
+    pair, noise = draw_pair(logits, temperature, same[0])
+    weights = weights_of_pair(logits, temperature, pair, noise)
     assert torch.equal(pair.sum(-1), torch.full((3,), float(min(n, 2))).double())
     assert (weights[pair == 0] == 0).all() and torch.allclose(weights.sum(-1), torch.ones(3).double())
     relaxed = relaxed_categorical(logits, temperature, same[1]) * pair
@@ -42,13 +43,14 @@ def test_a_pair_is_drawn_without_replacement_from_the_tempered_law(temperature):
     among_two = torch.tensor(
         [p[i] + sum(p[j] * p[i] / (1 - p[j]) for j in range(4) if j != i) for i in range(4)]
     )
-    _, pairs = relaxed_pair(logits.expand(20_000, 4), temperature)
-    assert torch.allclose(pairs.mean(0), among_two, atol=0.02)
+    pairs, _ = draw_pair(logits.expand(20_000, 4), temperature)
+    assert torch.allclose(pairs.mean(0).float(), among_two, atol=0.02)
 
 
 def test_candidates_outside_of_a_pair_have_no_gradient():
     logits = torch.zeros(5, requires_grad=True)
-    weights, pair = relaxed_pair(logits, 0.7)
+    pair, noise = draw_pair(logits, 0.7)
+    weights = weights_of_pair(logits, 0.7, pair, noise)
     (weights * torch.arange(5.0)).sum().backward()
     assert (logits.grad[pair == 0] == 0).all() and (logits.grad[pair == 1] != 0).all()
 
