@@ -1,6 +1,6 @@
 """What does a step of a search cost, compared with training one network of its space?
 
-    python examples/benchmarks/speed.py [--quick] [--folder DIR] [--device cuda --precision bf16-mixed]
+    python examples/benchmarks/speed.py [--quick] [--folder DIR] [--device cuda --precision bf16]
 
 Trains with this strategy in each of its modes, with NNI's GumbelDARTS, DARTS and Proxyless, and plainly (a) the largest
 single network of the space and (b) sampled ones. Each mode is a living process on one thread; the processes take
@@ -17,7 +17,7 @@ import argparse
 import csv
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 
@@ -40,28 +40,34 @@ QUICK_SPACES, QUICK_MODES = (
     ("mnist", "chain2"),
     (LARGEST, SAMPLED, "merged", "sampled", "GumbelDARTS"),
 )
+PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 PARTS = ("weight", "structure", "both", "pair")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--alternations", type=int, default=5, help="turns of every mode on every space")
     parser.add_argument(
-        "--seconds", type=float, default=0.8, help="of a turn, but at least one pair of steps"
+        "--alternations", type=_positive(int), default=5, help="turns of every mode on every space"
     )
     parser.add_argument(
-        "--minutes", type=float, default=14, help="of all; turns become shorter, where it takes longer"
+        "--seconds", type=_positive(float), default=0.8, help="of a turn, but at least one pair of steps"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=_positive(float),
+        default=14,
+        help="of all; turns become shorter, where it takes longer",
     )
     parser.add_argument(
         "--spaces", nargs="+", default=SPACES, choices=SPACES, metavar="NAME", help=", ".join(SPACES)
     )
     parser.add_argument("--modes", nargs="+", choices=MODES, metavar="NAME", help="all, if left out")
-    parser.add_argument("--quick", action="store_true", help="few spaces, modes and steps: does it run?")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
-        "--precision", default="32-true", help="as Lightning's Trainer takes it; bf16 is bf16-mixed"
+        "--quick", action="store_true", help="few spaces, modes and steps, its own: does it run?"
     )
-    parser.add_argument("--batch-scale", type=float, default=1.0, help="factor of all batch sizes")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=PRECISIONS, default="32", help="of the Trainer")
+    parser.add_argument("--batch-scale", type=_positive(float), default=1.0, help="factor of all batch sizes")
     parser.add_argument("--folder", type=Path, default=Path("benchmark-results"), help="CSV and picture")
     arguments = parser.parse_args()
     if arguments.quick:
@@ -70,7 +76,12 @@ def main() -> None:
         arguments.modes = QUICK_MODES
     wanted = {LARGEST, SAMPLED, *(arguments.modes or MODES)}
     modes = {name: mode for name, mode in MODES.items() if name in wanted}
-    precision = {"bf16": "bf16-mixed", "32": "32-true"}.get(arguments.precision, arguments.precision)
+    if arguments.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            parser.error("--device cuda: torch sees no GPU; give --device cpu")
+    precision = PRECISIONS[arguments.precision]
     options = {"device": arguments.device, "precision": precision, "scale": arguments.batch_scale}
 
     began = time.perf_counter()
@@ -90,10 +101,22 @@ def main() -> None:
         console.print(_table(space, workers, measured, arguments.device))
     for worker in workers:
         worker.end()
-    console.print(_bars(turns))
+    if not arguments.quick:  # whose sizes are not those of the bars
+        console.print(_bars(turns))
     _draw(turns, list(modes), arguments.folder / "speed.png")
     minutes = (time.perf_counter() - began) / 60
     console.print(f"wrote {arguments.folder}/speed.csv and speed.png; {minutes:.1f} minutes")
+
+
+def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise ValueError
+        return value
+
+    number.__name__ = "positive number"  # as argparse calls it in its message
+    return number
 
 
 # -- what is printed ---------------------------------------------------------------------------------
