@@ -185,14 +185,16 @@ class _Elementwise(torch.autograd.Function):
         ctx.save_for_backward(x, weights)
         order = _memory_order(x)
         own = weights.to(x.dtype).unbind()
-        parts: list[Tensor] = []
+        # Written into, not put together from its parts: autograd lets nobody change a view of a function's making.
+        output = _empty_like(x, order)
         with full_precision(x.device.type):
-            for part in _parts(x, order):
-                total = None
-                for place, value in operation.values(part):
-                    total = _added(total, value, own[place])
-                parts.append(total)
-        return _whole(parts, x, order)
+            for part, total in zip(_parts(x, order), _parts(output, order)):
+                values = operation.values(part)
+                place, value = next(values)
+                torch.mul(value, own[place], out=total)
+                for place, value in values:
+                    total.addcmul_(value, own[place])
+        return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -243,6 +245,16 @@ def _added(total: Tensor | None, term: Tensor, weight: Tensor) -> Tensor:
 def _memory_order(x: Tensor) -> list[int] | None:
     """The dimensions as they lie in memory; ``None`` if that is their own order."""
     return None if x.is_contiguous() else sorted(range(x.dim()), key=x.stride, reverse=True)
+
+
+def _empty_like(x: Tensor, order: Sequence[int] | None) -> Tensor:
+    """As large as ``x``, dense, and in that order in memory."""
+    if order is None:
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+    strides, step = [0] * x.dim(), 1
+    for dim in reversed(order):
+        strides[dim], step = step, step * max(x.shape[dim], 1)
+    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device)
 
 
 def _parts(x: Tensor, order: Sequence[int] | None) -> Sequence[Tensor]:

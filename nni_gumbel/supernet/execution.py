@@ -103,6 +103,7 @@ class Plan:
         )
 
 
+@torch.no_grad()  # nothing of a plan is differentiated, and checkpointing counts what is saved
 def plan(candidates: Mapping[Any, nn.Module], active: Sequence[Any] | None = None) -> Plan:
     """How candidates are executed together.
 

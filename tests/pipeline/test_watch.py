@@ -161,7 +161,8 @@ def create(environment, **class_args):
 
 @pytest.mark.slow
 def test_waiting_can_be_given_up_and_taken_up_again_until_the_networks_are_shown(environment):
-    experiment = create(environment, search_epochs=2, train_epochs=1, train_seeds=1)
+    # Long enough that it goes on while it is given up.
+    experiment = create(environment, search_epochs=12, train_epochs=1, train_seeds=1)
     name = experiment.id
     try:
         impatient = nni_gumbel(environment, "wait", "--timeout", "1")

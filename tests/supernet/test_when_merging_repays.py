@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from nni.nas.hub.pytorch.nasnet import Zero
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from torch import nn
@@ -80,6 +81,32 @@ def test_an_input_that_is_changed_after_activations_have_run_is_told_in_one_line
     x += 1
     with pytest.raises(UsageError, match="relu, tanh: their input is changed in place after they have run"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("candidates", [[nn.ReLU(), nn.Tanh()], [nn.Tanh(), nn.Identity()]], ids=repr)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_output_of_activations_may_be_changed_in_place(candidates, layout):
+    space = OneChoice(candidates)
+    distribution = relax(space)
+    distribution.sample(1.0)
+    x = torch.randn(2, 4, 3, 3, requires_grad=True)
+    y = space((x * 1).contiguous(memory_format=layout))
+    y += 1
+    y[:, 0] = 0
+    nn.functional.relu_(y).sum().backward()
+    assert x.grad is not None and y.is_contiguous(memory_format=layout)
+
+
+def test_a_choice_that_is_checkpointed_runs_again_as_it_ran_first():
+    def separable():
+        return nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.Conv2d(4, 4, 1))
+
+    space = OneChoice({"a": nn.Conv2d(4, 4, 3, padding=1), "b": separable()})
+    distribution = relax(space)
+    distribution.sample(1.0)
+    x = torch.randn(2, 4, 16, 16, requires_grad=True)
+    torch.utils.checkpoint.checkpoint(space, x, use_reentrant=False).sum().backward()
+    assert x.grad is not None
 
 
 def test_a_merged_supernet_runs_on_the_meta_device():
