@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nni_gumbel.errors import UsageError, first_line
-from nni_gumbel.supernet.distribution import JointSample
+from nni_gumbel.supernet.joint_sample import JointSample
 from nni_gumbel.supernet.kept import derived, instance, keep_weights, reduced
 from nni_gumbel.supernet.merging import merge_key, merged
 from nni_gumbel.supernet.mixture import mixture

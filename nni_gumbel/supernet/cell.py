@@ -28,7 +28,8 @@ from nni.nas.space import model_context
 from torch import Tensor, nn
 
 from nni_gumbel.errors import UsageError, first_line
-from nni_gumbel.supernet.distribution import Distribution, JointSample
+from nni_gumbel.supernet.distribution import Distribution
+from nni_gumbel.supernet.joint_sample import JointSample
 from nni_gumbel.supernet.mixture import mixture, unchanged
 
 

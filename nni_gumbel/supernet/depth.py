@@ -14,8 +14,8 @@ from nni.nas.nn.pytorch import Repeat
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from torch import nn
 
-from nni_gumbel.supernet.distribution import JointSample
 from nni_gumbel.supernet.expressions import Tabulated
+from nni_gumbel.supernet.joint_sample import JointSample
 from nni_gumbel.supernet.mixture import mixture, unchanged
 
 

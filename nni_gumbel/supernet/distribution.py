@@ -1,10 +1,9 @@
-"""The distribution over networks, and the joint sample that a supernet computes with.
+"""The distribution over networks.
 
 :class:`Distribution` is the only holder of logits: one vector per NNI label, and one random variable
 behind each, whose law (:mod:`nni_gumbel.relaxation.law`) follows from the kind of choice. A step draws
-**one joint sample** from it; every module that carries a label reads the same weights, so two modules
-that share a label always agree. What is reported - probabilities, entropy, mode - is a function of the
-logits alone and carries no sampling noise.
+one joint sample (:mod:`~nni_gumbel.supernet.joint_sample`) from it. What is reported - probabilities,
+entropy, mode - is a function of the logits alone and carries no sampling noise.
 """
 
 from __future__ import annotations
@@ -27,86 +26,7 @@ from nni_gumbel.relaxation.host import HostCopy, to_device
 from nni_gumbel.relaxation.law import Law, check_temperature
 from nni_gumbel.relaxation.partial import draw_pair, estimate_sampled, tempered, weights_of_pair
 from nni_gumbel.results.space import variables_of
-
-# Per row of a draw, the candidates that have to run; a draw of weights has one row, one of slots has k.
-Rows = list[list[int]]
-
-
-def nonzero_rows(draws: Mapping[str, Tensor]) -> dict[str, Rows]:
-    """Per label and row of its draw, the candidates whose weight is not 0; read from the device, all together."""
-    flat = torch.cat([draw.detach().flatten() for draw in draws.values()])
-    nonzero = iter(flat.ne(0).tolist())
-    return {
-        label: [
-            [k for k in range(draw.shape[-1]) if next(nonzero)] for _ in range(draw.numel() // draw.shape[-1])
-        ]
-        for label, draw in draws.items()
-    }
-
-
-class JointSample:
-    """The weights that every module of a supernet currently computes with.
-
-    A plain object that the modules share, not a module: it belongs to the distribution, and must
-    appear neither in a state dict nor among a module's children.
-
-    Attributes:
-        is_network: whether the sample is a single network, its weights the constants 0 and 1: what is alone active
-            then needs no multiplication, which would store one more tensor for the backward pass.
-    """
-
-    def __init__(self) -> None:
-        self._draws: dict[str, Tensor] = {}
-        self._weights: dict[str, Tensor] = {}
-        self._active: dict[str, list[int]] = {}
-        self._active_slots: dict[str, Rows] = {}
-        self.is_network = False
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> JointSample:
-        # A copy of a supernet (NNI's freeze makes one) follows the same distribution.
-        return self
-
-    def set(
-        self,
-        draws: Mapping[str, Tensor],
-        rows: Mapping[str, Rows] | None = None,
-        is_network: bool = False,
-    ) -> None:
-        """Make draws the current sample.
-
-        Args:
-            draws: per label ``(n,)`` weights or, for a choice of k of n inputs, ``(k, n)`` slots.
-            rows: per label and row of its draw, the candidates that have to run. Left out, they are those whose
-                weight is not 0, for which the draws are read: on a GPU that waits for the device.
-            is_network: whether every weight is the constant 0 or 1.
-        """
-        self._draws = dict(draws)
-        self._weights = {label: draw.sum(0) if draw.dim() == 2 else draw for label, draw in draws.items()}
-        self._active_slots = dict(nonzero_rows(draws) if rows is None else rows)
-        self._active = {
-            label: rows[0] if len(rows) == 1 else sorted(set().union(*rows))
-            for label, rows in self._active_slots.items()
-        }
-        self.is_network = is_network
-
-    def weights(self, label: str) -> Tensor:
-        """``(n,)``, the weight of each candidate of ``label``."""
-        return self._weights[label]
-
-    def draw(self, label: str) -> Tensor:
-        """What was set for ``label``: ``(n,)`` weights or ``(k, n)`` slots."""
-        return self._draws[label]
-
-    def active(self, label: str) -> list[int]:
-        """The candidates of ``label`` that have to run; one that is not among them must not."""
-        return self._active[label]
-
-    def slots(self, label: str) -> list[tuple[list[int], Tensor]]:
-        """For a choice of k of n inputs, per place j: the inputs that may stand there, and ``(n,)`` weights.
-
-        The j-th of the chosen inputs, in the order of the inputs, stands at place j.
-        """
-        return list(zip(self._active_slots[label], self._draws[label]))
+from nni_gumbel.supernet.joint_sample import JointSample, Rows, nonzero_rows
 
 
 class Distribution(nn.Module):
@@ -164,8 +84,12 @@ class Distribution(nn.Module):
         self._draw(self.logits, temperature, estimator)
 
     def sample_uniform(self, temperature: float, estimator: str = "soft") -> None:
-        """Draw as if all logits were 0: every outcome of a choice is equally likely."""
-        self._draw(self._zeros(), temperature, estimator)
+        """Draw as if all logits were 0: every outcome of a choice is equally likely; no gradient."""
+        if estimator == "soft":
+            self.joint_sample.set(self._soft(self._zeros(), temperature), self._all_rows)
+        else:
+            self._check(temperature, estimator)
+            self._use_outcomes(self._drawn(self._zeros("cpu")))
 
     def sample_network(self, temperature: float, uniform: bool = False) -> None:
         """Draw a single network, from which no gradient reaches the logits, and make it the current sample.
@@ -175,10 +99,7 @@ class Distribution(nn.Module):
                 it is high, and follow the law itself from 1 on.
             uniform: every network is equally likely instead.
         """
-        if uniform:
-            logits = {label: torch.zeros_like(own, device="cpu") for label, own in self.logits.items()}
-        else:
-            logits = self._on_host(self.logits)
+        logits = self._zeros("cpu") if uniform else self._on_host(self.logits)
         tempered_logits = {label: tempered(tensor, temperature) for label, tensor in logits.items()}
         self._use_outcomes(self._drawn(tempered_logits))
 
@@ -242,10 +163,13 @@ class Distribution(nn.Module):
             # Of a hard draw with derivatives all candidates run: those of weight 0 have a derivative, too.
             self.joint_sample.set(draws, self._all_rows)
             return
+        self._check(temperature, estimator)
+        self._use_outcomes(self._drawn(self._on_host(logits)))
+
+    def _check(self, temperature: float, estimator: str) -> None:
         for law in self._labels_of:
             check_supported(law, estimator)
         check_temperature(temperature)
-        self._use_outcomes(self._drawn(self._on_host(logits)))
 
     def _soft(self, logits: Mapping[str, Tensor], temperature: float) -> dict[str, Tensor]:
         """Soft draws; the noise is drawn label after label, the choices of one are then computed together."""
@@ -328,8 +252,8 @@ class Distribution(nn.Module):
             for label, law in self.laws.items()
         }
 
-    def _zeros(self) -> dict[str, Tensor]:
-        return {label: torch.zeros_like(logits) for label, logits in self.logits.items()}
+    def _zeros(self, device: str | None = None) -> dict[str, Tensor]:
+        return {label: torch.zeros_like(logits, device=device) for label, logits in self.logits.items()}
 
     # -- what is reported ------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from nni_gumbel.errors import UsageError, first_line
 
 if TYPE_CHECKING:
-    from nni_gumbel.supernet.distribution import JointSample
+    from nni_gumbel.supernet.joint_sample import JointSample
 
 LARGEST_TABLE = 10_000
 

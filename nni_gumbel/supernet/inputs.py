@@ -26,7 +26,7 @@ from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from torch import Tensor, nn
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.supernet.distribution import JointSample
+from nni_gumbel.supernet.joint_sample import JointSample
 from nni_gumbel.supernet.mixture import mixture
 
 

@@ -13,8 +13,8 @@ from nni.nas.nn.pytorch import LayerChoice
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from torch import Tensor, nn
 
-from nni_gumbel.supernet.distribution import JointSample
 from nni_gumbel.supernet.execution import Plan, call_alone, plan
+from nni_gumbel.supernet.joint_sample import JointSample
 from nni_gumbel.supernet.mixture import mixture, unchanged
 
 # A cooling distribution meets few sets of active candidates; a bound for those that meet many.

@@ -1,13 +1,11 @@
 """Elementwise candidates as one operation: the numbers of the plain mixture, and one tensor kept."""
 
-import copy
-
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from nni.nas.hub.pytorch.nasbench201 import Zero
-from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from one_choice import OneChoice
 from torch import nn
 
 from nni_gumbel import relax
@@ -37,17 +35,6 @@ CANDIDATES = [
 ]
 OTHERS = [nn.PReLU(), nn.Dropout(0.0), nn.RReLU(0.2, 0.2), nn.BatchNorm2d(3), nn.Softmax(1)]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
-
-
-class OneChoice(ModelSpace):
-    """A layer choice between the candidates."""
-
-    def __init__(self, candidates):
-        super().__init__()
-        self.layer = LayerChoice(copy.deepcopy(candidates), label="layer")
-
-    def forward(self, x):
-        return self.layer(x)
 
 
 def results(candidates, merged, weights, x, is_double=False):

@@ -16,8 +16,8 @@ from torch import nn
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.supernet.architecture import used_part
-from nni_gumbel.supernet.distribution import JointSample
 from nni_gumbel.supernet.inputs import MixedInput
+from nni_gumbel.supernet.joint_sample import JointSample
 from nni_gumbel.supernet.mixture import mixture
 from nni_gumbel.supernet.mutation import relax
 from nni_gumbel.testing import assert_supernet_equals_frozen, random_samples

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from nni.mutable import CategoricalMultiple, MutableExpression, MutableList
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.supernet.distribution import JointSample
 from nni_gumbel.supernet.expressions import Tabulated
+from nni_gumbel.supernet.joint_sample import JointSample
 
 
 def joint_sample_of(**weights):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from nni.nas.hub.pytorch.nasbench201 import Zero
 from nni.nas.hub.pytorch.nasnet import Zero as ZeroOfNasnet
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace, MutableConv2d
+from one_choice import OneChoice
 from torch import nn
 
 from nni_gumbel import relax
@@ -28,17 +29,6 @@ def merged_whatever_the_input():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MergedLinear, "repays", lambda self, x: True)
         yield
-
-
-class OneChoice(ModelSpace):
-    """A layer choice between the candidates."""
-
-    def __init__(self, candidates):
-        super().__init__()
-        self.layer = LayerChoice(candidates, label="layer")
-
-    def forward(self, x):
-        return self.layer(x)
 
 
 def both_ways(candidates, dtype=torch.float64):

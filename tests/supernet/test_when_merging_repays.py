@@ -4,20 +4,11 @@ import pytest
 import torch
 import torch.utils.checkpoint
 from nni.nas.hub.pytorch.nasnet import Zero
-from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from one_choice import OneChoice
 from torch import nn
 
 from nni_gumbel import UsageError, relax
 from nni_gumbel.supernet.execution import MergedLinear, plan
-
-
-class OneChoice(ModelSpace):
-    def __init__(self, candidates):
-        super().__init__()
-        self.layer = LayerChoice(candidates, label="layer")
-
-    def forward(self, x):
-        return self.layer(x)
 
 
 def convolutions(channels, kernels=(1, 3)):

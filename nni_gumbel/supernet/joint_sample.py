@@ -1,0 +1,92 @@
+"""The joint sample that a supernet computes with: every module that carries a label reads the same weights.
+
+So two modules that share a label always agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Per row of a draw, the candidates that have to run; a draw of weights has one row, one of slots has k.
+Rows = list[list[int]]
+
+
+def nonzero_rows(draws: Mapping[str, Tensor]) -> dict[str, Rows]:
+    """Per label and row of its draw, the candidates whose weight is not 0; read from the device, all together."""
+    flat = torch.cat([draw.detach().flatten() for draw in draws.values()])
+    nonzero = iter(flat.ne(0).tolist())
+    return {
+        label: [
+            [k for k in range(draw.shape[-1]) if next(nonzero)] for _ in range(draw.numel() // draw.shape[-1])
+        ]
+        for label, draw in draws.items()
+    }
+
+
+class JointSample:
+    """The weights that every module of a supernet currently computes with.
+
+    A plain object that the modules share, not a module: it belongs to the distribution, and must
+    appear neither in a state dict nor among a module's children.
+
+    Attributes:
+        is_network: whether the sample is a single network, its weights the constants 0 and 1: what is alone active
+            then needs no multiplication, which would store one more tensor for the backward pass.
+    """
+
+    def __init__(self) -> None:
+        self._draws: dict[str, Tensor] = {}
+        self._weights: dict[str, Tensor] = {}
+        self._active: dict[str, list[int]] = {}
+        self._active_slots: dict[str, Rows] = {}
+        self.is_network = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> JointSample:
+        # A copy of a supernet (NNI's freeze makes one) follows the same distribution.
+        return self
+
+    def set(
+        self,
+        draws: Mapping[str, Tensor],
+        rows: Mapping[str, Rows] | None = None,
+        is_network: bool = False,
+    ) -> None:
+        """Make draws the current sample.
+
+        Args:
+            draws: per label ``(n,)`` weights or, for a choice of k of n inputs, ``(k, n)`` slots.
+            rows: per label and row of its draw, the candidates that have to run. Left out, they are those whose
+                weight is not 0, for which the draws are read: on a GPU that waits for the device.
+            is_network: whether every weight is the constant 0 or 1.
+        """
+        self._draws = dict(draws)
+        self._weights = {label: draw.sum(0) if draw.dim() == 2 else draw for label, draw in draws.items()}
+        self._active_slots = dict(nonzero_rows(draws) if rows is None else rows)
+        self._active = {
+            label: rows[0] if len(rows) == 1 else sorted(set().union(*rows))
+            for label, rows in self._active_slots.items()
+        }
+        self.is_network = is_network
+
+    def weights(self, label: str) -> Tensor:
+        """``(n,)``, the weight of each candidate of ``label``."""
+        return self._weights[label]
+
+    def draw(self, label: str) -> Tensor:
+        """What was set for ``label``: ``(n,)`` weights or ``(k, n)`` slots."""
+        return self._draws[label]
+
+    def active(self, label: str) -> list[int]:
+        """The candidates of ``label`` that have to run; one that is not among them must not."""
+        return self._active[label]
+
+    def slots(self, label: str) -> list[tuple[list[int], Tensor]]:
+        """For a choice of k of n inputs, per place j: the inputs that may stand there, and ``(n,)`` weights.
+
+        The j-th of the chosen inputs, in the order of the inputs, stands at place j.
+        """
+        return list(zip(self._active_slots[label], self._draws[label]))
