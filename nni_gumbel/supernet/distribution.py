@@ -81,7 +81,20 @@ class Distribution(nn.Module):
             temperature: > 0, dimensionless.
             estimator: see :mod:`nni_gumbel.relaxation.estimators`; all but ``soft`` draw single networks.
         """
-        self._draw(self.logits, temperature, estimator)
+        logits = self.logits
+        if estimator == "soft":
+            self.joint_sample.set(self._soft(logits, temperature), self._all_rows)
+            return
+        if torch.is_grad_enabled() and any(logit.requires_grad for logit in logits.values()):
+            draws = {
+                label: estimate(law, logits[label], temperature, estimator)
+                for label, law in self.laws.items()
+            }
+            # Of a hard draw with derivatives all candidates run: those of weight 0 have a derivative, too.
+            self.joint_sample.set(draws, self._all_rows)
+            return
+        self._check(temperature, estimator)
+        self._use_outcomes(self._drawn(self._on_host()))
 
     def sample_uniform(self, temperature: float, estimator: str = "soft") -> None:
         """Draw as if all logits were 0: every outcome of a choice is equally likely; no gradient."""
@@ -99,7 +112,7 @@ class Distribution(nn.Module):
                 it is high, and follow the law itself from 1 on.
             uniform: every network is equally likely instead.
         """
-        logits = self._zeros("cpu") if uniform else self._on_host(self.logits)
+        logits = self._zeros("cpu") if uniform else self._on_host()
         tempered_logits = {label: tempered(tensor, temperature) for label, tensor in logits.items()}
         self._use_outcomes(self._drawn(tempered_logits))
 
@@ -111,7 +124,7 @@ class Distribution(nn.Module):
         Args:
             temperature: > 0, dimensionless.
         """
-        on_host, logits = self._on_host(self.logits), self.logits
+        on_host, logits = self._on_host(), self.logits
         draws, pairs, noises = {}, {}, {}
         for label, law in self.laws.items():
             if isinstance(law, categorical.Categorical):
@@ -133,7 +146,7 @@ class Distribution(nn.Module):
             temperature: > 0, dimensionless.
             estimator: see :mod:`nni_gumbel.relaxation.estimators`.
         """
-        on_host = self._on_host(self.logits)
+        on_host = self._on_host()
         outcomes = self._drawn(on_host)
         moved = self._on_device(outcomes)
         draws = {
@@ -150,21 +163,6 @@ class Distribution(nn.Module):
         """
         for label, law in self.laws.items():
             check_supported(law, estimator, label)
-
-    def _draw(self, logits: Mapping[str, Tensor], temperature: float, estimator: str) -> None:
-        if estimator == "soft":
-            self.joint_sample.set(self._soft(logits, temperature), self._all_rows)
-            return
-        if torch.is_grad_enabled() and any(logit.requires_grad for logit in logits.values()):
-            draws = {
-                label: estimate(law, logits[label], temperature, estimator)
-                for label, law in self.laws.items()
-            }
-            # Of a hard draw with derivatives all candidates run: those of weight 0 have a derivative, too.
-            self.joint_sample.set(draws, self._all_rows)
-            return
-        self._check(temperature, estimator)
-        self._use_outcomes(self._drawn(self._on_host(logits)))
 
     def _check(self, temperature: float, estimator: str) -> None:
         for law in self._labels_of:
@@ -208,14 +206,13 @@ class Distribution(nn.Module):
         self._copies.clear()
         self._copies.extend(map(HostCopy, copies))
 
-    def _on_host(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        own = self.logits
-        if not next(iter(own.values())).is_cuda:
+    def _on_host(self) -> dict[str, Tensor]:
+        """The logits that draws go by: see :meth:`copy_to_host`."""
+        logits = self.logits
+        if not next(iter(logits.values())).is_cuda:
             return {label: tensor.detach() for label, tensor in logits.items()}
-        if len(self._copies) == 2 and all(logits[label] is own[label] for label in own):
-            flat = self._copies[0].read()
-        else:
-            flat = torch.cat([*logits.values()]).detach().cpu()
+        is_ordered = len(self._copies) == 2
+        flat = self._copies[0].read() if is_ordered else torch.cat([*logits.values()]).detach().cpu()
         return dict(zip(self.laws, flat.split([law.size for law in self.laws.values()])))
 
     def _drawn(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
