@@ -8,7 +8,9 @@ import pytest
 
 from nni_gumbel import __version__
 from nni_gumbel.cli import main, progress_line
+from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.watch import Progress, StageProgress
+from nni_gumbel.search.settings import COUPLINGS
 
 
 def test_help_names_every_subcommand_with_a_line(capsys):
@@ -65,6 +67,21 @@ def test_registering_says_what_can_be_written_now(tmp_path, monkeypatch, capsys)
     assert main(["register"]) == 0
     assert "tuner: {name: GumbelSearch}" in capsys.readouterr().out
     assert main(["unregister"]) == 0
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_table_of_settings_fits_the_terminal_and_tells_the_couplings(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # rich then takes the output for a terminal
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert main(["settings"]) == 0
+    text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert max(map(len, text.splitlines())) <= columns
+    assert text.index("basic setting") < text.index("max_params") < text.index("expert setting")
+    assert text.index("expert setting") < text.index("log_prob_every_n_step") < text.index("rule of")
+    for name in (*ExperimentSettings().flat(), *COUPLINGS):
+        assert re.search(rf"^  {name} ", text, re.MULTILINE), name
+    assert "…" not in text.replace("max_…", "")
 
 
 @pytest.mark.slow
