@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
 
     from nni_gumbel import __version__
     from nni_gumbel.errors import UsageError
-    from nni_gumbel.pipeline.command import USAGE
+    from nni_gumbel.pipeline.command import words_parser
 
     class OneLineParser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
@@ -59,8 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"nni-gumbel {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(name: str, line: str, run: object) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=line, description=line)
+    def add(name: str, line: str, run: object, **more: object) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=line, description=line, **more)
         command.set_defaults(run=run)
         return command
 
@@ -83,8 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     wait.add_argument("--timeout", metavar="SECONDS", type=float, help="give up waiting after this time")
     settings = add("settings", "print every setting of an experiment: default, range, meaning", _settings)
     settings.add_argument("--markdown", action="store_true", help="as the text of examples/SETTINGS.md")
-    trial = add("trial", "what NNI runs as trialCommand, not started by hand", None)
-    trial.usage = USAGE
+    words = words_parser()
+    line = "what NNI runs as trialCommand, not started by hand"
+    add("trial", line, None, parents=[words], epilog=words.epilog)
     return parser
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from nni_gumbel import __version__
 from nni_gumbel.cli import main, progress_line
+from nni_gumbel.data import DOWNLOADED, PACKAGED
+from nni_gumbel.pipeline.command import words_parser
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.watch import Progress, StageProgress
 from nni_gumbel.search.settings import COUPLINGS
@@ -117,6 +119,22 @@ def test_a_trial_imports_nothing_before_its_own_module():
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "\n\n"
+
+
+def test_the_help_of_a_trial_explains_every_word_that_it_takes(capsys):
+    with pytest.raises(SystemExit):
+        main(["trial", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for action in words_parser()._actions:
+        (word,) = action.option_strings
+        form = {"--space": "module:Class [key=value ...]"}.get(word, action.metavar)
+        assert f" {word} {form} {(action.help % vars(action))[:20]}" in text, word
+    assert all(name in text for name in (PACKAGED, *DOWNLOADED, "npz:FILE", "LightningDataModule"))
+
+
+def test_a_wrong_word_of_a_trial_is_answered_with_the_form_of_the_command(capsys):
+    assert main(["trial", "--spcae", "a:B"]) != 0
+    assert "--space module:Class [key=value ...] [--data NAME] [--data-dir DIR]" in capsys.readouterr().err
 
 
 def test_a_trial_gets_all_words_after_its_name(capsys):
