@@ -85,7 +85,7 @@ def python_finding(specifier: str, version: str) -> Finding:
     if SpecifierSet(specifier).contains(version, prereleases=True):
         return Finding(OK, "python", f"{version} ({specifier})")
     return Finding(
-        FAIL, "python", f"{version} does not fit {specifier}; make an environment with a Python that does, for example 3.11"
+        FAIL, "python", f"{version} does not fit {specifier}; make an environment with Python 3.11"
     )
 
 
