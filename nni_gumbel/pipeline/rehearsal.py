@@ -10,7 +10,7 @@ from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor
 
 from nni_gumbel.errors import UsageError, first_line
-from nni_gumbel.results.space import SpaceReference
+from nni_gumbel.results.space import SpaceReference, network_of
 from nni_gumbel.search.diagnosis import first_culprit
 from nni_gumbel.supernet.cell import check_loose_ends
 from nni_gumbel.supernet.distribution import Distribution
@@ -33,8 +33,8 @@ def rehearse(
         classes: how many outputs an image needs; ``None`` if that is not known.
 
     Raises:
-        UsageError: it fails, its candidates do not fit together, its outputs are not finite, or it has another
-            number of them.
+        UsageError: it fails, no network of it can be built, its candidates do not fit together, its outputs are not
+            finite, or it has another number of them.
     """
     space.eval()
     try:
@@ -57,6 +57,7 @@ def rehearse(
             "mend or remove it"
         )
     check_loose_ends(space, distribution, lambda: space(example))
+    network_of(space, distribution.mode())  # as a network that is found will be built, to be trained
     if classes is None:
         return
     if not isinstance(output, Tensor):

@@ -17,6 +17,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
     from nni_gumbel.pipeline.latency import shared_table
     from nni_gumbel.pipeline.rehearsal import rehearse
     from nni_gumbel.pipeline.reporting import Metrics, SearchProgress, our_reports_only, validation_metric
-    from nni_gumbel.results.space import SpaceReference
+    from nni_gumbel.results.space import SpaceReference, network_of
     from nni_gumbel.search.strategy import GumbelSearch
 
     settings = ExperimentSettings.from_flat(task.settings)
@@ -100,7 +101,7 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
     with our_reports_only():
         evaluator.evaluate(supernet)
         architecture = evaluator.module.export()
-        found = reference.build().freeze(architecture)
+        found = network_of(supernet, architecture)
         nni.report_final_result(
             Metrics(
                 default=validation_metric(evaluator.trainer, settings.metric),
@@ -154,7 +155,8 @@ def _train(
 
     from nni_gumbel.complexity.cost import count_parameters
     from nni_gumbel.complexity.flops import count_flops
-    from nni_gumbel.pipeline.costs import prices_latency
+    from nni_gumbel.complexity.own_cost import own_cost_of
+    from nni_gumbel.pipeline.costs import own_cost, prices_latency
     from nni_gumbel.pipeline.evaluation import (
         evaluator_of,
         example_input,
@@ -165,14 +167,17 @@ def _train(
     from nni_gumbel.pipeline.reporting import Metrics, Progress, our_reports_only, validation_metric
     from nni_gumbel.results.bundle import write_bundle
     from nni_gumbel.results.pruning import prune
-    from nni_gumbel.results.space import SpaceReference, sample_of
+    from nni_gumbel.results.space import SpaceReference, network_of, sample_of
 
     settings = ExperimentSettings.from_flat(task.settings)
     pl.seed_everything(task.seed)
     reference = SpaceReference.parse(command.space, command.space_arguments)
     space = reference.build()
     sample = sample_of(space, architecture)
-    network = space.freeze(sample)
+    network = network_of(space, sample)
+    own = own_cost(command)
+    if own is not None:  # a function that fails is told before the training
+        also = {**also, "own_cost": own_cost_of(own, sample, partial(network_of, space))}
     evaluator = evaluator_of(command, settings, settings.train_epochs, task.seed)
     evaluator.trainer.callbacks.append(Progress(settings.metric, output / TENSORBOARD))
     with our_reports_only():
@@ -197,7 +202,7 @@ def _train(
         write_bundle(output / BUNDLE, network, architecture, reference, example, facts, pruned)
         plan, combinations = plan_of(manager.experiment())
         if any(prices_latency(plan.with_values(values).search) for values in combinations):
-            also = {**also, **latencies(network, sample, reference, example[:1], output)}
+            also = {**also, **latencies(pruned, sample, reference, example[:1], output)}
         nni.report_final_result(
             Metrics(
                 default=validation,
