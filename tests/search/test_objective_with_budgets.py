@@ -105,10 +105,10 @@ def test_a_budget_that_every_network_meets_leaves_the_most_probable_network_the_
         space, distribution, objective = objective_of(UnequalNested, **budget)
         distribution.logits["outer"].data = torch.tensor([-10.0, 0.0])
         assert objective.best(space)["outer"] == "small"
-        assert "unused" not in objective._violations(0.9)
+        assert "slack" not in objective._violations(0.9)
     assert "max_params: every network of the space is within 5000" in caplog.text
     space, _, objective = objective_of(UnequalNested, max_params=4_159)
-    assert "unused" in objective._violations(0.9)
+    assert "slack" in objective._violations(0.9)
 
 
 def test_a_cost_is_weighed_relative_to_the_largest_network():
