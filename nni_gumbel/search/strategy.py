@@ -7,7 +7,6 @@ strategy is inherited, and nothing of how DARTS searches.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -22,6 +21,7 @@ from nni.nas.space import RawFormatModelSpace
 from nni.nas.strategy import DARTS
 from torch import nn
 
+from nni_gumbel.copies import copied
 from nni_gumbel.errors import UsageError
 from nni_gumbel.search.arguments_of_nni import settings_of
 from nni_gumbel.search.costs import SearchCosts
@@ -206,7 +206,7 @@ class _Networks(RawFormatModelSpace):
 
     def executable_model(self) -> nn.Module:
         """The network, with weights of its own: what NNI freezes shares those of its choices with the supernet."""
-        return copy.deepcopy(super().executable_model())
+        return copied(super().executable_model())
 
 
 def _hooks_for_us(hooks: list[MutationHook]) -> list[MutationHook]:

@@ -7,7 +7,6 @@ once into a tree of :class:`Part`; all questions about used labels are answered 
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from nni.nas.hub.pytorch.nasnet import NDS
 from nni.nas.nn.pytorch import Cell, LayerChoice, ModelSpace, MutableModule, ParametrizedModule, Repeat
 from torch import nn
 
+from nni_gumbel.copies import copied, shallow_copy
 from nni_gumbel.supernet.expressions import Tabulated
 from nni_gumbel.supernet.hub import fit_to_loose_ends
 
@@ -72,7 +72,7 @@ def freeze_with_weights(space: MutableModule, sample: Mapping[str, Any]) -> nn.M
     if isinstance(space, NDS):
         fit_to_loose_ends(network)
     if type(space).freeze is MutableModule.freeze:
-        return copy.deepcopy(network)
+        return copied(network)
     rebuilt = type(space).freeze(space, dict(sample)).to(next(network.parameters(), None))
     rebuilt.load_state_dict(network.state_dict(), strict=True)
     return rebuilt.train(space.training)
@@ -94,7 +94,7 @@ def _with_choices_replaced(
                 for name, child in module._modules.items()
             }
             if root or any(children[name] is not child for name, child in module._modules.items()):
-                frozen[module] = copy.copy(module)
+                frozen[module] = shallow_copy(module)
                 frozen[module]._modules = children
                 # A supernet's own is bound to the supernet.
                 vars(frozen[module]).pop("freeze", None)
