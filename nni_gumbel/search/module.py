@@ -55,6 +55,7 @@ from nni_gumbel.search.unrolled import unrolled_gradient
 from nni_gumbel.search.weights import (
     check_weight_optimisation,
     clip_weights,
+    refuse_second_pass,
     scale_of_backward,
     scales_losses,
     update_weights,
@@ -229,22 +230,29 @@ class GumbelSearchModule(WrappingModule):
     def _weight_step(self, batch: Any, batch_idx: int, temperature: float, uniform: bool = False) -> Any:
         with torch.no_grad():
             self._draw_for_weights(temperature, uniform)
-        result, loss = self._run(batch, batch_idx, "weight step")
-        update_weights(self, loss, batch_idx)
+        result = update_weights(self, lambda: self._run(batch, batch_idx, "weight step"), batch_idx)
         self._check_losses()  # no optimiser has stepped, where several batches belong together
         return result
 
     def _joint_step(self, batch: Any, batch_idx: int, temperature: float) -> Any:
         """Structure and weights learn from one pass through the network and one back, on one batch."""
         self._draw_for_structure(temperature)
-        result, loss = self._run(batch, batch_idx, "joint step")
-        # d objective / d logits = the part beside the loss + (d objective / d loss) (d loss / d logits)
-        value = loss.detach().requires_grad_()
-        objective = self._objective(value)
-        beside = self._update.gradients(objective, retain_graph=True)
-        (factor,) = torch.autograd.grad(objective, value)
+        parts: list[Any] = []
+
+        def forward() -> tuple[Any, Tensor]:
+            if parts:
+                refuse_second_pass(self)
+            result, loss = self._run(batch, batch_idx, "joint step")
+            # d objective / d logits = the part beside the loss + (d objective / d loss) (d loss / d logits)
+            value = loss.detach().requires_grad_()
+            objective = self._objective(value)
+            beside = self._update.gradients(objective, retain_graph=True)
+            parts.extend((beside, *torch.autograd.grad(objective, value)))
+            return result, loss
+
         with self._update.gradients_of_backward(scale_of_backward(self.trainer)) as through_loss:
-            update_weights(self, loss, batch_idx)
+            result = update_weights(self, forward, batch_idx)
+        beside, factor = parts
         self._check_losses()
         self._update.add([b + factor * g for b, g in zip(beside, through_loss)])
         self._move_logits(batch_idx)
