@@ -64,7 +64,7 @@ def latencies(
     """How long a network takes for a batch, in milliseconds; a training is not lost to what cannot be told.
 
     Args:
-        network: frozen, of the space.
+        network: frozen, of the space, as it is exported.
         architecture: its NNI sample.
         reference: of the space.
         example: a batch of inputs.

@@ -18,7 +18,7 @@ from nni_gumbel.pipeline.task import EXPORT, RANDOM, SEARCH, TRAIN, Task, is_cou
 
 # What a training reports beside its results, where it can.
 PRUNED = ("pruned_parameters", "pruned_flops")
-LATENCIES = ("latency_ms", "table_latency_ms")
+MEASURED = ("latency_ms", "table_latency_ms", "own_cost")
 
 # A final metric travels another way than the news that its trial has succeeded, and may be later.
 _METRIC_DELAY = 30.0
@@ -115,7 +115,7 @@ def _is_of_a_training(result: dict[str, Any]) -> bool:
     """Whether what a training may report, but need not, is sound."""
     given = {name: value for name, value in result.items() if value is not None}
     return (
-        all(_is_finite(given[name]) for name in ("test", *LATENCIES) if name in given)
+        all(_is_finite(given[name]) for name in ("test", *MEASURED) if name in given)
         and is_count(given.get("validation_size", 1), 1)
         and all(is_count(given[name], 0) for name in PRUNED if name in given)
     )

@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.pipeline.ledger import LATENCIES, PRUNED, Ledger, Trial
+from nni_gumbel.pipeline.ledger import MEASURED, PRUNED, Ledger, Trial
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import EXPORT, RANDOM, SEARCH, TRAIN, Task, canonical
 from nni_gumbel.results.choice import Network, TrainedRun
@@ -145,9 +145,7 @@ def _network(name: str, done: Sequence[tuple[Task, Trial]]) -> Network:
     """The record of a network from its finished trainings."""
     (task, trial), results = done[0], [trial.result for _, trial in done]
     result = trial.result
-    measured = {
-        field: [each[field] for each in results if each.get(field) is not None] for field in LATENCIES
-    }
+    measured = {field: [each[field] for each in results if each.get(field) is not None] for field in MEASURED}
     return Network(
         name=name,
         architecture=task.architecture or json.loads(result["architecture"]),

@@ -154,7 +154,8 @@ def _train(
 
     from nni_gumbel.complexity.cost import count_parameters
     from nni_gumbel.complexity.flops import count_flops
-    from nni_gumbel.pipeline.costs import prices_latency
+    from nni_gumbel.complexity.own_cost import own_cost_of
+    from nni_gumbel.pipeline.costs import own_cost, prices_latency
     from nni_gumbel.pipeline.evaluation import (
         evaluator_of,
         example_input,
@@ -173,6 +174,9 @@ def _train(
     space = reference.build()
     sample = sample_of(space, architecture)
     network = space.freeze(sample)
+    own = own_cost(command)
+    if own is not None:  # a function that fails is told before the training
+        also = {**also, "own_cost": own_cost_of(own, sample, reference.build().freeze)}
     evaluator = evaluator_of(command, settings, settings.train_epochs, task.seed)
     evaluator.trainer.callbacks.append(Progress(settings.metric, output / TENSORBOARD))
     with our_reports_only():
@@ -197,7 +201,7 @@ def _train(
         write_bundle(output / BUNDLE, network, architecture, reference, example, facts, pruned)
         plan, combinations = plan_of(manager.experiment())
         if any(prices_latency(plan.with_values(values).search) for values in combinations):
-            also = {**also, **latencies(network, sample, reference, example[:1], output)}
+            also = {**also, **latencies(pruned, sample, reference, example[:1], output)}
         nni.report_final_result(
             Metrics(
                 default=validation,

@@ -225,6 +225,6 @@ def build_prior(prior: str, distribution: Distribution, costs: SearchCosts) -> P
                 "prior: 'cost' needs a cost that is a sum over choices, and yours is a function; "
                 "give it by label, or leave out your cost"
             )
-        return prior_by_cost(distribution, cost)
+        return prior_by_cost(distribution, cost, costs.largest(costs.priced))
     by_label: Mapping[str, Mapping[str, float]] = json.loads(prior)
     return prior_by_label(distribution, by_label)

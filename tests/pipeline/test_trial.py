@@ -82,19 +82,22 @@ def reported(monkeypatch):
     return kept
 
 
-@pytest.fixture
-def experiment(folder):
-    """A whole experiment but for its export: the manager, the task, the output directory of the export trial."""
-    class_args = {"train_seeds": 2, "random_baseline": 2}
+def before_the_export(folder, class_args, found=lambda seed: {"width": 1, "activation": "relu"}, **results):
+    """A whole experiment but for its export: the manager, the task, the output directory of the export trial.
+
+    ``found`` is the network that a search finds; ``results``, by its width, are reported beside those of a training.
+    """
     settings = ExperimentSettings.from_flat(class_args)
     reference = SpaceReference.parse(COMMAND.space)
     trials = []
     while (tasks := next_tasks(settings, [{}], trials))[0].stage != "export":
         for task in tasks:
-            architecture = task.architecture or {"width": 1, "activation": "relu"}
+            architecture = task.architecture or found(task.seed)
+            size = SIZES[architecture["width"]]
             result = {
-                "default": 0.9 - 0.01 * task.seed, "test": 0.8, "key": task.key, "parameters": 337, "flops": 337,
+                "default": 0.9 - 0.01 * task.seed, "test": 0.8, "key": task.key, "parameters": size, "flops": size,
                 "validation_size": 40, "architecture": json.dumps(architecture),
+                **{name: by_width[architecture["width"]] for name, by_width in results.items()},
             }  # fmt: skip
             trial_id = f"t{len(trials)}"
             trials.append(Trial(trial_id, len(trials), "succeeded", task.parameters(), result, 0.0, 1.0))
@@ -111,6 +114,45 @@ def experiment(folder):
     output = folder / "trials" / "export"
     output.mkdir()
     return Manager(class_args, trials), tasks[0], output
+
+
+@pytest.fixture
+def experiment(folder):
+    return before_the_export(folder, {"train_seeds": 2, "random_baseline": 2})
+
+
+@pytest.mark.parametrize(
+    ("priced", "results", "width"),
+    [
+        ({}, {}, 1),
+        ({"cost": "latency"}, {"table_latency_ms": {1: 9.0, 2: 2.0}}, 2),
+        ({}, {"pruned_parameters": {1: 337, 2: 300}, "pruned_flops": {1: 337, 2: 300}}, 2),
+        ("spaces_of_trials:fewest", {"own_cost": {1: 3.0, 2: 2.0}}, 2),
+    ],
+)
+def test_of_equal_networks_the_one_is_exported_that_costs_less_of_what_the_searches_price(
+    folder, reported, priced, results, width
+):
+    own = priced if isinstance(priced, str) else None
+    class_args = {"search_seeds": 2, "train_seeds": 1, **({} if own else priced)}
+    manager, task, output = before_the_export(
+        folder, class_args, lambda seed: {"width": 1 + seed, "activation": "relu"}, **results
+    )
+    run_export(task, TrialCommand(COMMAND.space, data=COMMAND.data, cost=own), manager, output)
+    exported = json.loads((output / "gumbel-export" / "architecture.json").read_text())
+    assert exported["width"] == width
+
+
+def test_a_training_reports_what_a_cost_of_ones_own_says_of_its_network(folder, reported):
+    from nni_gumbel.pipeline.trial import run_training
+
+    settings = ExperimentSettings.from_flat({"train_epochs": 1}).train_values()
+    task = Task("train", 0, 1, settings, {"width": 1, "activation": "relu"})
+    output = folder / "trials" / "training"
+    output.mkdir(parents=True)
+    command = TrialCommand(COMMAND.space, data=COMMAND.data, cost="spaces_of_trials:fewest")
+    run_training(task, command, Manager({}), output)
+    assert reported["own_cost"] == 2.0
 
 
 def test_an_export_has_the_front_in_both_of_its_folders(experiment, reported, folder):
