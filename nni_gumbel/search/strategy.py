@@ -61,10 +61,12 @@ class GumbelSearch(DARTS):
         UsageError: an argument is unknown or out of its range, or the space has a choice that cannot be relaxed.
 
     Example:
-        >>> from nni.nas.experiment import NasExperiment           # doctest: +SKIP
-        >>> experiment = NasExperiment(space, evaluator, GumbelSearch(temperature=(1.0, 0.33)))  # doctest: +SKIP
-        >>> experiment.run()                                       # doctest: +SKIP
-        >>> experiment.export_top_models(top_k=3, formatter="dict")  # doctest: +SKIP
+        >>> from nni.nas.experiment import NasExperiment
+        >>> experiment = NasExperiment(MySpace(), evaluator, GumbelSearch(temperature=(1.0, 0.33)))
+        >>> experiment.run()
+        True
+        >>> samples = experiment.export_top_models(top_k=2, formatter="dict")
+        >>> experiment.stop()
     """
 
     def __init__(

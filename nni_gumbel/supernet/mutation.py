@@ -51,10 +51,11 @@ def relax(space: ModelSpace, hooks: Sequence[MutationHook] = (), merged: bool = 
         UsageError: the space has no choice, is a supernet already, or has a choice that cannot be relaxed.
 
     Example:
-        >>> distribution = relax(space)                      # doctest: +SKIP
-        >>> distribution.sample(temperature=1.0)             # doctest: +SKIP
-        >>> loss = cross_entropy(space(images), labels)      # doctest: +SKIP
-        >>> network = space.freeze(distribution.mode())      # doctest: +SKIP
+        >>> space = MySpace()
+        >>> distribution = relax(space)
+        >>> distribution.sample(temperature=1.0)
+        >>> space(torch.ones(2, 4)).sum().backward()  # reaches the weights and the logits
+        >>> network = space.freeze(distribution.mode())
     """
     if not isinstance(space, ModelSpace):
         name = getattr(space, "__name__", type(space).__name__)

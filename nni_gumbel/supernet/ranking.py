@@ -45,7 +45,9 @@ def most_probable(space: ModelSpace, distribution: Distribution) -> Iterator[tup
         its probability. Networks whose log-probabilities differ by less than 1e-10 come in any order.
 
     Example:
-        >>> best = itertools.islice(most_probable(space, distribution), 10)  # doctest: +SKIP
+        >>> space = MySpace()
+        >>> networks = most_probable(space, Distribution(space))
+        >>> sample, log_probability = next(networks)
     """
     order = list(space.simplify())
     search = _Search(parts_of(space), {label: _Outcomes(distribution, label) for label in order})
