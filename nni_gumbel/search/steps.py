@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from nni_gumbel.errors import UsageError
+from nni_gumbel.search.misfit import misfit
 
 
 def check_steps(module: LightningModule) -> None:
@@ -44,7 +45,7 @@ def training_step(module: LightningModule, batch: Any, batch_idx: int) -> Any:
         batch_idx: number of the batch in its epoch; passed on to a step that takes it.
     """
     takes_number = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
-    with _single_values_normalised(module, batch):
+    with _misfits_told(module), _single_values_normalised(module, batch):
         return module.training_step(batch, *([batch_idx] if takes_number else []))
 
 
@@ -54,18 +55,36 @@ def validation_step(module: LightningModule) -> Callable[..., Any]:
     NNI's modules write their model as ONNX in the first validation, to be looked at; a supernet is not written, and
     the option stays set for a training of the network found.
     """
-    if not isinstance(module, SupervisedLearningModule):
-        return module.validation_step
 
     @wraps(module.validation_step)
-    def without_export(*args: Any, **kwargs: Any) -> Any:
-        path, module.export_onnx = module.export_onnx, None
-        try:
+    def step(*args: Any, **kwargs: Any) -> Any:
+        with _misfits_told(module), _without_export(module):
             return type(module).validation_step(module, *args, **kwargs)
-        finally:
-            module.export_onnx = path
 
-    return without_export
+    return step
+
+
+@contextmanager
+def _misfits_told(module: LightningModule) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        line = misfit(module.model, error)
+        if line is None:
+            raise
+        raise UsageError(line) from error
+
+
+@contextmanager
+def _without_export(module: LightningModule) -> Iterator[None]:
+    if not isinstance(module, SupervisedLearningModule):
+        yield
+        return
+    path, module.export_onnx = module.export_onnx, None
+    try:
+        yield
+    finally:
+        module.export_onnx = path
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import pytorch_lightning as pl
 import torch
 from nni.nas.evaluator.pytorch import LightningModule
 from nni.nas.execution import SequentialExecutionEngine
-from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace, MutableDropout, MutableLinear
 from nni.nas.space import RawFormatModelSpace
 from pytorch_lightning.core.hooks import CheckpointHooks, ModelHooks
 from small_searches import Minimal, Nested, OneCandidate, evaluator, loader, regression, search
@@ -261,3 +261,33 @@ def test_a_batch_of_one_image_is_normalised_over_its_pixels_as_in_a_plain_traini
     single = loader(count=3, batch_size=1)
     search(evaluator(train=single, val=single, max_epochs=1, limit_val_batches=0), OverTime)
     assert modes and all(modes)
+
+
+# -- a layer of fixed width behind a chosen one ----------------------------------------------------
+
+
+def test_a_layer_that_does_not_fit_a_chosen_width_is_named_with_the_choice():
+    class Fixed(ModelSpace):
+        def __init__(self):
+            super().__init__()
+            width = nni.choice("width", [8, 16])
+            self.first, self.last = MutableLinear(4, width), MutableLinear(width, 1)
+            self.norm = nn.BatchNorm1d(self.last.in_features)
+            self.drop = MutableDropout(nni.choice("rate", [0.1, 0.2]))
+
+        def forward(self, x):
+            return self.last(self.drop(self.norm(self.first(x))))
+
+    with pytest.raises(UsageError, match="choice 'width': BatchNorm1d at 'norm' takes one width") as caught:
+        search(evaluator(max_epochs=1), Fixed)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_of_a_network_without_a_chosen_size_stays_as_it_is():
+    class Wrong(Nested):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(5, 1)
+
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        search(evaluator(max_epochs=1), Wrong)
