@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.results.example import Example
-from nni_gumbel.results.space import SpaceReference
+from nni_gumbel.results.space import SpaceReference, network_of
 from nni_gumbel.search.diagnosis import first_culprit
 from nni_gumbel.search.inputs import inputs_of
 from nni_gumbel.search.logs import logging_with, mute
@@ -140,8 +140,8 @@ def rehearse(
         classes: how many outputs an example needs; ``None`` if that is not known.
 
     Raises:
-        UsageError: it fails, its candidates do not fit together, its outputs are not finite, or it has another
-            number of them.
+        UsageError: it fails, no network of it can be built, its candidates do not fit together, its outputs are not
+            finite, or it has another number of them.
     """
     with torch.no_grad():
         distribution.use_probabilities()
@@ -153,6 +153,7 @@ def rehearse(
             "mend or remove it"
         )
     check_loose_ends(space, distribution, lambda: example(space))
+    network_of(space, distribution.mode())  # as a network that is found will be built, to be trained
     if classes is None:
         return
     if not isinstance(output, Tensor):

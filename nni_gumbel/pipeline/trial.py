@@ -17,6 +17,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
     from nni_gumbel.pipeline.rehearsal import BeforeTheSearch, rehearse
     from nni_gumbel.pipeline.reporting import Metrics, SearchProgress, our_reports_only, validation_metric
     from nni_gumbel.results.example import Example
-    from nni_gumbel.results.space import SpaceReference
+    from nni_gumbel.results.space import SpaceReference, network_of
     from nni_gumbel.search.strategy import GumbelSearch
 
     settings = ExperimentSettings.from_flat(task.settings)
@@ -107,7 +108,7 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
     with our_reports_only():
         evaluator.evaluate(supernet)
         architecture = evaluator.module.export()
-        found, example = reference.build().freeze(architecture), rehearsal.example.cpu()
+        found, example = network_of(supernet, architecture), rehearsal.example.cpu()
         nni.report_final_result(
             Metrics(
                 default=validation_metric(evaluator.trainer, settings.metric),
@@ -173,17 +174,17 @@ def _train(
     from nni_gumbel.pipeline.reporting import Metrics, Progress, our_reports_only, validation_metric
     from nni_gumbel.results.bundle import write_bundle
     from nni_gumbel.results.pruning import prune
-    from nni_gumbel.results.space import SpaceReference, sample_of
+    from nni_gumbel.results.space import SpaceReference, network_of, sample_of
 
     settings = ExperimentSettings.from_flat(task.settings)
     pl.seed_everything(task.seed)
     reference = SpaceReference.parse(command.space, command.space_arguments)
     space = reference.build()
     sample = sample_of(space, architecture)
-    network = space.freeze(sample)
+    network = network_of(space, sample)
     own = own_cost(command)
     if own is not None:  # a function that fails is told before the training
-        also = {**also, "own_cost": own_cost_of(own, sample, reference.build().freeze)}
+        also = {**also, "own_cost": own_cost_of(own, sample, partial(network_of, space))}
     evaluator = evaluator_of(command, network, settings, settings.train_epochs, task.seed)
     evaluator.trainer.callbacks.append(Progress(settings.metric, output / TENSORBOARD))
     inputs = remember_inputs(network)

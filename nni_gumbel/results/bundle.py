@@ -9,7 +9,7 @@ README.md              for people; only in an export
 front.csv, front.png   all networks of the experiment (see ``front.py``); only in an export
 =====================  =================================================================================
 
-A network is rebuilt by NNI's own ``freeze`` on the space, and pruned as it was (``bundle.json`` lists the
+A network is rebuilt by the constructor of its space, and pruned as it was (``bundle.json`` lists the
 layers that went), so that a bundle holds no code; the probe tells when the space's code has changed
 since. A folder appears under its name complete or not at all.
 """
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from nni_gumbel import __version__
 from nni_gumbel.errors import UsageError, first_line
-from nni_gumbel.results.space import SpaceReference, sample_of
+from nni_gumbel.results.space import SpaceReference, network_of, sample_of
 
 if TYPE_CHECKING:
     import torch
@@ -156,8 +156,7 @@ def load(path: str | Path, space: type[ModelSpace] | ModelSpace | None = None) -
             f"path: {folder} holds a damaged file: {first_line(error)}; copy the bundle again"
         ) from error
     if isinstance(space, ModelSpace):
-        # NNI's frozen network shares candidates with the space that it comes from.
-        built = copy.deepcopy(space)
+        built = space
     elif inspect.isclass(space) and issubclass(space, ModelSpace):
         built = reference.construct(space)
     elif space is not None:
@@ -175,7 +174,7 @@ def load(path: str | Path, space: type[ModelSpace] | ModelSpace | None = None) -
     if unknown:
         raise UsageError(f"{changed}: it has no choice {unknown[0]!r}; {remedy}")
     try:
-        network = built.freeze(sample_of(built, architecture))
+        network = network_of(built, sample_of(built, architecture))
         if "pruned" in facts:
             network = _pruned_alike(network, example, facts["pruned"]["removed_layers"])
         network.load_state_dict(weights, strict=True)

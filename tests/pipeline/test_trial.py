@@ -37,6 +37,17 @@ class Widths(ModelSpace):
     def forward(self, x):
         return self.activation(self.width(x.flatten(1)))
 
+class Tied(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Linear(64, 64, bias=False)
+        again = [torch.nn.Sequential(self.first, torch.nn.Tanh()), self.first]
+        self.again = LayerChoice(again, label="again")
+        self.head = torch.nn.Linear(64, 2)
+
+    def forward(self, x):
+        return self.head(self.again(self.first(x.flatten(1))))
+
 def fewest(sample):
     return 1.0 + sample["width"]
 
@@ -204,6 +215,22 @@ def test_a_training_reports_what_a_cost_of_ones_own_says_of_its_network(folder, 
     command = TrialCommand(COMMAND.space, data=COMMAND.data, cost="spaces_of_trials:fewest")
     run_training(task, command, Manager({}), output)
     assert reported["own_cost"] == 2.0
+
+
+def test_what_is_tied_is_searched_trained_and_loaded_as_one(folder, reported):
+    from nni_gumbel import load
+    from nni_gumbel.pipeline.trial import run_training
+
+    command = TrialCommand("spaces_of_trials:Tied", data=COMMAND.data)
+    parameters = 64 * 64 + 130
+    search({"max_params": parameters}, folder, command)
+    assert (reported["parameters"], reported["max_params_used"]) == (parameters, 1.0)
+    settings = ExperimentSettings.from_flat({"train_epochs": 1}).train_values()
+    task = Task("train", 0, 1, settings, json.loads(reported["architecture"]))
+    output = folder / "trials" / "training"
+    output.mkdir(parents=True)
+    run_training(task, command, Manager({}), output)
+    assert reported["parameters"] == parameters == count_parameters(load(output / "bundle"))
 
 
 def test_an_export_has_the_front_in_both_of_its_folders(experiment, reported, folder):
