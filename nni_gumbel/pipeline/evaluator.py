@@ -32,8 +32,9 @@ class Classification(ClassificationModule):
             self.parameters(), lr=self.hparams.learning_rate, weight_decay=self.hparams.weight_decay
         )
         steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        # One more than there are steps: the scheduler is also advanced after the last of them. Not a quarter of
-        # them rising: of 4 that would be a phase of no length, by which torch divides.
+        # One more than there are steps, because the scheduler is also advanced after the last step. pct_start is
+        # above 0.25, because OneCycleLR divides by the length of its first phase, pct_start * total_steps - 1, and
+        # 4 * 0.25 - 1 is 0.
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, max_lr=self.hparams.learning_rate, total_steps=steps + 1, pct_start=0.26
         )

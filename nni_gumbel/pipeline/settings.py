@@ -168,8 +168,13 @@ def setting_rows(basic: bool) -> list[tuple[str, ...]]:
 
 def settings_markdown() -> str:
     """The text of ``examples/SETTINGS.md``, which is this function's output."""
-    lines = ["# Settings", "", "Written by `nni-gumbel settings --markdown`; where they are given:"]
-    lines += ["[the guide](README.md#settings).", ""]
+    fixed = ", ".join(f"`{name}`" for name in _FLAT_NAMES if name not in VARIED_NAMES)
+    lines = [
+        "# Settings", "",
+        "Written by `nni-gumbel settings --markdown`. The [guide](README.md#settings) says where they are given, and",
+        "explains presets, estimators and ways of execution. `searchSpace` may vary all of them except",
+        f"{fixed}.", "",
+    ]  # fmt: skip
     for title, basic in (("Basic", True), ("Expert", False)):
         lines += [f"## {title}", ""]
         lines += ["| setting | default | range | meaning | coupled |", "| --- | --- | --- | --- | --- |"]

@@ -431,7 +431,7 @@ def test_parameters_that_are_not_a_tasks_are_refused(change):
         )
 
 
-def test_the_largest_number_of_trials_is_that_of_the_readme():
+def test_the_largest_number_of_trials_is_that_of_the_guide():
     assert largest_trial_count(ExperimentSettings(), NOTHING_VARIED) == 1 * 1 * (1 + 3) * 2 + 1
     assert largest_trial_count(SETTINGS, [{}, {"batch_size": 8}]) == 2 * 2 * (1 + 2) * 2 + 1
     assert largest_trial_count(WITH_BASELINE, [{}, {"batch_size": 8}]) == 2 * 1 * (1 + 2 + 2) * 2 + 1

@@ -96,7 +96,7 @@ def test_a_budget_that_no_network_meets_is_refused_before_the_first_step(setting
 def test_the_multipliers_are_told_with_the_structure():
     summary = ends_with(max_params=40, epochs=2).structure_summary()
     assert summary["budget_weight/max_params"] > 0
-    assert summary["budget_weight/unused"] == 0
+    assert summary["budget_weight/slack"] == 0
 
 
 @pytest.mark.filterwarnings("ignore")
