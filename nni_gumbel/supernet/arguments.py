@@ -26,6 +26,7 @@ module updates them, if its weight is not 0.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
@@ -37,12 +38,13 @@ from nni.nas.nn.pytorch import ParametrizedModule
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.supernet.joint_sample import JointSample
 from nni_gumbel.supernet.kept import derived, instance, keep_weights, reduced
 from nni_gumbel.supernet.merging import merge_key, merged
-from nni_gumbel.supernet.mixture import mixture
+from nni_gumbel.supernet.mixture import is_float, mixture
 from nni_gumbel.supernet.slicing import Features, features, fill_up, restrict, tensors_of
 from nni_gumbel.supernet.variants import Variants, choices_of, refuse_hidden_choices
 
@@ -201,7 +203,7 @@ class MixedArguments(BaseSuperNetModule):
         if len(outputs) == 1:
             return outputs[0]
         outputs = fill_up(outputs, self._features[positions[0]].outputs)
-        return mixture(outputs, scales, lambda shapes: self._describe(positions, shapes))
+        return mixture(outputs, scales, functools.partial(self._describe, positions))
 
     def _plan_for(self, positions: list[int]) -> _Plan:
         groups: dict[Any, list[int]] = {}
@@ -263,23 +265,24 @@ class MixedArguments(BaseSuperNetModule):
     def _check_inputs(self, args: tuple, kwargs: Mapping[str, Any]) -> None:
         for place, name, dim, size in self._plan.reads:
             x = args[place] if place < len(args) else kwargs.get(name)
-            if isinstance(x, Tensor) and x.shape[dim] != size:
-                raise UsageError(
-                    f"{self.variants.owner}: its input has {x.shape[dim]} features (dimension {dim} of "
-                    f"{tuple(x.shape)}), but with choice {self._labels()} it reads up to {size}; "
-                    "let what comes before it depend on the same choices"
-                )
+            for entry in filter(is_float, (x,) if isinstance(x, Tensor) else tree_leaves(x)):
+                if entry.shape[dim] != size:
+                    raise UsageError(
+                        f"{self.variants.owner}: its input has {entry.shape[dim]} features (dimension {dim} of "
+                        f"{tuple(entry.shape)}), but with choice {self._labels()} it reads up to {size}; "
+                        "let what comes before it depend on the same choices"
+                    )
 
-    def _describe(self, positions: list[int], shapes: list[Any]) -> str:
-        """Names the arguments that two variants with outputs of different shapes differ in."""
+    def _describe(self, positions: list[int], difference: str, found: list[str]) -> str:
+        """Names the arguments in which two variants differ whose outputs do."""
         first = [positions[group[0]] for group in self._plan.groups]
-        pairs = [(i, j) for i, j in itertools.combinations(range(len(shapes)), 2) if shapes[i] != shapes[j]]
+        pairs = [(i, j) for i, j in itertools.combinations(range(len(found)), 2) if found[i] != found[j]]
         i, j = min(pairs, key=lambda pair: len(self._differing(first[pair[0]], first[pair[1]])))
         names = ", ".join(map(repr, self._differing(first[i], first[j])))
         return (
-            f"{self.variants.owner}: argument {names} (choice {self._labels()}) makes outputs of different shapes "
-            f"({self.variants.describe(first[i])} gives {shapes[i]}, {self.variants.describe(first[j])} gives "
-            f"{shapes[j]}); make them equal, e.g. with padding, or express it as a LayerChoice"
+            f"{self.variants.owner}: argument {names} (choice {self._labels()}) makes {difference} "
+            f"({self.variants.describe(first[i])} gives {found[i]}, {self.variants.describe(first[j])} gives "
+            f"{found[j]}); make them equal, e.g. with padding, or express it as a LayerChoice"
         )
 
     def _differing(self, k: int, other: int) -> list[str]:

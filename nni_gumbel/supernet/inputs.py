@@ -89,10 +89,8 @@ class MixedInput(InputChoice, BaseSuperNetModule):
         return [mixed] if self.reduction == "none" else mixed
 
     def _mixture(self, inputs: Sequence[Any], active: list[int], weights: Tensor) -> Any:
-        def describe(shapes: list[Any]) -> str:
-            given = ", ".join(f"input {i} is {shape}" for i, shape in zip(active, shapes))
-            return (
-                f"choice {self.label!r}: its inputs have different shapes ({given}); make all of them equal"
-            )
+        def describe(difference: str, found: list[str]) -> str:
+            given = ", ".join(f"input {i} is {value}" for i, value in zip(active, found))
+            return f"choice {self.label!r}: it is given {difference} ({given}); make all of them equal"
 
         return mixture([inputs[i] for i in active], [weights[i] for i in active], describe)

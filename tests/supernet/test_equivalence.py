@@ -114,13 +114,6 @@ def test_a_mixture_of_named_tuples_is_one():
     assert type(mixed) is Pair and torch.equal(mixed.spread, torch.tensor([0.75]))
 
 
-def test_whole_numbers_are_not_rounded_away():
-    lengths = [torch.tensor([3, 5]), torch.tensor([1, 5])]
-    assert mixture(lengths, [torch.tensor(0.5)] * 2).tolist() == [2.0, 5.0]
-    assert mixture([2, 4], [torch.tensor(0.5)] * 2).item() == 3.0
-    assert mixture(lengths[:1], [torch.tensor(1.0)]) is lengths[0]
-
-
 def test_candidates_take_keyword_arguments():
     class Scale(nn.Module):
         def __init__(self, factor):
