@@ -26,6 +26,7 @@ module updates them, if its weight is not 0.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import itertools
 from collections.abc import Hashable, Iterator, Mapping
@@ -42,7 +43,7 @@ from torch.utils._pytree import tree_leaves
 
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.supernet.joint_sample import JointSample
-from nni_gumbel.supernet.kept import derived, instance, keep_weights, reduced
+from nni_gumbel.supernet.kept import Additions, derived, instance, keep_weights, reduced
 from nni_gumbel.supernet.merging import merge_key, merged
 from nni_gumbel.supernet.mixture import is_float, mixture
 from nni_gumbel.supernet.slicing import Features, features, fill_up, restrict, tensors_of
@@ -110,6 +111,7 @@ class MixedArguments(BaseSuperNetModule):
     _joint_sample: JointSample
     _features: tuple[Features, ...]  # of each variant
     _keys: tuple[Hashable | None, ...]  # with which of the others it is one operation
+    _added: Additions
     _built_momentum: float | None
     _plan: _Plan | None
 
@@ -128,14 +130,18 @@ class MixedArguments(BaseSuperNetModule):
             )
         variants = Variants(module, name)
         base: nn.Module = module
-        if {key: tuple(tensor.shape) for key, tensor in tensors_of(module).items()} != variants.full:
-            base = _like(variants.build(), module)
+        added = Additions.to(module, variants.templates[variants.built_as(module)])
+        tensors = tensors_of(module)
+        if any(name not in tensors or tensors[name].shape != shape for name, shape in variants.full.items()):
+            base = _like(variants.build(module), module)
+            added.hand_over(module, base)
         mixed = instance(derived(cls, variants.built_type), vars(base))
         mixed._mutables = list(choices_of(module).values())
         mixed._joint_sample = joint_sample
         mixed.variants = variants
         mixed._features = tuple(features(template) for template in variants.templates)
         mixed._keys = tuple(merge_key(template, variants.full) for template in variants.templates)
+        mixed._added = added
         mixed._built_momentum = getattr(base, "momentum", None)
         mixed._plan = None
         return mixed
@@ -160,7 +166,9 @@ class MixedArguments(BaseSuperNetModule):
     def freeze(self, sample: dict[str, Any]) -> nn.Module:
         """The module at a sample, of the type that NNI freezes it to, with a copy of its part of the weights."""
         k = self.variants.table.position(sample)
-        return self.variants.frozen(k, tensors_of(self)).train(self.training)
+        frozen = self.variants.frozen(k, tensors_of(self)).train(self.training)
+        self._added.hand_over(self, frozen)
+        return copy.deepcopy(frozen)
 
     def extra_repr(self) -> str:
         """The arguments that depend on choices."""
@@ -180,7 +188,9 @@ class MixedArguments(BaseSuperNetModule):
         if self._plan is None or self._plan.positions != tuple(positions):
             self._plan = self._plan_for(positions)
         self._check_inputs(args, kwargs)
-        buffers = [key for key, _ in self.named_buffers()] if self.training else []
+        buffers = (
+            [key for key, _ in self.named_buffers() if key in self.variants.full] if self.training else []
+        )
         outputs, scales, updates = [], [], []
         for group in self._plan.groups:
             members = [positions[i] for i in group]
@@ -311,7 +321,7 @@ class MixedArguments(BaseSuperNetModule):
 
 
 def _like(module: nn.Module, other: nn.Module) -> nn.Module:
-    """Give a module the device, dtype, mode, hooks and frozen parameters of another."""
+    """Give a module the device, dtype, mode and frozen parameters of another."""
     tensors = tensors_of(other)
     for tensor in tensors.values():
         if tensor.is_floating_point():
@@ -320,7 +330,6 @@ def _like(module: nn.Module, other: nn.Module) -> nn.Module:
     for name, parameter in module.named_parameters():
         if name in tensors:
             parameter.requires_grad_(tensors[name].requires_grad)
-    vars(module).update({key: value for key, value in vars(other).items() if "hooks" in key})
     return module.train(other.training)
 
 

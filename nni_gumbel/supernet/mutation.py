@@ -25,8 +25,9 @@ from nni_gumbel.supernet.arguments import mix_arguments
 from nni_gumbel.supernet.cell import MixedCell
 from nni_gumbel.supernet.depth import MixedRepeat
 from nni_gumbel.supernet.distribution import Distribution
-from nni_gumbel.supernet.hub import hooks_for
+from nni_gumbel.supernet.hub import FullWidthCell, hooks_for
 from nni_gumbel.supernet.inputs import MixedInput
+from nni_gumbel.supernet.kept import hand_over_hooks, refuse_what_cannot_stay
 from nni_gumbel.supernet.layer import MixedLayer
 
 _log = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ def relax(space: ModelSpace, hooks: Sequence[MutationHook] = (), merged: bool = 
             raise UsageError(
                 f"module {name.rpartition('.')[0]!r}: its sizes are not known before it runs; give them"
             )
+    refuse_what_cannot_stay(space)
     distribution = Distribution(space)
     all_hooks = [*hooks, *hooks_for(space), *_HOOKS]
     arguments = {"joint_sample": distribution.joint_sample, "merged": merged}
@@ -123,6 +125,8 @@ def _mutate_children(
             )
         if child not in replacements:
             replacement = _run_hooks(child, path, hooks, memo, arguments)
+            if type(replacement) in _CONTAINERS:
+                hand_over_hooks(child, replacement)
             replacements[child] = replacements[replacement] = replacement
             _mutate_children(replacement, path, hooks, memo, arguments, replacements)
         if replacements[child] is not child:
@@ -175,6 +179,9 @@ def _labels(module: MutableModule) -> str:
     labels: Iterator[str] = (label for mutable in module.mutables for label in mutable.simplify())
     return ", ".join(map(repr, labels))
 
+
+_CONTAINERS = (MixedLayer, MixedInput, MixedRepeat, MixedCell, FullWidthCell)
+"""Modules that are built anew in the place of others."""
 
 _HOOKS: tuple[MutationHook, ...] = (
     MixedLayer.mutate,
