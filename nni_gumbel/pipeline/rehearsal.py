@@ -56,6 +56,7 @@ def rehearse(
             f"--space: {reference} gives numbers that are not finite; {culprit or 'look for a division by zero'}; "
             "mend or remove it"
         )
+    distribution.joint_sample.tell_unread()
     check_loose_ends(space, distribution, lambda: space(example))
     if classes is None:
         return

@@ -41,7 +41,7 @@ def ranked_outcomes(law: Law, logits: Tensor) -> Iterator[tuple[int, ...]]:
     if isinstance(law, KSubset):
         return _subsets_of_size(theta, by_probability, law.k)
     if isinstance(law, OpenSubset):
-        return _nonempty_subsets(theta)
+        return _subsets(theta, law.least)
     raise TypeError(f"{type(law).__name__} is no law that is known here")
 
 
@@ -61,7 +61,7 @@ def _subsets_of_size(theta: list[float], by_probability: list[int], k: int) -> I
                 heapq.heappush(heap, (-math.fsum(theta[by_probability[p]] for p in moved), moved))
 
 
-def _nonempty_subsets(theta: list[float]) -> Iterator[tuple[int, ...]]:
+def _subsets(theta: list[float], least: int) -> Iterator[tuple[int, ...]]:
     """Gates flipped from their more probable state, in the order of what the flips cost together."""
     open_gates = {i for i, logit in enumerate(theta) if logit > 0}
     by_cost = sorted(range(len(theta)), key=lambda i: abs(theta[i]))
@@ -73,7 +73,7 @@ def _nonempty_subsets(theta: list[float]) -> Iterator[tuple[int, ...]]:
     while heap:
         _, flips = heapq.heappop(heap)
         outcome = open_gates.symmetric_difference(by_cost[place] for place in flips)
-        if outcome:
+        if len(outcome) >= least:
             yield tuple(sorted(outcome))
         following = flips[-1] + 1 if flips else 0
         if following < len(theta):

@@ -4,7 +4,7 @@ NNI's ``freeze`` builds every ``ParametrizedModule`` anew, also where it has not
 weights are lost. Here such a module becomes, when the space is relaxed, what NNI would freeze it to, with
 the parameters and buffers that it has (:func:`keep_weights`). A module that another one takes the place of hands
 over what was added to it (:class:`Additions`); what cannot be handed over is refused
-(:func:`refuse_what_cannot_stay`).
+(:mod:`nni_gumbel.supernet.refusals`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from nni_gumbel.errors import UsageError
 from nni_gumbel.supernet.variants import plain_attributes
 
 Mixin = TypeVar("Mixin", bound=BaseSuperNetModule)
@@ -57,35 +56,6 @@ class Additions:
 def hand_over_hooks(module: nn.Module, other: nn.Module) -> None:
     """Give another module, which has none yet, the hooks of a module; a handle removes them from both."""
     vars(other).update({key: value for key, value in vars(module).items() if "hook" in key and value})
-
-
-def refuse_what_cannot_stay(space: nn.Module) -> None:
-    """Refuse what was done to modules of a space where a network of another size, or a copy, cannot have it.
-
-    Raises:
-        UsageError: a module whose size is chosen shares a tensor with another; a hook of ``torch.nn.utils`` computes
-            a weight in every pass. Names the modules.
-    """
-    modules = dict(space.named_modules())
-    sized = {n: m for n, m in modules.items() if isinstance(m, ParametrizedModule) and m.mutables}
-    owners: dict[int, tuple[str, str]] = {}
-    for path, module in modules.items():
-        for hook in module._forward_pre_hooks.values():
-            if type(hook).__module__.startswith("torch.nn.utils."):
-                raise UsageError(
-                    f"module {path!r}: {type(hook).__name__} of torch.nn.utils computes a tensor of it in every pass, "
-                    "and no copy can be made of that; use torch.nn.utils.parametrizations (or prune.remove)"
-                )
-        owner = next((name for name in sized if path == name or path.startswith(f"{name}.")), path)
-        for name, tensor in {**module._parameters, **module._buffers}.items():
-            first, at = owners.setdefault(id(tensor), (owner, f"{path}.{name}"))
-            if tensor is not None and first != owner and (first in sized or owner in sized):
-                choices = sized[owner if owner in sized else first].mutables
-                labels = ", ".join(repr(label) for choice in choices for label in choice.simplify())
-                raise UsageError(
-                    f"module {path!r}: its {name!r} is {at!r}, too, and choice {labels} decides the size of one of "
-                    "them, so a network would have two; give both modules constants, or leave the two apart"
-                )
 
 
 def keep_weights(module: ParametrizedModule) -> nn.Module:
