@@ -74,7 +74,10 @@ def _parser() -> argparse.ArgumentParser:
     inspect = add("inspect", "show what a search space holds: networks, costs, execution", _inspect)
     inspect.add_argument("space", metavar="module:MySpace", help="a class that is found from here")
     inspect.add_argument("arguments", metavar="key=value", nargs="*", help="arguments of its constructor")
-    inspect.add_argument("--input", metavar="1,28,28", help="shape of one of its inputs, or")
+    inspect.add_argument(
+        "--input", metavar="1,28,28", action="append", default=[],
+        help="shape of an input, once for each that it takes; 2:int for whole numbers; or",
+    )  # fmt: skip
     inspect.add_argument("--data", metavar="NAME", help="data whose images it takes, as in a trial command")
     inspect.add_argument("--data-dir", metavar="DIR", default="data", help="default: %(default)s")
     inspect.add_argument("--batch", type=int, default=2, help="how many inputs (default: %(default)s)")

@@ -13,8 +13,8 @@ import nni
 from nni_gumbel.errors import first_line
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.manager import Manager, plan_of
+from nni_gumbel.pipeline.plan import networks
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.stages import networks
 from nni_gumbel.pipeline.task import BUNDLE, EXPORT_FOLDER, Task
 from nni_gumbel.results import front
 from nni_gumbel.results.bundle import copy_bundle

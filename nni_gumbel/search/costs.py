@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from nni_gumbel.complexity.budget import Limit, check_feasible, largest
 from nni_gumbel.complexity.cost import cost_of, expected_parameters
-from nni_gumbel.complexity.flops import batch_size, expected_flops
+from nni_gumbel.complexity.flops import expected_flops
 from nni_gumbel.complexity.latency import LatencyTable, expected_latency, measure_missing
 from nni_gumbel.complexity.own_cost import OwnCost
 from nni_gumbel.complexity.table import ExpectedSum, Table
+from nni_gumbel.results.example import Example
 from nni_gumbel.search.settings import SearchSettings
 from nni_gumbel.supernet.distribution import Distribution
 
@@ -209,23 +209,9 @@ class SearchCosts:
     def _of_example(self, word: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> ExpectedSum:
         if word == "flops":
             return expected_flops(self._space, self._distribution, args, kwargs)
-        args, kwargs = first_example(args, kwargs)
+        single = Example(tuple(args), dict(kwargs)).first(1)  # latency is that of one example
+        args, kwargs = single.args, single.kwargs
         self.latency_table = measure_missing(
             self._space, self._distribution, args, kwargs, self.latency_table
         )
         return expected_latency(self._space, self._distribution, args, kwargs, self.latency_table)
-
-
-def first_example(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A batch of one: latency is that of a single example.
-
-    Args:
-        args, kwargs: what the space is called with; the first dimension of the first tensor is the batch, and so is
-            that of every other tensor where it is as long.
-    """
-    size = batch_size(args, kwargs)
-
-    def cut(value: Any) -> Any:
-        return value[:1] if isinstance(value, Tensor) and value.dim() and len(value) == size else value
-
-    return tree_map(cut, tuple(args)), tree_map(cut, dict(kwargs))

@@ -251,9 +251,9 @@ class SearchSettings:
     validation_fraction: float = setting(
         0.5, "part of the training data that becomes validation data if there is none", above=0, maximum=0.9
     )
-    gap_every: int | None = setting(
-        None, "epochs between two measurements of the discretisation gap, 0 is never; if left out, it is "
-        "taken at the first, middle and last epoch", minimum=0, optional=int,
+    gap_every: int = setting(
+        0, "epochs between two measurements of the discretisation gap, each two more validations; 0 is never",
+        minimum=0,
     )  # fmt: skip
     log_prob_every_n_step: int = setting(
         10, "steps between two records of every probability in the Trainer's loggers, 0 is never", minimum=0

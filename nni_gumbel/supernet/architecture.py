@@ -7,7 +7,6 @@ once into a tree of :class:`Part`; all questions about used labels are answered 
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from nni.nas.hub.pytorch.nasnet import NDS
 from nni.nas.nn.pytorch import Cell, LayerChoice, ModelSpace, MutableModule, ParametrizedModule, Repeat
 from torch import nn
 
+from nni_gumbel.copies import copied, shallow_copy
 from nni_gumbel.supernet.cell import MixedCell
 from nni_gumbel.supernet.expressions import Tabulated
 from nni_gumbel.supernet.hub import fit_to_loose_ends
@@ -71,7 +71,7 @@ def freeze_with_weights(space: MutableModule, sample: Mapping[str, Any]) -> nn.M
     """
     network = _Replacement(dict(sample)).of_space(space)
     if type(space).freeze in _REPLACING:
-        return copy.deepcopy(network)
+        return copied(network)
     rebuilt = type(space).freeze(space, dict(sample)).to(next(network.parameters(), None))
     rebuilt.load_state_dict(network.state_dict(), strict=True)
     return rebuilt.train(space.training)
@@ -123,7 +123,7 @@ class _Replacement:
         children = {name: child and self.of(child) for name, child in module._modules.items()}
         if not always and all(children[name] is child for name, child in module._modules.items()):
             return module
-        network = copy.copy(module)
+        network = shallow_copy(module)
         network._modules = children
         if isinstance(network, NDS):
             fit_to_loose_ends(network)

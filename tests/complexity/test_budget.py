@@ -30,17 +30,14 @@ from nni_gumbel.complexity.table import ONE, ExpectedSum, Table, elementwise_max
 from nni_gumbel.errors import UsageError
 from nni_gumbel.supernet.architecture import parts_of
 from nni_gumbel.supernet.distribution import Distribution
-from nni_gumbel.supernet.ranking import most_probable
 from search_spaces.mnist import MnistSpace
 
 generated = settings(deadline=None, max_examples=12, suppress_health_check=list(HealthCheck))
 
 
-@pytest.fixture(params=["ranking", "programme", "bounded programme"])
+@pytest.fixture(params=["programme", "bounded programme"])
 def way(request, monkeypatch):
-    """Who finds the network: small spaces would else never need the programme, or a bound in it."""
-    if request.param != "ranking":
-        monkeypatch.setattr(budget, "MOST_PASSED_OVER", 1)
+    """How the network is found: small spaces would else never need a bound in the programme."""
     if request.param == "bounded programme":
         monkeypatch.setattr(programme, "MOST_CELLS", 3)
         monkeypatch.setattr(budget, "MOST_SOLUTIONS", 100_000)
@@ -186,7 +183,7 @@ def test_a_space_with_every_primitive_is_as_if_all_its_networks_were_listed(way,
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "seed"),
-    [("ranking", 0), ("programme", 0), ("programme", 1), ("bounded programme", 0)],
+    [("programme", 0), ("programme", 1), ("bounded programme", 0)],
     indirect=["way"],
 )
 def test_any_sum_of_tables_is_a_cost(way, seed):
@@ -195,9 +192,8 @@ def test_any_sum_of_tables_is_a_cost(way, seed):
     check_against_listing(space, distribution, random_cost(space, distribution, seed), place=4 + 3 * seed)
 
 
-@pytest.mark.parametrize("way", ["ranking", "programme"], indirect=True)
 @pytest.mark.parametrize("seed", range(3))
-def test_several_limits_hold_together(way, seed):
+def test_several_limits_hold_together(seed):
     space = Everything()
     distribution = with_random_logits(Distribution(space), seed)
     first, second = (random_cost(space, distribution, s) for s in (seed, seed + 10))
@@ -239,7 +235,7 @@ def test_a_budget_that_the_mode_meets_changes_nothing():
     space = MnistSpace()
     distribution = with_random_logits(Distribution(space), 5)
     cost = expected_parameters(space)
-    mode, _ = next(most_probable(space, distribution))
+    mode, _ = next(ranked_within(space, distribution, []))
     maximum = count_parameters(space.freeze(mode))
     assert best_within(space, distribution, [Limit("max_params", cost, maximum)]) == mode
     assert best_within(space, distribution, []) == mode
@@ -350,7 +346,6 @@ def unknown_to_the_programme(monkeypatch):
 
     The programme sees the table of three choices as one of two, so that 5 networks seem to be within the limit.
     """
-    monkeypatch.setattr(budget, "MOST_PASSED_OVER", 1)
     monkeypatch.setattr(programme, "MOST_CELLS", 5)
     logits = torch.arange(5.0)
 

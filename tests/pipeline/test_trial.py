@@ -10,19 +10,22 @@ import torch
 
 import nni_gumbel.results.front
 from nni_gumbel.complexity.cost import count_parameters
+from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.export import run_export
-from nni_gumbel.pipeline.ledger import Trial
+from nni_gumbel.pipeline.plan import Trial, next_tasks
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.stages import next_tasks
 from nni_gumbel.pipeline.task import Task
-from nni_gumbel.results.bundle import FACTS, README, write_bundle
+from nni_gumbel.results.bundle import FACTS, README, load, write_bundle
+from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference
 
 COMMAND = TrialCommand("spaces_of_trials:Widths", data="npz:tiny.npz")
 SPACE = """
 import torch
+from nni.nas.evaluator.pytorch import DataLoader, Lightning, LightningModule, Trainer
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from pytorch_lightning import LightningDataModule
 
 class Widths(ModelSpace):
     def __init__(self):
@@ -47,6 +50,54 @@ class Tied(ModelSpace):
 
 def fewest(sample):
     return 1.0 + sample["width"]
+
+class Table(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = torch.nn.Embedding(5, 3), torch.nn.Linear(8, 3)
+        relu = torch.nn.Sequential(torch.nn.Linear(7, 8), torch.nn.ReLU())
+        self.layer = LayerChoice([torch.nn.Linear(7, 8), relu], label="layer")
+
+    def forward(self, categories, numbers):
+        return self.head(self.layer(torch.cat([self.embedding(categories), numbers], 1)))
+
+class Rows(LightningDataModule):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def setup(self, stage):
+        rows = [(torch.randint(0, 5, ()), torch.randn(4), torch.randint(0, 3, ())) for _ in range(32)]
+        arrange = {
+            "flat": lambda a, b, y: (a, b, y),
+            "pairs": lambda a, b, y: ((a, b), y),
+            "named": lambda a, b, y: ({"numbers": b, "categories": a}, y),
+        }[self.kind]
+        self.rows = [arrange(*row) for row in rows]
+
+    def train_dataloader(self):
+        return DataLoader(self.rows, 8)
+
+    val_dataloader = test_dataloader = train_dataloader
+
+def flat(): return Rows("flat")
+def pairs(): return Rows("pairs")
+def named(): return Rows("named")
+
+class OwnSteps(LightningModule):
+    def training_step(self, batch, batch_idx):
+        *inputs, labels = batch
+        return torch.nn.functional.cross_entropy(self.model(*inputs), labels)
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_acc", -self.training_step(batch, batch_idx))
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters())
+
+def own(data, epochs):
+    trainer = Trainer(max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False)
+    return Lightning(OwnSteps(), trainer, datamodule=data)
 """
 # 64 n + n of the first layer, 2 n + 2 of the second.
 SIZES = {0: 69, 1: 337, 2: 1342}
@@ -119,7 +170,7 @@ def before_the_export(folder, class_args, found=lambda seed: {"width": 1, "activ
                     network,
                     architecture,
                     reference,
-                    torch.zeros(2, 64),
+                    Example((torch.zeros(2, 64),)),
                     {},
                 )
     output = folder / "trials" / "export"
@@ -251,8 +302,6 @@ def test_a_search_reports_its_network_and_the_share_of_each_budget_that_it_uses(
 
 
 def test_a_search_whose_budget_no_network_can_meet_ends_before_it_begins(folder, reported):
-    from nni_gumbel.errors import UsageError
-
     for budget, least in (({"max_params": 68}, "69"), ({"max_flops": 60}, "max_flops: 60")):
         with pytest.raises(UsageError, match=least):
             search(budget, folder)
@@ -322,8 +371,6 @@ def test_a_training_reports_its_latency_again_and_by_the_table_where_latency_pla
 
 
 def test_a_latency_that_no_network_reaches_ends_the_search_before_it_begins(folder, reported):
-    from nni_gumbel.errors import UsageError
-
     with pytest.raises(UsageError, match="max_latency_ms: .*smallest"):
         search({"max_latency_ms": 1e-9}, folder)
     assert not reported
@@ -333,3 +380,50 @@ def test_parameters_counted_in_this_file_are_those_of_the_space(folder):
     space = SpaceReference.parse(COMMAND.space)
     for width, size in SIZES.items():
         assert count_parameters(space.build().freeze({"width": width, "activation": "relu"})) == size
+
+
+# -- networks with several inputs, data that does not tell its classes --------------------------------
+
+
+def train(folder, command, architecture):
+    from nni_gumbel.pipeline.trial import run_training
+
+    settings = ExperimentSettings.from_flat({"train_epochs": 1, "batch_size": 8}).train_values()
+    task = Task("train", 0, 1, settings, architecture)
+    output = folder / "trials" / task.key
+    output.mkdir(parents=True)
+    run_training(task, command, Manager({}), output)
+    return output
+
+
+@pytest.mark.parametrize(("data", "evaluator"), [("flat", "own"), ("pairs", None), ("named", None)])
+def test_a_network_with_several_inputs_is_searched_trained_and_given_back(folder, reported, data, evaluator):
+    command = TrialCommand(
+        "spaces_of_trials:Table",
+        data=f"spaces_of_trials:{data}",
+        evaluator=evaluator and f"spaces_of_trials:{evaluator}",
+    )
+    search({"max_flops": 10_000}, folder, command)
+    architecture = json.loads(reported["architecture"])
+    assert reported["flops"] > 0
+    output = train(folder, command, architecture)
+    network = load(output / "bundle")
+    assert network(torch.zeros(2, dtype=torch.int64), torch.zeros(2, 4)).shape == (2, 3)
+    assert reported["parameters"] == count_parameters(network)
+
+
+def test_a_step_that_does_not_fit_the_batches_is_told_in_one_line(folder, reported):
+    command = TrialCommand(
+        "spaces_of_trials:Table", data="spaces_of_trials:named", evaluator="spaces_of_trials:own"
+    )
+    with pytest.raises(
+        UsageError, match="--(evaluator|space): .*fails on (the first batch|inputs of shape)"
+    ) as caught:
+        search({}, folder, command)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_built_in_evaluator_says_which_batches_it_takes(folder, reported):
+    command = TrialCommand("spaces_of_trials:Table", data="spaces_of_trials:flat")
+    with pytest.raises(UsageError, match=r"--data: a batch is a list of 3; give \(inputs, labels\)"):
+        search({}, folder, command)

@@ -10,16 +10,17 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.pipeline.ledger import Trial, judged
-from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.stages import (
+from nni_gumbel.pipeline.plan import (
+    Trial,
     failure,
     finished,
     given_up,
+    judged,
     largest_trial_count,
     networks,
     next_tasks,
 )
+from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import Task
 
 SETTINGS = ExperimentSettings.from_flat({"search_seeds": 2, "train_seeds": 2})
