@@ -12,12 +12,13 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -26,10 +27,17 @@ Row = dict[str, Any]
 
 # The settings of searches and trainings alike.
 _COMMON = ("batch_size", "learning_rate", "weight_decay")
+MNIST = "mnist5k"
 
 
-def search(seed: int, epochs: int, **settings: Any) -> Row:
+def search(seed: int, epochs: int, data: str = MNIST, **settings: Any) -> Row:
     """Search the MNIST space once.
+
+    Args:
+        seed: of the search.
+        epochs: its length.
+        data: a data set, as ``--data`` of the main job takes it.
+        **settings: those of ``GumbelSearch``.
 
     Returns:
         ``architecture`` (JSON), ``parameters``, ``flops`` of the network that the search returns, its
@@ -40,7 +48,7 @@ def search(seed: int, epochs: int, **settings: Any) -> Row:
     from nni_gumbel.complexity.flops import count_flops
     from search_spaces.mnist import MnistSpace
 
-    evaluator = _evaluator(seed, epochs)
+    evaluator = _evaluator(seed, epochs, data)
     strategy = GumbelSearch(**settings)
     supernet = strategy.mutate_model(MnistSpace())
     evaluator = strategy.mutate_evaluator(evaluator)
@@ -58,13 +66,13 @@ def search(seed: int, epochs: int, **settings: Any) -> Row:
     }
 
 
-def train(seed: int, epochs: int, architecture: str) -> Row:
+def train(seed: int, epochs: int, architecture: str, data: str = MNIST) -> Row:
     """Train one network from scratch; its ``validation`` and ``test`` accuracy and ``parameters``."""
     from nni_gumbel.complexity.cost import count_parameters
     from nni_gumbel.results.space import sample_of
     from search_spaces.mnist import MnistSpace
 
-    evaluator, space = _evaluator(seed, epochs), MnistSpace()
+    evaluator, space = _evaluator(seed, epochs, data), MnistSpace()
     network = space.freeze(sample_of(space, json.loads(architecture)))
     evaluator.evaluate(network)
     validation = float(evaluator.trainer.callback_metrics["val_acc"])
@@ -80,14 +88,15 @@ def rows_of(
 
     Args:
         jobs: keyword arguments of ``run``.
-        run: does one job: :func:`search` or :func:`train`.
+        run: does one job: :func:`search`, :func:`train`, or another function, whose jobs name all that a row depends
+            on, and which a new process can import.
         path: one row a job: its arguments and the defaults that it leaves alone as JSON, then what ``run`` returned.
         workers: processes at a time.
 
     Yields:
         The rows of all jobs, arguments included: those of the CSV first, the others as they end.
     """
-    done = {row.pop("job"): row for row in _read(path)}
+    done = {row.pop("job"): row for row in read(path)}
     keys = {_key(job, run): dict(job) for job in jobs}
     for key, job in keys.items():
         if key in done:
@@ -119,21 +128,52 @@ def machine(device: str = "cpu") -> str:
     return f"{words}, Python {platform.python_version()}, torch {version('torch')}"
 
 
+def read(path: Path) -> list[Row]:
+    """The rows of a CSV, numbers as such, without what is empty; none, if there is no file."""
+    if not path.exists():
+        return []
+    with path.open() as file:
+        rows = csv.DictReader(file)
+        return [{key: _value(text) for key, text in row.items() if text != ""} for row in rows]
+
+
+def write(rows: Sequence[Row], path: Path) -> None:
+    """Write a CSV with the columns of all rows, at once: a stop leaves the old file."""
+    columns = dict.fromkeys(column for one in rows for column in one)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    with unfinished.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(columns))
+        writer.writeheader()
+        writer.writerows(rows)
+    unfinished.replace(path)
+
+
+def spread(values: Iterable[float], factor: float = 1, digits: int = 2) -> str:
+    """Mean ± standard deviation of numbers times a factor, for tables; empty of nothing."""
+    numbers = [factor * value for value in values]
+    if not numbers:
+        return ""
+    return f"{mean(numbers):,.{digits}f} ± {stdev(numbers) if len(numbers) > 1 else 0:,.{digits}f}"
+
+
 def _key(job: Mapping[str, Any], run: Callable[..., Row]) -> str:
     """A job with all settings that it leaves alone: a row must not be taken for that of other defaults.
 
     The code is not in it: start in an empty folder after a change.
     """
+    if run not in (search, train):
+        return json.dumps(job, sort_keys=True)
     from nni_gumbel.pipeline.settings import ExperimentSettings
     from nni_gumbel.search.settings import SearchSettings
 
-    given = {name: value for name, value in job.items() if name not in ("seed", "epochs")}
+    given = {name: value for name, value in job.items() if name not in ("seed", "epochs", "data")}
     settings = asdict(SearchSettings(**given)) if run is search else {}
     common = {name: getattr(ExperimentSettings(), name) for name in _COMMON}
     return json.dumps({**common, **settings, **job}, sort_keys=True)
 
 
-def _evaluator(seed: int, epochs: int) -> Any:
+def _evaluator(seed: int, epochs: int, name: str) -> Any:
     import pytorch_lightning as pl
 
     from nni_gumbel.data import build_data
@@ -142,7 +182,7 @@ def _evaluator(seed: int, epochs: int) -> Any:
 
     pl.seed_everything(seed, verbose=False)
     defaults = ExperimentSettings()
-    data = build_data("mnist5k", data_dir="data", batch_size=defaults.batch_size, seed=seed)
+    data = build_data(name, data_dir="data", batch_size=defaults.batch_size, seed=seed)
     common = {name: getattr(defaults, name) for name in _COMMON}
     return build_evaluator(None, data=data, epochs=epochs, seed=seed, **common)
 
@@ -160,14 +200,6 @@ def _on_one_thread() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _read(path: Path) -> list[Row]:
-    if not path.exists():
-        return []
-    with path.open() as file:
-        rows = csv.DictReader(file)
-        return [{key: _value(text) for key, text in row.items() if text != ""} for row in rows]
-
-
 def _value(text: str) -> Any:
     try:
         return float(text)
@@ -176,13 +208,5 @@ def _value(text: str) -> Any:
 
 
 def _append(path: Path, row: Row) -> None:
-    """Add a row; the file is written anew and moved into place, for a new row may have new columns."""
-    rows = [*_read(path), row]
-    columns = dict.fromkeys(column for one in rows for column in one)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    with unfinished.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(columns))
-        writer.writeheader()
-        writer.writerows(rows)
-    unfinished.replace(path)
+    """Add a row; the file is written anew, for a new row may have new columns."""
+    write([*read(path), row], path)
