@@ -48,7 +48,7 @@ def search(seed: int, epochs: int, data: str = MNIST, **settings: Any) -> Row:
     from nni_gumbel.complexity.flops import count_flops
     from search_spaces.mnist import MnistSpace
 
-    evaluator = _evaluator(seed, epochs, data)
+    evaluator = main_evaluator(seed, epochs, data)
     strategy = GumbelSearch(**settings)
     supernet = strategy.mutate_model(MnistSpace())
     evaluator = strategy.mutate_evaluator(evaluator)
@@ -67,18 +67,41 @@ def search(seed: int, epochs: int, data: str = MNIST, **settings: Any) -> Row:
 
 
 def train(seed: int, epochs: int, architecture: str, data: str = MNIST) -> Row:
-    """Train one network from scratch; its ``validation`` and ``test`` accuracy and ``parameters``."""
-    from nni_gumbel.complexity.cost import count_parameters
-    from nni_gumbel.results.space import sample_of
+    """Train one network of the MNIST space from scratch; see :func:`train_in`."""
     from search_spaces.mnist import MnistSpace
 
-    evaluator, space = _evaluator(seed, epochs, data), MnistSpace()
+    return train_in(MnistSpace, seed, epochs, architecture, data)
+
+
+def train_in(
+    make_space: Callable[[], Any], seed: int, epochs: int, architecture: str, data: str = MNIST
+) -> Row:
+    """Train one network of a space from scratch; its ``validation`` and ``test`` accuracy and ``parameters``."""
+    from nni_gumbel.complexity.cost import count_parameters
+    from nni_gumbel.results.space import sample_of
+
+    evaluator, space = main_evaluator(seed, epochs, data), make_space()
     network = space.freeze(sample_of(space, json.loads(architecture)))
     evaluator.evaluate(network)
     validation = float(evaluator.trainer.callback_metrics["val_acc"])
     evaluator.trainer.test(evaluator.module, datamodule=evaluator.datamodule, verbose=False)
     test = float(evaluator.trainer.callback_metrics["test_acc"])
     return {"validation": validation, "test": test, "parameters": count_parameters(network)}
+
+
+def main_evaluator(seed: int, epochs: int, name: str = MNIST) -> Any:
+    """The evaluator of the main job with its defaults, on a data set; seeds everything."""
+    import pytorch_lightning as pl
+
+    from nni_gumbel.data import build_data
+    from nni_gumbel.pipeline.evaluator import build_evaluator
+    from nni_gumbel.pipeline.settings import ExperimentSettings
+
+    pl.seed_everything(seed, verbose=False)
+    defaults = ExperimentSettings()
+    data = build_data(name, data_dir="data", batch_size=defaults.batch_size, seed=seed)
+    common = {name: getattr(defaults, name) for name in _COMMON}
+    return build_evaluator(None, data=data, epochs=epochs, seed=seed, **common)
 
 
 def rows_of(
@@ -171,20 +194,6 @@ def _key(job: Mapping[str, Any], run: Callable[..., Row]) -> str:
     settings = asdict(SearchSettings(**given)) if run is search else {}
     common = {name: getattr(ExperimentSettings(), name) for name in _COMMON}
     return json.dumps({**common, **settings, **job}, sort_keys=True)
-
-
-def _evaluator(seed: int, epochs: int, name: str) -> Any:
-    import pytorch_lightning as pl
-
-    from nni_gumbel.data import build_data
-    from nni_gumbel.pipeline.evaluator import build_evaluator
-    from nni_gumbel.pipeline.settings import ExperimentSettings
-
-    pl.seed_everything(seed, verbose=False)
-    defaults = ExperimentSettings()
-    data = build_data(name, data_dir="data", batch_size=defaults.batch_size, seed=seed)
-    common = {name: getattr(defaults, name) for name in _COMMON}
-    return build_evaluator(None, data=data, epochs=epochs, seed=seed, **common)
 
 
 def _images(evaluator: Any) -> Any:

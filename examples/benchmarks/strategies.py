@@ -247,11 +247,16 @@ def _run(
     )  # fmt: skip
     module = Classification(num_classes=data.num_classes, **settings)
     loaders = {"train_dataloaders": data.train_dataloader(), "val_dataloaders": data.structure_dataloader()}
+    return searched(named, space, Lightning(module, trainer, **loaders), seed)
+
+
+def searched(named: Named, space: Callable[[], ModelSpace], evaluator: Lightning, seed: int) -> Any:
+    """The module of a one-shot search that has ended; its ``export()`` is the NNI sample found."""
     strategy = named.build(seed)
     supernet = strategy.mutate_model(space())
-    evaluator = strategy.mutate_evaluator(Lightning(module, trainer, **loaders))
-    evaluator.evaluate(supernet)
-    return evaluator.module
+    mutated = strategy.mutate_evaluator(evaluator)
+    mutated.evaluate(supernet)
+    return mutated.module
 
 
 class _Epochs(pl.Callback):

@@ -6,79 +6,20 @@ The loaders are the package's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from halves import HalvedImages
 
-from nni_gumbel.data.images import Augmentation, ImageData
+from nni_gumbel.data.images import Augmentation
 from nni_gumbel.data.sources import Images, Parts, read_parts
 from nni_gumbel.errors import UsageError
 
-SIDE = 32
 _HOW_TO_GET = (
     "an .npz of CIFAR-10: x_train (50000, 32, 32, 3) uint8, y_train, x_test, y_test, as torchvision's "
     "CIFAR10(download=True) has them in .data and .targets"
 )
-
-
-class HalvedImages(ImageData):
-    """Training images and as many others, for a search.
-
-    NNI's strategies take the batches of the structure from ``val_dataloader``: here they are shuffled, and as large as
-    those of the weights, as this plugin has them from ``structure_dataloader``.
-
-    Args:
-        parts: the halves in ``train`` and ``validation``.
-        augmentation: of the training half.
-        batch_size: images a batch.
-        seed: of order and augmentation.
-        batches: in an epoch of either half; all, if left out.
-    """
-
-    def __init__(
-        self,
-        parts: Parts,
-        augmentation: Augmentation,
-        *,
-        batch_size: int,
-        seed: int,
-        batches: int | None = None,
-    ) -> None:
-        super().__init__(parts, augmentation, batch_size=batch_size, seed=seed)
-        self.batches = batches
-
-    def train_dataloader(self) -> Any:
-        return _shortened(super().train_dataloader(), self.batches)
-
-    def structure_dataloader(self) -> Any:
-        return _shortened(super().structure_dataloader(), self.batches)
-
-    def val_dataloader(self) -> Any:
-        return self.structure_dataloader()
-
-    def in_order(self) -> Any:
-        """The other half once, not shuffled: what a network is judged on."""
-        return super().val_dataloader()
-
-
-class _First:
-    """The first batches of a loader, whose order is drawn anew in every epoch."""
-
-    def __init__(self, loader: Any, batches: int) -> None:
-        self._loader, self._batches = loader, batches
-
-    def __len__(self) -> int:
-        return self._batches
-
-    def __iter__(self) -> Iterator[Any]:
-        return islice(iter(self._loader), self._batches)
-
-
-def _shortened(loader: Any, batches: int | None) -> Any:
-    return loader if batches is None or batches >= len(loader) else _First(loader, batches)
 
 
 def read(path: Path, *, images: int, resolution: int, batch_size: int, seed: int) -> HalvedImages:
@@ -96,9 +37,7 @@ def read(path: Path, *, images: int, resolution: int, batch_size: int, seed: int
     """
     if not path.is_file():
         raise UsageError(f"--images: {path} does not exist; give {_HOW_TO_GET}")
-    parts = read_parts(f"npz:{path}", "")
-    pixels = np.concatenate([parts.train.pixels, parts.validation.pixels])
-    labels = np.concatenate([parts.train.labels, parts.validation.labels])
+    pixels, labels = _training_images(path)
     if 2 * images > len(labels):
         raise UsageError(
             f"--half: {images} and as many others are more than the {len(labels)} training images of {path}; "
@@ -110,10 +49,19 @@ def read(path: Path, *, images: int, resolution: int, batch_size: int, seed: int
         for part in (order[:images], order[images : 2 * images])
     )
     return HalvedImages(
-        Parts(train, validation, parts.test.part(np.arange(0))),
+        Parts(train, validation, validation.part(np.arange(0))),  # the test images are the table's
         Augmentation(resolution // 8, flip=True),
         batch_size=batch_size,
         seed=seed,
+    )
+
+
+@cache
+def _training_images(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Once a process, which may do many jobs."""
+    parts = read_parts(f"npz:{path}", "")
+    return tuple(
+        np.concatenate(two) for two in zip(*((p.pixels, p.labels) for p in (parts.train, parts.validation)))
     )
 
 

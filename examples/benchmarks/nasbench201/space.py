@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import images
+from halves import HalvedImages
 from nni.nas.hub.pytorch import NasBench201
 
 
@@ -39,7 +40,7 @@ class Size:
     def space(self) -> NasBench201:
         return NasBench201(stem_out_channels=self.channels, num_modules_per_stack=self.cells)
 
-    def read(self, path: Path, seed: int) -> images.HalvedImages:
+    def read(self, path: Path, seed: int) -> HalvedImages:
         return images.read(
             path, images=self.half, resolution=self.resolution, batch_size=self.batch_size, seed=seed
         )

@@ -1,11 +1,11 @@
-"""The training of one cell by itself: what the proxy measures and the multi-trial strategies go by."""
+"""The training of one network by itself: what the proxy measures and the multi-trial strategies go by."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from images import HalvedImages
+from halves import HalvedImages
 from torch import nn
 from torch.nn.functional import cross_entropy
 
