@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import nni
@@ -45,6 +46,7 @@ CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
 
 # Epochs of so many batches are run before a search, the last of them measured.
 _MEASURED_BATCHES, _MEASURED_EPOCHS = 6, 2
+_NNI = Path(nni.__file__).parent
 _TRAJECTORY = 20  # points, about
 
 Sample = dict[str, Any]
@@ -173,18 +175,22 @@ def search_within(
         settings = {"learning_rate": learning_rate, "weight_decay": weight_decay}
         return _one_shot(named, space, data, settings, seed, began, seconds, now)
     except Exception as error:
-        if named.name in OURS:
+        place = None if named.name in OURS else line_of(error)
+        if place is None:
             raise
-        return Found(None, [], now() - began, "", line_of(error))
+        return Found(None, [], now() - began, "", place)
 
 
-def line_of(error: Exception) -> str:
-    """The line of NNI's code where an error was raised, and the error."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "/nni/" in frame.filename.replace("\\", "/")] or frames
-    place = own[-1].filename.replace("\\", "/").rpartition("/site-packages/")[2]
-    text = next(iter(str(error).splitlines()), "")
-    return f"{place}:{own[-1].lineno}: {type(error).__name__}: {text}"
+def line_of(error: Exception) -> str | None:
+    """The line of NNI's code where an error was raised, and the error; ``None``, if it comes from these benchmarks."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_relative_to(_NNI):
+            text = next(iter(str(error).splitlines()), "")
+            return f"nni/{path.relative_to(_NNI).as_posix()}:{frame.lineno}: {type(error).__name__}: {text}"
+        if path.is_relative_to(Path(__file__).parent):
+            return None
+    return None
 
 
 # -- one-shot ----------------------------------------------------------------------------------------

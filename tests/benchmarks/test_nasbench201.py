@@ -124,12 +124,17 @@ def test_a_search_is_as_long_as_its_budget(seconds, expected):
 
 
 def test_an_error_of_nni_is_told_by_its_line():
-    try:
+    with pytest.raises(Exception) as caught:
         NasBench201(8, 1).freeze({})
-    except Exception as error:
-        place = strategies.line_of(error)
+    place = strategies.line_of(caught.value)
     assert place.startswith("nni/")
     assert int(place.split(":")[1]) > 0
+
+
+def test_a_mistake_of_a_benchmark_is_none_of_nnis():
+    with pytest.raises(UsageError) as caught:
+        strategies.parse("defualt")
+    assert strategies.line_of(caught.value) is None
 
 
 def double(number, log):

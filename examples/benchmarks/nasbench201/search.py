@@ -167,12 +167,14 @@ def _draw(texts: list[str], rows: list[runs.Row], judge: table.Table, path: Path
             points = json.loads(row["trajectory"])
             left.plot(
                 [at for at, _ in points], [judge.accuracy(table.parse(arch)) for _, arch in points], style,
-                color=colour, linewidth=0.8, label=text if number == 0 else None,
+                color=colour, linewidth=0.8, drawstyle="steps-post", label=text if number == 0 else None,
             )  # fmt: skip
         right.plot([place] * len(own), [row["accuracy"] for row in own], "o", color=colour)
     for axis in (left, right):
         axis.axhline(judge.best, color="black", linewidth=0.8)
-        axis.set_ylim(85, 95)
+        axis.set_ylim(
+            max(60, min((row["accuracy"] for row in rows if "accuracy" in row), default=60) - 1), 95
+        )
         axis.set_ylabel("test accuracy in the table, %")
     left.set(xlabel="seconds", title="over time")
     left.legend(fontsize="x-small", ncols=2)
