@@ -117,7 +117,8 @@ def main() -> None:
         for seed in range(arguments.seeds)
         for kind, one in (*((kind, named) for kind in KINDS), (RANDOM, strategies.parse("Random")))
     ]
-    found = list(runs.rows_of(jobs, search, arguments.folder / "activations-searches.csv", arguments.workers))
+    path, main_settings = arguments.folder / "activations-searches.csv", runs.main_settings()
+    found = list(runs.rows_of(jobs, search, path, arguments.workers, main_settings))
     train_on = {"epochs": arguments.train_epochs, "data": arguments.data}
     drawn = [
         {**train_on, "seed": seed, "architecture": architecture}
@@ -129,7 +130,7 @@ def main() -> None:
     path = arguments.folder / "activations-trainings.csv"
     trained = {
         (row["seed"], row["architecture"]): row
-        for row in runs.rows_of([*drawn, *ended], train, path, arguments.workers)
+        for row in runs.rows_of([*drawn, *ended], train, path, arguments.workers, main_settings)
     }
     random_ones = [trained[job["seed"], job["architecture"]] for job in drawn]
     sizes, tests = [row["parameters"] for row in random_ones], [row["test"] for row in random_ones]
@@ -173,11 +174,10 @@ def search(**job: Any) -> runs.Row:
 
     from nni_gumbel.data.images import augmentation_of
     from nni_gumbel.data.sources import read_parts
-    from nni_gumbel.pipeline.settings import ExperimentSettings
 
-    defaults, parts = ExperimentSettings(), read_parts(job["data"], "data")
+    settings, parts = runs.main_settings(), read_parts(job["data"], "data")
     data = HalvedImages(
-        parts, augmentation_of(job["data"], parts), batch_size=defaults.batch_size, seed=job["seed"]
+        parts, augmentation_of(job["data"], parts), batch_size=settings.pop("batch_size"), seed=job["seed"]
     )
 
     def train_alone(network: Any) -> float:
@@ -188,7 +188,7 @@ def search(**job: Any) -> runs.Row:
     found = strategies.search_within(
         strategies.parse(job["strategy"]), partial(SmallSpace, kind), data, train=train_alone,
         seconds=60 * job["minutes"], clock=job["clock"], seed=job["seed"],
-        learning_rate=defaults.learning_rate, weight_decay=defaults.weight_decay,
+        **settings,
     )  # fmt: skip
     if found.sample is None:
         raise RuntimeError(found.error)

@@ -162,7 +162,7 @@ def main() -> None:
         for seed in range(arguments.seeds)
     ]  # fmt: skip
     path = arguments.folder / "collapse.csv"
-    rows = list(runs.rows_of(jobs, search, path, arguments.workers))
+    rows = list(runs.rows_of(jobs, search, path, arguments.workers, runs.main_settings()))
 
     console = Console(width=130)
     console.print(

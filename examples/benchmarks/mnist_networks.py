@@ -60,31 +60,21 @@ def main() -> None:
         {"seed": seed, "epochs": arguments.train_epochs, **images, "architecture": architecture}
         for seed, architecture in enumerate(random_networks(MnistSpace, arguments.networks))
     ]
-    drawn = list(runs.rows_of(jobs, partial(train, data=arguments.data), path, arguments.workers))
-    searches = [
+    rows_of = partial(runs.rows_of, workers=arguments.workers, beside=runs.main_settings())
+    train_on, search_on = (partial(run, data=arguments.data) for run in (train, search))
+    drawn = list(rows_of(jobs, train_on, path))
+    jobs = [
         {"seed": seed, "epochs": arguments.search_epochs, **images, "strategy": text, "settings": of_one}
         for text, of_one in settings.items()
         for seed in range(arguments.seeds)
     ]
-    found = list(
-        runs.rows_of(
-            searches,
-            partial(search, data=arguments.data),
-            arguments.folder / "mnist_networks-searches.csv",
-            arguments.workers,
-        )
-    )
+    found = list(rows_of(jobs, search_on, arguments.folder / "mnist_networks-searches.csv"))
     jobs = [
         {"seed": row["seed"], "epochs": arguments.train_epochs, **images, "architecture": row["architecture"]}
         for row in found
     ]
-    folder_file = arguments.folder / "mnist_networks-found.csv"
-    trained = {
-        (row["seed"], row["architecture"]): row
-        for row in runs.rows_of(
-            _once(jobs), partial(train, data=arguments.data), folder_file, arguments.workers
-        )
-    }
+    ended = rows_of(jobs, train_on, arguments.folder / "mnist_networks-found.csv")
+    trained = {(row["seed"], row["architecture"]): row for row in ended}
 
     console = Console(width=120)
     console.print(
@@ -182,11 +172,6 @@ def _of_ours(text: str) -> dict[str, Any]:
     if named.is_multi_trial:
         raise UsageError(f"--strategies: {text!r} is multi-trial; give a one-shot strategy")
     return named.resolved()
-
-
-def _once(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without those that two strategies have in common."""
-    return list({json.dumps(job, sort_keys=True): job for job in jobs}.values())
 
 
 def _draw(drawn: list[runs.Row], found: list[runs.Row], trained: dict[Any, runs.Row], path: Path) -> None:

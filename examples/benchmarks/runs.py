@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 Row = dict[str, Any]
 
-# The settings of searches and trainings alike.
+# The settings of the main job's searches and trainings alike.
 _COMMON = ("batch_size", "learning_rate", "weight_decay")
 MNIST = "mnist5k"
 
@@ -95,32 +95,41 @@ def main_evaluator(seed: int, epochs: int, name: str = MNIST) -> Any:
 
     from nni_gumbel.data import build_data
     from nni_gumbel.pipeline.evaluator import build_evaluator
-    from nni_gumbel.pipeline.settings import ExperimentSettings
 
     pl.seed_everything(seed, verbose=False)
-    defaults = ExperimentSettings()
-    data = build_data(name, data_dir="data", batch_size=defaults.batch_size, seed=seed)
-    common = {name: getattr(defaults, name) for name in _COMMON}
+    common = main_settings()
+    data = build_data(name, data_dir="data", batch_size=common["batch_size"], seed=seed)
     return build_evaluator(None, data=data, epochs=epochs, seed=seed, **common)
 
 
+def main_settings() -> Row:
+    """The defaults of the main job that its searches and trainings have in common."""
+    from nni_gumbel.pipeline.settings import ExperimentSettings
+
+    return {name: getattr(ExperimentSettings(), name) for name in _COMMON}
+
+
 def rows_of(
-    jobs: Sequence[Mapping[str, Any]], run: Callable[..., Row], path: Path, workers: int
+    jobs: Sequence[Mapping[str, Any]],
+    run: Callable[..., Row],
+    path: Path,
+    workers: int,
+    beside: Mapping[str, Any] | None = None,
 ) -> Iterator[Row]:
     """Run jobs that are not in a CSV yet, each on one thread, and write each there as soon as it has ended.
 
     Args:
         jobs: keyword arguments of ``run``.
-        run: does one job: :func:`search`, :func:`train`, or another function, whose jobs name all that a row depends
-            on, and which a new process can import.
+        run: does one job: :func:`search`, :func:`train`, or another function that a new process can import.
         path: one row a job: its arguments and the defaults that it leaves alone as JSON, then what ``run`` returned.
         workers: processes at a time.
+        beside: what rows of another function depend on beside its arguments.
 
     Yields:
         The rows of all jobs, arguments included: those of the CSV first, the others as they end.
     """
     done = {row.pop("job"): row for row in read(path)}
-    keys = {_key(job, run): dict(job) for job in jobs}
+    keys = {_key(job, run, beside or {}): dict(job) for job in jobs}
     for key, job in keys.items():
         if key in done:
             yield {**job, **done[key]}
@@ -180,20 +189,18 @@ def spread(values: Iterable[float], factor: float = 1, digits: int = 2) -> str:
     return f"{mean(numbers):,.{digits}f} ± {stdev(numbers) if len(numbers) > 1 else 0:,.{digits}f}"
 
 
-def _key(job: Mapping[str, Any], run: Callable[..., Row]) -> str:
+def _key(job: Mapping[str, Any], run: Callable[..., Row], beside: Mapping[str, Any]) -> str:
     """A job with all settings that it leaves alone: a row must not be taken for that of other defaults.
 
     The code is not in it: start in an empty folder after a change.
     """
     if run not in (search, train):
-        return json.dumps(job, sort_keys=True)
-    from nni_gumbel.pipeline.settings import ExperimentSettings
+        return json.dumps({**beside, **job}, sort_keys=True)
     from nni_gumbel.search.settings import SearchSettings
 
     given = {name: value for name, value in job.items() if name not in ("seed", "epochs", "data")}
     settings = asdict(SearchSettings(**given)) if run is search else {}
-    common = {name: getattr(ExperimentSettings(), name) for name in _COMMON}
-    return json.dumps({**common, **settings, **job}, sort_keys=True)
+    return json.dumps({**main_settings(), **settings, **job}, sort_keys=True)
 
 
 def _images(evaluator: Any) -> Any:
