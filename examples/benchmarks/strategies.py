@@ -210,7 +210,9 @@ def _one_shot(
     whole = len(data.train_dataloader())
     data.batches = min(_MEASURED_BATCHES, whole)
     watch = _Epochs(now)
-    _run(named, space, data, settings, seed, _MEASURED_EPOCHS, watch)
+    # The last epoch is behind a warm-up, whose steps are cheaper.
+    measured = _MEASURED_EPOCHS + named.resolved().get("warmup_epochs", 0)
+    _run(named, space, data, settings, seed, measured, watch)
     a_batch = watch.seconds[-1] / data.batches
     epochs, data.batches = length(seconds - (now() - began), a_batch, whole)
 

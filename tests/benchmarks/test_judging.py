@@ -1,5 +1,7 @@
 """The pure parts of the instruments that judge: models of cells, perfect weights, places among random networks."""
 
+import json
+
 import activations
 import collapse
 import mnist_networks
@@ -32,6 +34,15 @@ def test_costs_of_edges_add_up():
     cell = (3, 1, 4, 1, 0, 2)
     assert total.shape == table.SHAPE
     assert total[cell] == pytest.approx(sum(costs[edge, operation] for edge, operation in enumerate(cell)))
+
+
+def test_trainings_choose_together_by_the_mean_of_their_gradients():
+    first, second = np.zeros((6, 5)), np.zeros((6, 5))
+    first[:, 2], second[:, 2], second[:, 4] = -3, 1, -1
+    rows = [
+        {"measurements": json.dumps([{"step": 7, "normalised": one.tolist()}])} for one in (first, second)
+    ]
+    assert supernet.chosen_together(rows, 7) == (2,) * 6
 
 
 @pytest.mark.parametrize("way", ["gumbel", "gumbel:0", "mixture:1", "fiar"])

@@ -96,19 +96,19 @@ def main() -> None:
     path = arguments.folder / (
         "nasbench201-supernet-quick.csv" if arguments.quick else "nasbench201-supernet.csv"
     )
-    rows = runs.rows_of(jobs, partial(train, images=str(arguments.images)), path, arguments.workers)
+    rows = list(runs.rows_of(jobs, partial(train, images=str(arguments.images)), path, arguments.workers))
     judged = [one for row in rows for one in _judged(row, judge)]
     runs.write(judged, path.with_stem(f"{path.stem}-judged"))
 
     console = Console(width=180)
     changed = ", ".join(f"{name} {common[name]}" for name in names)
     console.print(f"{runs.machine()}; {size}; {changed}; seeds 0 to {arguments.seeds - 1}", highlight=False)
-    shown = Table(
-        "weights", "steps", "seconds", title="Spearman with the table, and accuracy of what would be chosen"
-    )
+    title = f"Spearman with the table (cells: {arguments.drawn} drawn, else all), and accuracy of what would be chosen"
+    shown = Table("weights", "steps", "seconds", title=title)
     for name in JUDGEMENTS:
         shown.add_column(name)
         shown.add_column("chosen")
+    shown.add_column("normalised,\nseeds together")
     for way in arguments.ways:
         for step in common["steps"]:
             own = [one for one in judged if (one["way"], one["step"]) == (way, step)]
@@ -117,6 +117,8 @@ def main() -> None:
                 for name in JUDGEMENTS
                 for column in (name, f"{name}_chosen")
             ]
+            cell = chosen_together([row for row in rows if row["way"] == way], step)
+            cells.append(f"{table.short(cell)} {judge.accuracy(cell):.2f}")
             shown.add_row(way, str(step), runs.spread([one["seconds"] for one in own], digits=0), *cells)
         shown.add_section()
     console.print(shown)
@@ -342,6 +344,13 @@ def _judged(row: runs.Row, judge: table.Table) -> list[dict[str, Any]]:
             one |= {f"{name}_chosen": judge.accuracy(chosen), f"{name}_cell": table.short(chosen)}
         judged.append(one)
     return judged
+
+
+def chosen_together(rows: list[runs.Row], step: int) -> table.Cell:
+    """What the normalised gradients of several trainings, up to a measurement, choose in their mean."""
+    measured = [one for row in rows for one in json.loads(row["measurements"]) if one["step"] == step]
+    cost = np.mean([one["normalised"] for one in measured], axis=0)
+    return tuple(int(k) for k in cost.argmin(1))
 
 
 def linear_model(cells: np.ndarray, losses: np.ndarray) -> np.ndarray:
