@@ -20,7 +20,7 @@ import argparse
 import hashlib
 import json
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,10 @@ def main() -> None:
         "nasbench201-structure-quick.csv" if arguments.quick else "nasbench201-structure.csv"
     )
     task = partial(search, table_file=str(arguments.table), bias_file=str(arguments.bias or ""))
-    rows = list(runs.rows_of(jobs, task, path, arguments.workers))
+    rows = sorted(
+        runs.rows_of(jobs, task, path, arguments.workers),
+        key=lambda row: (arguments.strategies.index(row["strategy"]), _bias_name(row), row["noise"]),
+    )
 
     console = Console(width=130)
     console.print(
@@ -178,6 +181,7 @@ def _bias_name(row: runs.Row) -> str:
     return f"{row['share']:g} x {row['way']}" if row.get("way") else ""
 
 
+@cache
 def _prices() -> Any:
     """``(6, 5)``, parameters of an operation on an edge, relative to those of the largest network."""
     import torch
