@@ -17,7 +17,6 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -94,11 +93,11 @@ def main() -> None:
         searches = found.get(name, [])
         table.add_row(
             name,
-            _spread((row["chosen_probability"] for row in searches), 1, 3),
-            _spread((row["gap/val_acc"] for row in searches), 100, 2),
-            _spread((row["parameters"] for row in trained_ones), 1, 0),
-            _spread((row["validation"] for row in trained_ones), 100, 2),
-            _spread((row["test"] for row in trained_ones), 100, 2),
+            runs.spread((row["chosen_probability"] for row in searches), 1, 3),
+            runs.spread((row["gap/val_acc"] for row in searches), 100, 2),
+            runs.spread((row["parameters"] for row in trained_ones), 1, 0),
+            runs.spread((row["validation"] for row in trained_ones), 100, 2),
+            runs.spread((row["test"] for row in trained_ones), 100, 2),
         )
     console.print(table)
     grid = {
@@ -135,13 +134,6 @@ def _random_networks(sizes: list[float], number: int) -> list[str]:
         json.dumps(random_network(space, distribution, cost, sizes[k % len(sizes)], SIZE_TOLERANCE, seed=k))
         for k in range(number)
     ]
-
-
-def _spread(values: Iterable[float], factor: float, digits: int) -> str:
-    numbers = [factor * value for value in values]
-    if not numbers:
-        return ""
-    return f"{mean(numbers):,.{digits}f} ± {stdev(numbers) if len(numbers) > 1 else 0:,.{digits}f}"
 
 
 def _draw(
