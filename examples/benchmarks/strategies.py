@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import nni
@@ -45,7 +46,7 @@ NAMES = (*OURS, *GRADIENT, *SAMPLING, *MULTI_TRIAL)
 CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
 
 # Epochs of so many batches are run before a search, the last of them measured.
-_MEASURED_BATCHES, _MEASURED_EPOCHS = 6, 2
+_MEASURED_BATCHES, _MEASURED_EPOCHS = 15, 2
 _NNI = Path(nni.__file__).parent
 _TRAJECTORY = 20  # points, about
 
@@ -210,10 +211,11 @@ def _one_shot(
     whole = len(data.train_dataloader())
     data.batches = min(_MEASURED_BATCHES, whole)
     watch = _Epochs(now)
-    # The last epoch is behind a warm-up, whose steps are cheaper.
+    # The last epoch is behind a warm-up, whose steps are cheaper. A course of rounds and finalists is measured whole.
     measured = _MEASURED_EPOCHS + named.resolved().get("warmup_epochs", 0)
     _run(named, space, data, settings, seed, measured, watch)
-    a_batch = watch.seconds[-1] / data.batches
+    seconds_an_epoch = mean(watch.seconds) if named.resolved().get("rounds") else watch.seconds[-1]
+    a_batch = seconds_an_epoch / data.batches
     epochs, data.batches = length(seconds - (now() - began), a_batch, whole)
 
     trajectory = _Trajectory(now, began, epochs * data.batches, named)

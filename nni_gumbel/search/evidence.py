@@ -13,8 +13,8 @@ For an exponential family with marginals ``p``, ``d p_k / d theta_k = p_k (1 - p
     ``e_k = -(d objective / d theta_k) / (p_k (1 - p_k))``
 
 is what the objective gains, to first order, from candidate k in the place of what else the choice may be: for a
-choice of one, of the mean of the others; for an open subset, of leaving k out. It is in the unit of the loss for every
-choice, so candidates of different choices are compared with each other, and costs with the loss. The mean over steps is
+choice of one, of the mean of the others; for an open subset, of leaving k out. It is in the unit of the loss, as costs
+are. The mean over steps is
 that of the directions, label by label, times the mean length: a few steps with a large gradient, where the noise
 happened to make a strange network, do not drown the others.
 
@@ -65,10 +65,10 @@ class Evidence:
         self._count += 1
 
     def reject(self, later: int) -> None:
-        """End a round: reject the candidates for which the evidence is worst.
+        """End a round: reject the candidates of every choice for which the evidence is worst.
 
         Args:
-            later: how many rounds follow; as many candidates are left for each of them as are rejected now.
+            later: how many rounds follow; as many candidates are rejected in each of them as now.
         """
         self._weight = _DISCOUNT * self._weight + 1
         variances = self._variances()
@@ -78,16 +78,14 @@ class Evidence:
             gain = -mean / variances[label].clamp_min(_DECIDED)
             self.by_label[label] += (gain - self.by_label[label]) / self._weight
         self._directions, self._lengths, self._count = self._zeros(), dict.fromkeys(self._lengths, 0.0), 0
-        left = self._left() * later // (later + 1)
-        while self._left() > left:
-            self._reject_one()
+        for label, kept in self._kept().items():
+            surplus = len(self.undecided(label)) - kept
+            for _ in range(surplus - surplus * later // (later + 1)):
+                self._reject_one(label)
 
     def undecided(self, label: str) -> list[int]:
         """The candidates of a choice that may be in a network or not."""
         return [k for k, variance in enumerate(self._variances()[label].tolist()) if variance > _DECIDED]
-
-    def _left(self) -> int:
-        return sum(max(len(self.undecided(label)) - kept, 0) for label, kept in self._kept().items())
 
     def _kept(self) -> dict[str, int]:
         """How many candidates the rounds leave, of the choices that have a fixed number of them."""
@@ -95,16 +93,9 @@ class Evidence:
             label: law.most + 1 for label, law in self._distribution.laws.items() if law.least == law.most
         }
 
-    def _reject_one(self) -> None:
-        arms = []
-        for label, kept in self._kept().items():
-            undecided, evidence = self.undecided(label), self.by_label[label].tolist()
-            if len(undecided) > kept:
-                # What a candidate is compared with is the mean of those that are left.
-                mean = sum(evidence[k] for k in undecided) / len(undecided)
-                arms += [(evidence[k] - mean, label, k) for k in undecided]
-        _, label, candidate = min(arms, key=lambda arm: arm[0])
-        self._distribution.settle(label, candidate, chosen=False)
+    def _reject_one(self, label: str) -> None:
+        worst = min(self.undecided(label), key=self.by_label[label].tolist().__getitem__)
+        self._distribution.settle(label, worst, chosen=False)
 
     def _variances(self) -> dict[str, Tensor]:
         """``(n,)`` per label, ``p (1 - p)`` of each candidate."""
