@@ -24,8 +24,8 @@ import runs
 from rich.console import Console
 from rich.table import Table
 
-# By name: what differs from the default settings.
-SEARCHES = {"default": {}, "lambda_H = 0": {"entropy_weight_start": 0.0, "entropy_weight_end": 0.0}}
+# By name: what differs from the settings of `preset: gradual`, the one whose end the regulariser sets.
+SEARCHES = {"gradual": {}, "lambda_H = 0": {"entropy_weight_start": 0.0, "entropy_weight_end": 0.0}}
 RANDOM = "random networks"
 COST_WEIGHT = 0.5  # as in experiment.yml
 TEMPERATURES, WEIGHTS = (0.1, 0.3, 1.0, 3.0), (0.0, 0.1, 0.5, 2.0)
@@ -34,7 +34,7 @@ SIZE_TOLERANCE = 0.05
 # The arguments of runs of either kind, which are in their rows.
 _TRAINING = ("seed", "epochs", "architecture")
 _SEARCH = (
-    "seed", "epochs", "warmup_epochs", "cost_weight", "gap_every", "temperature_end", "entropy_weight_start",
+    "seed", "epochs", "preset", "warmup_epochs", "cost_weight", "gap_every", "temperature_end", "entropy_weight_start",
     "entropy_weight_end",
 )  # fmt: skip
 
@@ -56,7 +56,7 @@ def main() -> None:
     temperatures = QUICK_TEMPERATURES if arguments.quick else TEMPERATURES
     weights = QUICK_WEIGHTS if arguments.quick else WEIGHTS
     common = {"epochs": arguments.epochs, "warmup_epochs": min(1, arguments.epochs - 1)}
-    common |= {"cost_weight": COST_WEIGHT, "gap_every": arguments.epochs}
+    common |= {"preset": "gradual", "cost_weight": COST_WEIGHT, "gap_every": arguments.epochs}
 
     def searched(jobs: list[dict[str, Any]]) -> list[runs.Row]:
         path = arguments.folder / "structure-searches.csv"
