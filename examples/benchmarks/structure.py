@@ -2,10 +2,10 @@
 
     python examples/benchmarks/structure.py [--seeds 5] [--quick] [--workers 2] [--folder DIR]
 
-The default search of the MNIST space against one without the structural regulariser (lambda_H = 0), several seeds each:
-the mean probability of what was chosen, the discretisation gap, and the accuracy of the networks found, trained from
-scratch; beside them random networks, each of the size of one that the default search found, trained alike. A picture
-shows how the last temperature and the last weight of the regulariser set how discrete the structure ends.
+The search of `preset: gradual` in the MNIST space against one without the structural regulariser (lambda_H = 0),
+several seeds each: the mean probability of what was chosen, the discretisation gap, and the accuracy of the networks
+found, trained from scratch; beside them random networks, each of the size of a network of the first, trained alike. A
+picture shows how the last temperature and the last weight of the regulariser set how discrete the structure ends.
 
 Stopped, it goes on where it was: every search and every training is a row of a CSV in the folder.
 """
@@ -71,7 +71,7 @@ def main() -> None:
     rows = searched([job for of_one in jobs.values() for job in of_one])
     found = {name: [_row_of(job, rows) for job in of_one] for name, of_one in jobs.items()}
     networks = {name: [row["architecture"] for row in of_one] for name, of_one in found.items()}
-    networks[RANDOM] = _random_networks([r["parameters"] for r in found["default"]], arguments.random)
+    networks[RANDOM] = _random_networks([r["parameters"] for r in found["gradual"]], arguments.random)
     trainings = {
         name: [
             {"seed": seed, "epochs": arguments.train_epochs, "architecture": architecture}
