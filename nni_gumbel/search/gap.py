@@ -96,7 +96,8 @@ def _rehearsing(trainer: Trainer) -> Iterator[None]:
 def _copy_of(search: LightningModule) -> LightningModule:
     """A copy of the evaluator's module with its model; the Trainer and the search are not copied with it."""
     module = search.training_module
-    kept = {id(search): search, id(search.trainer): search.trainer}
+    # The search sets the sample, for the copy, too.
+    kept = {id(shared): shared for shared in (search, search.trainer, search.distribution.joint_sample)}
     for part in module.modules():
         for value in tree_leaves(dict(vars(part))):
             if isinstance(value, Tensor) and not value.is_leaf:

@@ -32,7 +32,7 @@ from nni_gumbel.supernet.joint_sample import JointSample, Rows, nonzero_rows
 class Distribution(nn.Module):
     """One independent random variable per label of a space.
 
-    Copies of a distribution and of its supernet share the joint sample: a draw from one is a draw for all.
+    A copy shares nothing with the original: to copy a supernet with its distribution, copy the two together.
 
     Args:
         space: an NNI model space, not yet mutated.
@@ -63,6 +63,11 @@ class Distribution(nn.Module):
             # At uniform logits everything that is possible has a probability.
             self._all_rows = nonzero_rows(self._per_label(lambda law, logits: law.exact(logits)))
             self.use_probabilities()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distribution:
+        super()._apply(fn, recurse)
+        check_float64(next(iter(self.logits.values())).device)
+        return self
 
     @property
     def logits(self) -> dict[str, nn.Parameter]:
@@ -320,7 +325,7 @@ class Distribution(nn.Module):
         candidates = list(variable.values)
         is_list = isinstance(variable, CategoricalMultiple) and isinstance(value, (list, tuple))
         chosen = list(value) if is_list else [value]
-        if not all(v in candidates for v in chosen):
+        if not all(v in candidates for v in chosen) or (law.least and not chosen):
             raise UsageError(
                 f"choice {label!r}: {value!r} is none of its candidates; give one of {candidates}"
             )
@@ -353,6 +358,21 @@ class Distribution(nn.Module):
             together = torch.stack([logits[label] for label in labels])
             found.update(zip(labels, function(law, together).unbind()))
         return {label: found[label] for label in self.laws}
+
+
+def check_float64(device: torch.device) -> None:
+    """Refuse a device that has no float64, in which all laws are computed.
+
+    Raises:
+        UsageError: it has none; names it.
+    """
+    try:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError) as error:
+        raise UsageError(
+            f"device {str(device)!r}: the logits of a search are computed with in float64, which it does not "
+            "have; give accelerator: cpu, or a device that has it"
+        ) from error
 
 
 def _law_of(label: str, variable: Any) -> Law:
