@@ -29,6 +29,7 @@ from torchmetrics import Metric
 from nni_gumbel.errors import first_line
 from nni_gumbel.search.duration import last_epoch
 from nni_gumbel.search.randomness import unchanged_randomness
+from nni_gumbel.supernet.cell import MixedCell
 
 _logger = logging.getLogger(__name__)
 
@@ -63,6 +64,11 @@ def discretisation_gap(search: LightningModule) -> dict[str, float]:
     trainer = search.trainer
     loaders = trainer.val_dataloaders
     if not sum(trainer.num_val_batches):
+        return {}
+    if not all(cell.runs_frozen for cell in search.model.modules() if isinstance(cell, MixedCell)):
+        _logger.warning(
+            "the discretisation gap is left out: a cell with loose ends is searched at full width"
+        )
         return {}
     with unchanged_randomness([trainer.train_dataloader, loaders]), _rehearsing(trainer), torch.no_grad():
         try:

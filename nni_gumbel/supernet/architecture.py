@@ -71,7 +71,7 @@ def freeze_with_weights(space: MutableModule, sample: Mapping[str, Any]) -> nn.M
     network = _with_choices_replaced(space, dict(sample), {})
     if isinstance(space, NDS):
         fit_to_loose_ends(network)
-    if type(space).freeze is MutableModule.freeze:
+    if type(space).freeze is MutableModule.freeze or isinstance(space, NDS):
         return copy.deepcopy(network)
     rebuilt = type(space).freeze(space, dict(sample)).to(next(network.parameters(), None))
     rebuilt.load_state_dict(network.state_dict(), strict=True)

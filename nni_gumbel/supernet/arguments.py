@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
-from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.errors import UnsupportedError, UsageError, first_line
 from nni_gumbel.supernet.joint_sample import JointSample
 from nni_gumbel.supernet.kept import Additions, derived, instance, keep_weights, reduced
 from nni_gumbel.supernet.merging import merge_key, merged
@@ -253,9 +253,10 @@ class MixedArguments(BaseSuperNetModule):
             if self.variants.is_of_torch or isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
             # What a module of a person's own reads and writes is not known: it got the whole input.
-            raise UsageError(
-                f"{self.variants.owner}: {self.variants.built_type.__name__} with {self.variants.describe(k)} "
-                f"(choice {self._labels()}) does not run on the input of the largest: {first_line(error)}; "
+            raise UnsupportedError(
+                f"{self.variants.owner}: a mixture of {self.variants.built_type.__name__} is not supported: with "
+                f"{self.variants.describe(k)} (choice {self._labels()}) it does not run on the input of the largest: "
+                f"{first_line(error)}; "
                 "build it from modules of nni.nas.nn.pytorch, or give a mutation hook"
             ) from error
 
