@@ -1,7 +1,13 @@
 """Gradient-based neural architecture search as a first-class citizen of NNI.
 
-The public names are listed once, in ``_HOME``, and imported on first use (PEP 562): NNI gives a
-tuner ten seconds to connect, and torch alone takes several of them.
+- :class:`GumbelSearch`: the search as a strategy of NNI's ``NasExperiment``.
+- :func:`relax`: the same for a training loop of your own; it returns the space's :class:`Distribution`.
+- :func:`load`: an exported network.
+- :func:`assert_supernet_equals_frozen`: the check of a space, before a search.
+- :class:`UsageError`: what all of them raise for a mistake, in one line.
+
+The names are imported on first use (PEP 562): NNI gives a tuner ten seconds to connect, and torch alone takes
+several of them.
 """
 
 from importlib import import_module
@@ -12,7 +18,9 @@ __version__ = "0.1.0"
 _HOME = {
     "GumbelSearch": "nni_gumbel.search.strategy",
     "relax": "nni_gumbel.supernet.mutation",
+    "Distribution": "nni_gumbel.supernet.distribution",
     "load": "nni_gumbel.results.bundle",
+    "assert_supernet_equals_frozen": "nni_gumbel.testing",
     "UsageError": "nni_gumbel.errors",
 }
 

@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
 
     from nni_gumbel import __version__
     from nni_gumbel.errors import UsageError
-    from nni_gumbel.pipeline.command import USAGE
+    from nni_gumbel.pipeline.command import words_parser
 
     class OneLineParser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
@@ -59,8 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"nni-gumbel {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(name: str, line: str, run: object) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=line, description=line)
+    def add(name: str, line: str, run: object, **more: object) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=line, description=line, **more)
         command.set_defaults(run=run)
         return command
 
@@ -74,16 +74,21 @@ def _parser() -> argparse.ArgumentParser:
     inspect = add("inspect", "show what a search space holds: networks, costs, execution", _inspect)
     inspect.add_argument("space", metavar="module:MySpace", help="a class that is found from here")
     inspect.add_argument("arguments", metavar="key=value", nargs="*", help="arguments of its constructor")
-    inspect.add_argument("--input", metavar="1,28,28", help="shape of one of its inputs, or")
+    inspect.add_argument(
+        "--input", metavar="1,28,28", action="append", default=[],
+        help="shape of an input, once for each that it takes; 2:int for whole numbers; or",
+    )  # fmt: skip
     inspect.add_argument("--data", metavar="NAME", help="data whose images it takes, as in a trial command")
     inspect.add_argument("--data-dir", metavar="DIR", default="data", help="default: %(default)s")
     inspect.add_argument("--batch", type=int, default=2, help="how many inputs (default: %(default)s)")
     wait = add("wait", "follow an experiment until it ends and show the networks found", _wait)
     wait.add_argument("id", metavar="ID", nargs="?", help="the experiment's id (default: the newest)")
     wait.add_argument("--timeout", metavar="SECONDS", type=float, help="give up waiting after this time")
-    add("settings", "print every setting of an experiment: default, range, meaning", _settings)
-    trial = add("trial", "what NNI runs as trialCommand, not started by hand", None)
-    trial.usage = USAGE
+    settings = add("settings", "print every setting of an experiment: default, range, meaning", _settings)
+    settings.add_argument("--markdown", action="store_true", help="as the text of examples/SETTINGS.md")
+    words = words_parser()
+    line = "what NNI runs as trialCommand, not started by hand"
+    add("trial", line, None, parents=[words], epilog=words.epilog)
     return parser
 
 
@@ -115,10 +120,36 @@ def _init(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(_: argparse.Namespace) -> int:
-    from nni_gumbel.pipeline.settings import settings_table
+def _settings(arguments: argparse.Namespace) -> int:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
-    print(settings_table())
+    from nni_gumbel.pipeline.settings import setting_rows, settings_markdown
+    from nni_gumbel.search.settings import COUPLINGS
+
+    if arguments.markdown:
+        print(settings_markdown())
+        return 0
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 100
+    for title, basic in (("basic", True), ("expert", False)):
+        table = Table(box=SIMPLE_HEAD, expand=True)
+        table.add_column(f"{title} setting", no_wrap=True, min_width=21)
+        table.add_column("default", no_wrap=True, min_width=11)
+        table.add_column(Text("meaning (range) [coupling]"), ratio=1)
+        for name, default, allowed, meaning, coupled in setting_rows(basic):
+            text = f"{meaning} ({allowed})" + (f" [{coupled}]" if coupled else "")
+            table.add_row(name, default, Text(text))
+        console.print(table)
+    table = Table(box=SIMPLE_HEAD, expand=True)
+    table.add_column("coupling", min_width=21)
+    table.add_column("rule of the settings that have this word in brackets", ratio=1)
+    for word, rule in COUPLINGS.items():
+        table.add_row(word, rule)
+    console.print(table)
     return 0
 
 

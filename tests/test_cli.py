@@ -8,7 +8,11 @@ import pytest
 
 from nni_gumbel import __version__
 from nni_gumbel.cli import main, progress_line
+from nni_gumbel.data import DOWNLOADED, PACKAGED
+from nni_gumbel.pipeline.command import words_parser
+from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.watch import Progress, StageProgress
+from nni_gumbel.search.settings import COUPLINGS
 
 
 def test_help_names_every_subcommand_with_a_line(capsys):
@@ -67,6 +71,21 @@ def test_registering_says_what_can_be_written_now(tmp_path, monkeypatch, capsys)
     assert main(["unregister"]) == 0
 
 
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_table_of_settings_fits_the_terminal_and_tells_the_couplings(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # rich then takes the output for a terminal
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert main(["settings"]) == 0
+    text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert max(map(len, text.splitlines())) <= columns
+    assert text.index("basic setting") < text.index("max_params") < text.index("expert setting")
+    assert text.index("expert setting") < text.index("log_prob_every_n_step") < text.index("rule of")
+    for name in (*ExperimentSettings().flat(), *COUPLINGS):
+        assert re.search(rf"^  {name} ", text, re.MULTILINE), name
+    assert "…" not in text.replace("max_…", "")
+
+
 @pytest.mark.slow
 def test_the_doctor_fails_with_a_line_for_each_check(tmp_path, capsys):
     assert main(["doctor", str(tmp_path / "nowhere.yml"), "--port", "8330"]) == 1
@@ -100,6 +119,22 @@ def test_a_trial_imports_nothing_before_its_own_module():
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "\n\n"
+
+
+def test_the_help_of_a_trial_explains_every_word_that_it_takes(capsys):
+    with pytest.raises(SystemExit):
+        main(["trial", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for action in words_parser()._actions:
+        (word,) = action.option_strings
+        form = {"--space": "module:Class [key=value ...]"}.get(word, action.metavar)
+        assert f" {word} {form} {(action.help % vars(action))[:20]}" in text, word
+    assert all(name in text for name in (PACKAGED, *DOWNLOADED, "npz:FILE", "LightningDataModule"))
+
+
+def test_a_wrong_word_of_a_trial_is_answered_with_the_form_of_the_command(capsys):
+    assert main(["trial", "--spcae", "a:B"]) != 0
+    assert "--space module:Class [key=value ...] [--data NAME] [--data-dir DIR]" in capsys.readouterr().err
 
 
 def test_a_trial_gets_all_words_after_its_name(capsys):

@@ -1,14 +1,14 @@
-"""Budgets that hold: the most probable network among those that cost no more than they may.
+"""Networks in the order of their probability, and budgets that hold.
 
-Networks come in the order of their probability. While most of the probable ones are within the budget they are
-taken from :func:`~nni_gumbel.supernet.ranking.most_probable`, which costs nothing; where that passes over many in a
-row, an integer programme (:mod:`nni_gumbel.complexity.programme`) goes on. Either way the cost of what is returned
-was added up outside the programme, without tolerances: no network exceeds a limit, not by one parameter.
+A network's probability is that of the labels it uses, all others summed over. The most probable one, among those that
+cost no more than they may, is the solution of an integer programme (:mod:`nni_gumbel.complexity.programme`); the next
+one is that of the programme without it. The cost of what is returned was added up outside the programme, without
+tolerances: no network exceeds a limit, not by one parameter.
 
 The programme is exact unless a cost has a table with more cells than it takes. Then it knows a lower bound of that
 cost: it misses no network within the budget, and a solution that is not within is left out, with all others of the
-same cost, and the search goes on. After ``MOST_SOLUTIONS`` of those in a row it ends, and a warning says so: if it
-had found none, the cheapest network that it can find is taken, still within the budget.
+same cost, and the search goes on. After ``MOST_SOLUTIONS`` of those in a row, or ``MOST_SECONDS``, it ends, and a
+warning says so: if it had found none, the cheapest network that it can find is taken, still within the budget.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
@@ -27,12 +28,11 @@ from nni_gumbel.complexity.programme import Linear, Network, Programme
 from nni_gumbel.complexity.table import ExpectedSum
 from nni_gumbel.errors import UsageError
 from nni_gumbel.supernet.distribution import Distribution
-from nni_gumbel.supernet.ranking import most_probable
 
-# How many networks of the ranking may exceed the budget in a row before the programme goes on.
-MOST_PASSED_OVER = 50
-# How many solutions of the programme may exceed it in a row.
+# How many solutions of the programme may exceed a budget in a row, and how long one network may be looked for. A space
+# of the size of NNI's largest takes 8 s; where the time is over, what was found by then is taken, with a warning.
 MOST_SOLUTIONS = 300
+MOST_SECONDS = 60.0
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +73,10 @@ def best_within(space: ModelSpace, distribution: Distribution, limits: Sequence[
     for sample, _ in ranked_within(space, distribution, limits):
         return sample
     check_feasible(space, distribution, limits)
+    if not limits:
+        raise UsageError(
+            f"space: its choices depend on each other so that no network was found in {MOST_SECONDS:g} s"
+        )
     fields = " and ".join(limit.field for limit in limits)
     raise UsageError(
         f"{fields}: no network within was found, a cost depends on too many choices at once; raise it"
@@ -82,44 +86,47 @@ def best_within(space: ModelSpace, distribution: Distribution, limits: Sequence[
 def ranked_within(
     space: ModelSpace, distribution: Distribution, limits: Sequence[Limit]
 ) -> Iterator[tuple[dict[str, Any], float]]:
-    """All networks within all limits, the most probable first, found one by one.
+    """All distinct networks within all limits, the most probable first, found one by one.
+
+    Two samples that differ only in labels that the network does not use are one network.
+
+    Args:
+        space: the space of the distribution, mutated to a supernet or not.
+        distribution: its logits, as they are when the first network is asked for.
+        limits: none, one or several.
 
     Yields:
-        As :func:`~nni_gumbel.supernet.ranking.most_probable`: the NNI sample, labels that the network uses only, in
-        the order of the space, and the logarithm of its probability. Networks whose log-probabilities differ by
-        less than about 1e-8 come in any order. Nothing if no network is within the limits.
+        The NNI sample, labels that the network uses only, in the order of the space, and the logarithm of its
+        probability. Networks whose log-probabilities differ by less than about 1e-8 come in any order. Nothing if no
+        network is within the limits.
+
+    Example:
+        >>> best = itertools.islice(ranked_within(space, distribution, []), 10)  # doctest: +SKIP
     """
     networks = _Networks(distribution, [limit.cost for limit in limits])
     maxima = [limit.maximum for limit in limits]
-    seen: list[Network] = []
-    passed_over = 0
-    for sample, log_prob in most_probable(space, distribution):
-        seen.append(networks.of(sample))
-        passed_over += 1
-        if networks.are_within(seen[-1], maxima):
-            passed_over = 0
-            yield sample, log_prob
-        if passed_over == MOST_PASSED_OVER:
-            break
-    else:
-        return
     programme = Programme(space, distribution, networks.costs)
-    excluded, passed_over, found_one = seen, 0, False
-    while passed_over < MOST_SOLUTIONS:
-        solution = programme.minimum(
-            programme.negative_log_prob, list(zip(programme.costs, maxima)), excluded
+    within = list(zip(programme.costs, maxima))
+    excluded: list[Network] = []
+    passed_over, found_one, end = 0, False, time.monotonic() + MOST_SECONDS
+    while passed_over < MOST_SOLUTIONS and time.monotonic() < end:
+        found = programme.minimum(
+            programme.negative_log_prob, within, excluded, seconds=end - time.monotonic()
         )
-        if solution is None:
+        if found is None:
             return
-        network, _ = solution
-        if networks.are_within(network, maxima):
-            excluded.append(network)
-            passed_over, found_one = 0, True
-            yield networks.sample(network), networks.log_prob(network)
-        else:
-            excluded.append(programme.priced(network))
+        if found.network is not None and networks.are_within(found.network, maxima):
+            if not found.is_proven:
+                _warn_once(
+                    f"the most probable network was not proven in {MOST_SECONDS:g} s: one of them is taken"
+                )
+            excluded.append(found.network)
+            yield networks.sample(found.network), networks.log_prob(found.network)
+            passed_over, found_one, end = 0, True, time.monotonic() + MOST_SECONDS
+        elif found.network is not None:
+            excluded.append(programme.priced(found.network))
             passed_over += 1
-    fields = " and ".join(limit.field for limit in limits)
+    fields = " and ".join(limit.field for limit in limits) or "the space"
     _warn_once(f"{fields}: depends on too many choices at once to find the most probable network within it")
     if not found_one:
         network = _cheapest(programme, networks, [1 / maximum for maximum in maxima], maxima).network
@@ -216,17 +223,22 @@ def _cheapest(
     tolerance = 1e-9 * objective.largest_coefficient
     best = _Cheapest(None, math.inf, -math.inf)
     excluded: list[Network] = []
+    end = time.monotonic() + MOST_SECONDS
     for _ in range(MOST_SOLUTIONS):
-        solution = programme.minimum(objective, limits, excluded)
-        if solution is None or solution[1] > best.cost - tolerance:
+        found = programme.minimum(objective, limits, excluded, seconds=end - time.monotonic())
+        if found is None or found.bound > best.cost - tolerance:
             return _Cheapest(best.network, best.cost, best.cost)
-        network, bound = solution
+        network, bound = found.network, found.bound
         best = _Cheapest(best.network, best.cost, bound)
+        if network is None:
+            break
         cost = math.fsum(weight * cost for weight, cost in zip(weights, networks.prices(network)))
         if networks.are_within(network, maxima) and cost < best.cost:
             best = _Cheapest(network, cost, bound)
             if cost <= bound + tolerance:
                 return _Cheapest(network, cost, cost)
+        if time.monotonic() > end:
+            break
         excluded.append(programme.priced(network))
     _warn_once("a cost depends on too many choices at once: its smallest value is known to a bound only")
     return best
@@ -240,9 +252,6 @@ class _Networks:
         self._distribution = distribution
         self._labels = tuple(dict.fromkeys(label for cost in costs for label in cost.labels))
         self._logits = {label: logits.detach().double() for label, logits in distribution.logits.items()}
-
-    def of(self, sample: Mapping[str, Any]) -> Network:
-        return {label: self._distribution.members(label, value) for label, value in sample.items()}
 
     def sample(self, network: Network) -> dict[str, Any]:
         return {label: self._distribution.value_of(label, members) for label, members in network.items()}

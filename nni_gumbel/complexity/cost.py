@@ -27,7 +27,11 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def cost_of(distribution: Distribution, cost: ExpectedSum, sample: Mapping[str, Any]) -> float:
-    """What one network costs, exactly: an NNI sample that names at least the labels that the network uses."""
+    """What one network costs, exactly: an NNI sample that names at least the labels that the network uses.
+
+    Raises:
+        UsageError: the sample lacks a label on which the cost of the network depends.
+    """
     labels = set(cost.labels) & set(sample)
     return cost.at({label: distribution.outcome_index(label, sample[label]) for label in labels})
 

@@ -14,12 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from nni_gumbel.complexity.shapes.interpretation import prices_of_calls
 from nni_gumbel.complexity.table import ExpectedSum
-from nni_gumbel.errors import UsageError
+from nni_gumbel.results.example import batch_size
 from nni_gumbel.supernet.distribution import Distribution
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -78,20 +77,6 @@ def expected_flops(
     tables = prices_of_calls(supernet, distribution, args, kwargs, is_counted, flops_of_call, "FLOPs")
     totals = ExpectedSum(tables).tables  # whole numbers, added up before they are divided
     return ExpectedSum(table.map(lambda values: values / batch) for table in totals)
-
-
-def batch_size(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-    """The first dimension of the first tensor that a forward takes.
-
-    Raises:
-        UsageError: there is none.
-    """
-    for leaf in tree_leaves((tuple(args), dict(kwargs))):
-        if isinstance(leaf, Tensor) and leaf.dim() and len(leaf):
-            return len(leaf)
-    raise UsageError(
-        "example: it holds no tensor with a first dimension; give a batch that the network takes"
-    )
 
 
 def is_counted(module: nn.Module) -> bool:

@@ -28,13 +28,19 @@ def readers_of_loose_ends(space: nn.Module) -> dict[nn.Module, Sources]:
     """The convolutions and linear layers that read the output of a cell with loose ends.
 
     Args:
-        space: any space; only the supernet of one of NNI's ``NDS`` has such layers.
+        space: any space; only the supernet of one of NNI's ``NDS``, or of a space with one inside, has such layers.
 
     Returns:
         By layer, where its input comes from: alternatives that exclude each other.
     """
-    if not (isinstance(space, NDS) and any(isinstance(cell, FullWidthCell) for cell in space.modules())):
-        return {}
+    readers: dict[nn.Module, Sources] = {}
+    for part in space.modules():
+        if isinstance(part, NDS) and any(isinstance(cell, FullWidthCell) for cell in part.modules()):
+            readers |= _readers_in(part)
+    return readers
+
+
+def _readers_in(space: NDS) -> dict[nn.Module, Sources]:
     readers: dict[nn.Module, Sources] = {}
     latest: list[Sources] = [[(ONE, None)], [(ONE, None)]]
     for stage in space.stages:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from nni.nas.nn.pytorch import ModelSpace
-from torch import Tensor
+from torch import Tensor, nn
 
 from nni_gumbel.complexity.table import ExpectedSum, Table
 from nni_gumbel.errors import UsageError, first_line
@@ -54,7 +54,8 @@ class OwnCost:
     """
 
     def __init__(self, function: Callable[..., Any], space: ModelSpace, distribution: Distribution) -> None:
-        self._function, self._takes = function, _parameter_of(function)
+        _parameter_of(function)
+        self._function = function
         self._space, self._distribution = space, distribution
         self._parts, self._order = parts_of(space), tuple(space.simplify())  # read once: a step prices eight
         self._known: dict[tuple[Any, ...], float] = {}
@@ -96,34 +97,47 @@ class OwnCost:
         # Each network once, whatever the labels say that it does not use.
         key = tuple((label, self._distribution.members(label, value)) for label, value in used.items())
         if key not in self._known:
-            self._known[key] = self._priced(used)
+            self._known[key] = own_cost_of(self._function, used, self._space.freeze)
         return self._known[key]
 
     def _at(self, outcomes: Mapping[str, Tensor]) -> float:
         return self.at_sample({label: self._distribution.value(label, z) for label, z in outcomes.items()})
 
-    def _priced(self, sample: dict[str, Any]) -> float:
-        # What the function draws at random is none of the search's business.
-        with torch.random.fork_rng([]), torch.no_grad():
-            argument = sample if self._takes == "sample" else self._space.freeze(sample).eval()
-            try:
-                cost = self._function(argument)
-            except UsageError:
-                raise
-            except Exception as error:  # whatever a person's function raises
-                raise UsageError(
-                    f"cost: {_name(self._function)} fails for {sample}: {first_line(error)}; correct it"
-                ) from error
-        number = cost.item() if isinstance(cost, Tensor) and cost.numel() == 1 else cost
-        if (
-            isinstance(number, bool)
-            or not isinstance(number, (int, float, np.number))
-            or not math.isfinite(number)
-        ):
+
+def own_cost_of(
+    function: Callable[..., Any], sample: dict[str, Any], freeze: Callable[[dict[str, Any]], nn.Module]
+) -> float:
+    """What a person's function says of one network.
+
+    Args:
+        function: see :class:`OwnCost`.
+        sample: the NNI sample of the network, labels that it uses only.
+        freeze: builds the network of a sample, if the function takes it.
+
+    Raises:
+        UsageError: see :class:`OwnCost`.
+    """
+    # What the function draws at random must not change what a search or a training draws.
+    with torch.random.fork_rng([]), torch.no_grad():
+        argument = sample if _parameter_of(function) == "sample" else freeze(sample).eval()
+        try:
+            cost = function(argument)
+        except UsageError:
+            raise
+        except Exception as error:  # whatever a person's function raises
             raise UsageError(
-                f"cost: {_name(self._function)} gives {cost!r} for {sample}; let it return a finite number"
-            )
-        return float(number)
+                f"cost: {_name(function)} fails for {sample}: {first_line(error)}; correct it"
+            ) from error
+    number = cost.item() if isinstance(cost, Tensor) and cost.numel() == 1 else cost
+    if (
+        isinstance(number, bool)
+        or not isinstance(number, (int, float, np.number))
+        or not math.isfinite(number)
+    ):
+        raise UsageError(
+            f"cost: {_name(function)} gives {cost!r} for {sample}; let it return a finite number"
+        )
+    return float(number)
 
 
 def _parameter_of(function: Callable[..., Any]) -> str:

@@ -82,18 +82,19 @@ def uniform_prior() -> Prior:
     return Prior({})
 
 
-def prior_by_cost(distribution: Distribution, cost: ExpectedSum) -> Prior:
+def prior_by_cost(distribution: Distribution, cost: ExpectedSum, largest: float) -> Prior:
     """``p(outcome) ∝ exp(-n E[cost | outcome] / largest)`` for each of ``n`` labels; see the module.
 
     Args:
         distribution: of the space; its logits play no part.
         cost: what the prior calls dear.
+        largest: the cost of the most expensive network, see :func:`nni_gumbel.complexity.budget.largest`.
     """
     uniform = {
         label: torch.full((n,), 1 / n, dtype=torch.float64)
         for label, n in ((label, distribution.laws[label].outcomes) for label in cost.labels)
     }
-    scale = len(distribution.laws) / max(cost.largest, 1e-12)
+    scale = len(distribution.laws) / max(largest, 1e-12)
     of_labels: dict[str, _CrossEntropy] = {}
     for label in cost.labels:
         certain = torch.eye(distribution.laws[label].outcomes, dtype=torch.float64)

@@ -39,7 +39,7 @@ MOST_CELLS = 20_000
 
 # The solver's tolerances are absolute, 1e-6 and less: coefficients are scaled up so that they matter little.
 _LARGEST_COEFFICIENT = 1e4
-_INFEASIBLE = 2  # a status of scipy.optimize.milp
+_SOLVED, _OUT_OF_TIME, _INFEASIBLE = 0, 1, 2  # statuses of scipy.optimize.milp
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,21 @@ class Linear:
 
 
 _ONE = Linear(constant=1.0)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The best network that a programme has found.
+
+    Args:
+        network: ``None`` if the time was over before there was one.
+        bound: the objective is nowhere below it, but for about 1e-10 of its largest coefficient.
+        is_proven: whether no network is better; ``False`` where the time was over.
+    """
+
+    network: Network | None
+    bound: float
+    is_proven: bool
 
 
 class Programme:
@@ -107,17 +122,18 @@ class Programme:
         objective: Linear,
         limits: Sequence[tuple[Linear, float]] = (),
         excluded: Iterable[Network] = (),
-    ) -> tuple[Network, float] | None:
+        seconds: float = math.inf,
+    ) -> Solution | None:
         """The network where an objective is smallest, ties broken in the same way every time.
 
         Args:
             objective: what is minimised.
             limits: functions and the most that they may be; kept to about 1e-9 of that.
             excluded: networks to leave out; a part of one leaves out all that have the part.
+            seconds: after so long the best network found so far is taken.
 
         Returns:
-            The network, and a number that the objective is nowhere below, but for about 1e-10 of its largest
-            coefficient. ``None`` if no network is left.
+            What was found; ``None`` if no network is left.
         """
         rows = list(self._rows)
         for function, most in limits:
@@ -143,16 +159,19 @@ class Programme:
             integrality=np.array(self._integral, dtype=np.int8),
             bounds=Bounds(0, 1),
             constraints=LinearConstraint(matrix, lower, upper),
-            options={"mip_rel_gap": 0.0},
+            options={"mip_rel_gap": 0.0} | ({"time_limit": max(seconds, 0.0)} if seconds < math.inf else {}),
         )
         if found.status == _INFEASIBLE:
             return None
-        if not found.success:
+        if found.status not in (_SOLVED, _OUT_OF_TIME):
             raise RuntimeError(f"the integer programme of a budget was not solved: {found.message}")
+        bounds = [bound for bound in (found.fun, found.mip_dual_bound) if bound is not None]
+        bound = min(bounds, default=-math.inf) / scale + objective.constant
+        if found.x is None:
+            return Solution(None, bound, is_proven=False)
         chosen = {label: choice.chosen(found.x) for label, choice in self._choices.items()}
         network = {label: members for label, members in chosen.items() if members}
-        bound = found.fun if found.mip_dual_bound is None else min(found.fun, found.mip_dual_bound)
-        return network, bound / scale + objective.constant
+        return Solution(network, bound, is_proven=found.status == _SOLVED)
 
     def priced(self, network: Network) -> Network:
         """The part of a network that its costs, and what else it uses, depend on."""

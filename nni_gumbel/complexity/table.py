@@ -67,11 +67,27 @@ class Table:
     def at(self, outcomes: Mapping[str, Any]) -> Any:
         """The number at outcomes of the labels: an index each, or arrays of them, all of one shape.
 
-        A label that is missing counts as its first outcome.
+        A label may be missing where the number is the same for all of its outcomes: that of a choice inside a candidate
+        that is not taken.
+
+        Raises:
+            UsageError: the number depends on a label that is missing.
         """
-        return self.values[
-            tuple(classes[outcomes.get(label, 0)] for label, classes in zip(self.labels, self.classes))
+        numbers = self.values[
+            tuple(
+                classes[outcomes[label]] if label in outcomes else slice(None)
+                for label, classes in zip(self.labels, self.classes)
+            )
         ]
+        missing = [label for label in self.labels if label not in outcomes]
+        if not missing:
+            return numbers
+        for axis, label in enumerate(missing):
+            if (numbers != numbers.take([0], axis=axis)).any():
+                raise UsageError(
+                    f"choice {label!r}: the cost depends on it and the sample does not name it; give its value"
+                )
+        return numbers.flat[0]
 
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> Table:
         """A function of each number; it takes an array of them."""
@@ -106,7 +122,8 @@ class ExpectedSum:
     Attributes:
         tables: their sum, one table for each set of labels.
         labels: all labels that it depends on.
-        largest: an upper bound of the sum over all combinations.
+        upper_bound: no combination has a larger sum. It is rarely reached where one label is an axis of several
+            tables: what is the largest is for :func:`nni_gumbel.complexity.budget.largest` to say.
     """
 
     def __init__(self, tables: Iterable[Table]) -> None:
@@ -121,7 +138,7 @@ class ExpectedSum:
         # float64: counts stay exact integers up to 2^53.
         self._values = [torch.from_numpy(table.values.astype(np.float64)) for table in self.tables]
         self._classes = [[torch.from_numpy(classes) for classes in table.classes] for table in self.tables]
-        self.largest = sum(float(values.max()) for values in self._values)
+        self.upper_bound = sum(float(values.max()) for values in self._values)
 
     def __call__(self, probabilities: Mapping[str, Tensor]) -> Tensor:
         """Scalar: ``sum_t sum_z t(z) prod_label P(z_label)``.
@@ -149,6 +166,9 @@ class ExpectedSum:
 
         Args:
             outcomes: per label the index of its outcome; a label that the network does not use may be missing.
+
+        Raises:
+            UsageError: a label is missing on which the sum depends.
         """
         return sum(float(table.at(outcomes)) for table in self.tables)
 

@@ -19,7 +19,7 @@ from nni_gumbel.results.space import SpaceReference
 from nni_gumbel.search.settings import SearchSettings, without_effect
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from nni_gumbel.results.example import Example
 
 # What torchvision's sets hold, channels first.
 DOWNLOADED_SHAPES = {
@@ -97,11 +97,15 @@ def _costs(command: TrialCommand, searches: Sequence[SearchSettings]) -> str:
     )
 
 
-def _stand_in(command: TrialCommand) -> Tensor | None:
+def _stand_in(command: TrialCommand) -> Example | None:
     """Blank images of the shape of a data set that is not here yet; ``None`` if only its own code knows it."""
     import torch
 
-    return torch.zeros(2, *DOWNLOADED_SHAPES[command.data]) if command.data in DOWNLOADED_SHAPES else None
+    from nni_gumbel.results.example import Example
+
+    if command.data not in DOWNLOADED_SHAPES:
+        return None
+    return Example((torch.zeros(2, *DOWNLOADED_SHAPES[command.data]),))
 
 
 def _data_is_at_hand(command: TrialCommand) -> bool:
@@ -109,14 +113,17 @@ def _data_is_at_hand(command: TrialCommand) -> bool:
     return command.data == PACKAGED or str(command.data).startswith(FILE_PREFIX)
 
 
-def _example(command: TrialCommand) -> tuple[Tensor, int]:
+def _example(command: TrialCommand) -> tuple[Example, int]:
     """Two inputs, and the number of classes."""
     import torch
 
     from nni_gumbel.data.sources import read_parts
+    from nni_gumbel.results.example import Example
 
     parts = read_parts(command.data, command.data_dir)
-    return torch.from_numpy(parts.validation.pixels[:2]).float(), int(parts.train.labels.max()) + 1
+    return Example((torch.from_numpy(parts.validation.pixels[:2]).float(),)), int(
+        parts.train.labels.max()
+    ) + 1
 
 
 def _evaluator(command: TrialCommand, metric: str | None) -> str:

@@ -1,7 +1,6 @@
 """The trial command: its words, found inside what NNI runs, and checked without importing anything.
 
-`nni-gumbel trial --space module:Class [key=value …] [--data …] [--data-dir DIR] [--evaluator module:function]
-[--cost module:function]`
+`nni-gumbel trial --help` explains the words (:func:`words_parser`).
 
 Module names and data come from here alone, never from parameters: a person writes the command, but
 whoever reaches NNI's port can write parameters. The check looks for modules as Python would and reads
@@ -20,8 +19,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import NoReturn
 
+from nni_gumbel.data import DIRECTORY_FIELD, DOWNLOADED, FILE_PREFIX, PACKAGED, check_name
 from nni_gumbel.data import FIELD as DATA_FIELD
-from nni_gumbel.data import FILE_PREFIX, check_name
 from nni_gumbel.errors import UsageError
 from nni_gumbel.names import split_name
 from nni_gumbel.results.space import FIELD as SPACE_FIELD
@@ -29,18 +28,55 @@ from nni_gumbel.results.space import SpaceReference
 from nni_gumbel.search.settings import nearest
 
 COMMAND = "nni-gumbel trial"
-USAGE = (
-    f"{COMMAND} --space module:Class [key=value ...] [--data NAME] [--data-dir DIR] [--evaluator module:function] "
-    "[--cost module:function]"
-)
-DEFAULT_DATA = "mnist5k"
-COST_FIELD = "--cost"
+EVALUATOR_FIELD, COST_FIELD = "--evaluator", "--cost"
 _MODULE = "nni_gumbel.cli"
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"trial command: {message}; the form is {USAGE}")
+        raise UsageError(f"trial command: {message}; the form is {_form()}")
+
+
+def words_parser() -> argparse.ArgumentParser:
+    """The words after ``nni-gumbel trial`` and what each of them takes."""
+    parser = _Parser(
+        prog=COMMAND,
+        add_help=False,
+        allow_abbrev=False,
+        epilog="Modules are looked for in trialCodeDirectory first. Settings are no words of this command: they stand "
+        "in tuner.classArgs of experiment.yml (`nni-gumbel settings`).",
+    )
+    function = "module:function"
+    parser.add_argument(
+        "--space", nargs="+", required=True, metavar=("module:Class", "key=value"),
+        help="the search space: a class that extends NNI's ModelSpace, and arguments of its constructor; a value is a "
+        "number, true, false, or text",
+    )  # fmt: skip
+    parser.add_argument(
+        DATA_FIELD, metavar="NAME",
+        help=f"the data: {', '.join((PACKAGED, *DOWNLOADED))}; {FILE_PREFIX}FILE with x_train, y_train, x_test, "
+        f"y_test; or {function} that returns a LightningDataModule (default without --evaluator: {PACKAGED})",
+    )  # fmt: skip
+    parser.add_argument(
+        DIRECTORY_FIELD, metavar="DIR", default=TrialCommand.data_dir,
+        help="folder that data sets are downloaded to and kept in (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        EVALUATOR_FIELD, metavar=function,
+        help="your own loss, metric or task: a function that returns an NNI Lightning evaluator. It is given those of "
+        "data, epochs, batch_size, learning_rate, weight_decay, seed that it has parameters for (default: image "
+        "classification by cross-entropy)",
+    )  # fmt: skip
+    parser.add_argument(
+        COST_FIELD, metavar=function,
+        help="what the setting cost_weight prices, instead of the setting cost: a function of `sample` (an NNI sample) "
+        "or `network` (the frozen module) that returns a number",
+    )  # fmt: skip
+    return parser
+
+
+def _form() -> str:
+    return " ".join(words_parser().format_usage().split()).removeprefix("usage: ")
 
 
 @dataclass(frozen=True)
@@ -61,21 +97,15 @@ class TrialCommand:
         Raises:
             UsageError: a word is missing, unknown or has another form.
         """
-        parser = _Parser(prog=COMMAND, add_help=False, allow_abbrev=False)
-        parser.add_argument("--space", nargs="+", required=True)
-        parser.add_argument("--data")
-        parser.add_argument("--data-dir", default=cls.data_dir)
-        parser.add_argument("--evaluator")
-        parser.add_argument("--cost")
-        found = parser.parse_args(list(words))
+        found = words_parser().parse_args(list(words))
         space, *arguments = found.space
         # An evaluator of one's own may bring its data along.
-        data = found.data if found.data or found.evaluator else DEFAULT_DATA
+        data = found.data if found.data or found.evaluator else PACKAGED
         command = cls(space, tuple(arguments), data, found.data_dir, found.evaluator, found.cost)
         SpaceReference.parse(command.space, command.space_arguments)
         if command.data is not None:
             check_name(command.data)
-        for field, reference in (("--evaluator", command.evaluator), (COST_FIELD, command.cost)):
+        for field, reference in ((EVALUATOR_FIELD, command.evaluator), (COST_FIELD, command.cost)):
             if reference is not None:
                 split_name(field, reference)
         return command
@@ -93,7 +123,7 @@ class TrialCommand:
             words = list(shell)
         except ValueError as error:
             raise UsageError(
-                f"trialCommand: {text!r} cannot be read ({error}); the form is {USAGE}"
+                f"trialCommand: {text!r} cannot be read ({error}); the form is {_form()}"
             ) from None
         for start, word in enumerate(words):
             name = Path(word).name
@@ -103,7 +133,7 @@ class TrialCommand:
                 rest = words[start + (2 if by_name else 3) :]
                 ends = (index for index, each in enumerate(rest) if set(each) <= set("();<>|&"))
                 return cls.parse(rest[: next(ends, len(rest))])
-        raise UsageError(f"trialCommand: {text!r} does not run `{COMMAND}`; the form is {USAGE}")
+        raise UsageError(f"trialCommand: {text!r} does not run `{COMMAND}`; the form is {_form()}")
 
     def check(self, code_directory: str | Path) -> None:
         """See that all that the command names exists, as a trial in that directory would find it.
@@ -114,7 +144,7 @@ class TrialCommand:
         _check_named(SPACE_FIELD, self.space, Path(code_directory))
         if self.data is not None and ":" in self.data and not self.data.startswith(FILE_PREFIX):
             _check_named(DATA_FIELD, self.data, Path(code_directory))
-        for field, reference in (("--evaluator", self.evaluator), (COST_FIELD, self.cost)):
+        for field, reference in ((EVALUATOR_FIELD, self.evaluator), (COST_FIELD, self.cost)):
             if reference is not None:
                 _check_named(field, reference, Path(code_directory))
 

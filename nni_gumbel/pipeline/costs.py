@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nni.nas.nn.pytorch import ModelSpace
-from torch import Tensor
 
 from nni_gumbel.complexity.cost import cost_of
 from nni_gumbel.names import import_named, split_name
 from nni_gumbel.pipeline.command import COST_FIELD, TrialCommand
+from nni_gumbel.results.example import Example
 from nni_gumbel.search.costs import SearchCosts
 from nni_gumbel.search.objective import build_prior
 from nni_gumbel.search.settings import SearchSettings
@@ -46,7 +46,7 @@ def check_costs(
     distribution: Distribution,
     searches: Sequence[SearchSettings],
     own: Callable[..., Any] | None,
-    example: Tensor | None,
+    example: Example | None,
 ) -> None:
     """Refuse budgets that no network can meet, costs that cannot be found, and priors that do not fit.
 
@@ -71,6 +71,6 @@ def check_costs(
             seen.add(key)
             costs = SearchCosts(space, distribution, SearchSettings(**values), own)
             if example is not None:
-                costs.complete((example,), {})
+                costs.complete(example.args, example.kwargs)
             if costs.is_complete or settings.prior != "cost":
                 build_prior(settings.prior, distribution, costs)

@@ -31,9 +31,9 @@ from nni_gumbel.pipeline.host import (
     port_findings,
     usable_cores,
 )
+from nni_gumbel.pipeline.plan import check_trial_limit, largest_trial_count
 from nni_gumbel.pipeline.registration import NAME, is_registered
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.stages import check_trial_limit, largest_trial_count
 from nni_gumbel.pipeline.tuner import ASSESSOR_REFUSED
 from nni_gumbel.search.settings import SearchSettings
 

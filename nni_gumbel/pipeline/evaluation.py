@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from nni.nas.evaluator.pytorch import Lightning
 from pytorch_lightning.utilities.model_helpers import is_overridden
-from torch import Tensor
+from torch import nn
 
 from nni_gumbel.data import build_data
-from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.evaluator import build_evaluator
 from nni_gumbel.pipeline.reporting import logged_metric
@@ -21,13 +20,16 @@ from nni_gumbel.pipeline.settings import ExperimentSettings
 logger = logging.getLogger(__name__)
 
 
-def evaluator_of(command: TrialCommand, settings: ExperimentSettings, epochs: int, seed: int) -> Lightning:
+def evaluator_of(
+    command: TrialCommand, network: nn.Module, settings: ExperimentSettings, epochs: int, seed: int
+) -> Lightning:
     """The evaluator that a trial command names, for a run of so many epochs; logs the device that it runs on."""
     data = None
     if command.data is not None:
         data = build_data(command.data, data_dir=command.data_dir, batch_size=settings.batch_size, seed=seed)
     evaluator = build_evaluator(
         command.evaluator,
+        network=network,
         data=data,
         epochs=epochs,
         batch_size=settings.batch_size,
@@ -46,17 +48,6 @@ def _device_name(evaluator: Lightning) -> str:
     # NNI assigns a GPU by hiding the others: inside the trial it is always number 0.
     assigned = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
     return f"{torch.cuda.get_device_name(device)} (CUDA_VISIBLE_DEVICES={assigned})"
-
-
-def example_input(evaluator: Lightning) -> Tensor:
-    """Two inputs of the validation part."""
-    batch = next(iter(_validation_loader(evaluator)))
-    inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-    if not isinstance(inputs, Tensor):
-        raise UsageError(
-            f"--evaluator: a batch begins with {type(inputs).__name__}; give batches (inputs, targets) of tensors"
-        )
-    return inputs[:2]
 
 
 def _validation_loader(evaluator: Lightning) -> Any:

@@ -11,21 +11,30 @@ from typing import Any
 import torch
 from nni.nas.evaluator.pytorch import ClassificationModule, Lightning, Trainer
 from pytorch_lightning import LightningDataModule
+from torch import Tensor, nn
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.names import call_with, import_named, split_name
+from nni_gumbel.pipeline.rehearsal import output_of
+from nni_gumbel.results.example import Example
+from nni_gumbel.search.randomness import unchanged_randomness
 
 
 class Classification(ClassificationModule):
     """NNI's classification module, trained by AdamW under a one-cycle learning rate."""
+
+    def forward(self, inputs: Any) -> Tensor:
+        """Class scores ``(B, classes)`` of the inputs in a batch ``(inputs, labels)``: one tensor or several."""
+        return Example.of(inputs)(self.model)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = torch.optim.AdamW(
             self.parameters(), lr=self.hparams.learning_rate, weight_decay=self.hparams.weight_decay
         )
         steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        # One more than there are steps: the scheduler is also advanced after the last of them. Not a quarter of
-        # them rising: of 4 that would be a phase of no length, by which torch divides.
+        # One more than there are steps, because the scheduler is also advanced after the last step. pct_start is
+        # above 0.25, because OneCycleLR divides by the length of its first phase, pct_start * total_steps - 1, and
+        # 4 * 0.25 - 1 is 0.
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, max_lr=self.hparams.learning_rate, total_steps=steps + 1, pct_start=0.26
         )
@@ -41,6 +50,7 @@ def build_evaluator(
     learning_rate: float,
     weight_decay: float,
     seed: int,
+    network: nn.Module | None = None,
 ) -> Lightning:
     """Make the evaluator of one search or one training.
 
@@ -54,6 +64,7 @@ def build_evaluator(
         learning_rate: largest learning rate of the weights.
         weight_decay: weight decay of the weights.
         seed: seed of the run; the global generators are already seeded with it.
+        network: what is to be trained; it tells the number of classes where the data does not.
 
     Raises:
         UsageError: the function is missing, or returns something else.
@@ -67,7 +78,7 @@ def build_evaluator(
         "seed": seed,
     }
     if name is None:
-        return _classification(**arguments)
+        return _classification(network, **arguments)
     function = import_named("--evaluator", *split_name("--evaluator", name))
     if data is None:
         del arguments["data"]  # a function that needs it is told so
@@ -81,8 +92,16 @@ def build_evaluator(
 
 
 def _classification(
-    *, data: LightningDataModule, epochs: int, learning_rate: float, weight_decay: float, **_: Any
+    network: nn.Module | None,
+    *,
+    data: LightningDataModule | None,
+    epochs: int,
+    learning_rate: float,
+    weight_decay: float,
+    **_: Any,
 ) -> Lightning:
+    if data is not None and network is not None and data.num_classes is None:
+        data.num_classes = _number_of_scores(network, data)
     if getattr(data, "num_classes", None) is None:
         raise UsageError(
             "--data: its number of classes is not known; give the data module an attribute num_classes, "
@@ -102,3 +121,22 @@ def _classification(
         num_sanity_val_steps=0,
     )
     return Lightning(module, trainer, datamodule=data)
+
+
+def _number_of_scores(network: nn.Module, data: LightningDataModule) -> int:
+    """How many numbers a network returns for an example."""
+    with unchanged_randomness([]):
+        batch = next(iter(data.train_dataloader()))
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise UsageError(
+            f"--data: a batch is a {type(batch).__name__}"
+            + (f" of {len(batch)}" if isinstance(batch, (tuple, list, dict)) else "")
+            + "; give (inputs, labels), inputs a tensor, a tuple or a dict, or name an --evaluator of your own"
+        )
+    output = output_of(network, Example.of(batch[0]).first(2), type(network).__name__)
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        raise UsageError(
+            f"--space: it returns {tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__} "
+            "for two examples; return one tensor (2, classes) of class scores, or name an --evaluator of your own"
+        )
+    return output.shape[1]

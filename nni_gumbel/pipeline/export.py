@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nni
 
 from nni_gumbel.errors import first_line
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.manager import Manager, plan_of
+from nni_gumbel.pipeline.plan import networks
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.stages import networks
 from nni_gumbel.pipeline.task import BUNDLE, EXPORT_FOLDER, Task
 from nni_gumbel.results import front
 from nni_gumbel.results.bundle import copy_bundle
@@ -22,6 +24,16 @@ from nni_gumbel.results.report import export_readme
 logger = logging.getLogger(__name__)
 
 
+def _priced(
+    command: TrialCommand, settings: ExperimentSettings, combinations: Sequence[Mapping[str, Any]]
+) -> str:
+    """What the searches of an experiment price; parameters, where some price one cost and some another."""
+    words = {settings.with_values(values).search.cost for values in combinations}
+    if command.cost is not None:
+        return "cost"
+    return words.pop() if len(words) == 1 else "params"
+
+
 def run_export(task: Task, command: TrialCommand, manager: Manager, output: Path) -> None:
     """Choose between the trained networks and put the chosen one where people find it; needs no torch.
 
@@ -29,7 +41,7 @@ def run_export(task: Task, command: TrialCommand, manager: Manager, output: Path
     """
     settings, combinations = plan_of(manager.experiment())
     found = networks(settings, combinations, manager.trials())
-    choice = choose(found, settings.metric, settings.optimize_mode)
+    choice = choose(found, settings.metric, settings.optimize_mode, _priced(command, settings, combinations))
     # NNI keeps the output directories of an experiment's trials side by side.
     source = output.parent / choice.run.trial_id / BUNDLE
     destination = Path.cwd() / EXPORT_FOLDER / os.environ["NNI_EXP_ID"]

@@ -27,6 +27,7 @@ from nni_gumbel.data import FILE_PREFIX, build_data, check_name
 from nni_gumbel.data.sources import read_parts
 from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.rehearsal import rehearse
+from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference
 from nni_gumbel.supernet.architecture import parts_of
 from nni_gumbel.supernet.arguments import MixedArguments
@@ -39,9 +40,6 @@ from nni_gumbel.supernet.merging import merge_key
 from nni_gumbel.supernet.mutation import relax
 
 Range = tuple[float, float]
-
-# Relaxing a space refuses a choice that nothing would mix, so that none should be told this.
-_UNREAD = "no module of the supernet reads it"
 
 
 @dataclass(frozen=True)
@@ -85,12 +83,12 @@ class Inspection:
     choices: tuple[Choice, ...]
 
 
-def inspect_space(reference: SpaceReference, example: Tensor) -> Inspection:
+def inspect_space(reference: SpaceReference, example: Example) -> Inspection:
     """Build a space, relax it, try it on an example and price its networks.
 
     Args:
         reference: which space.
-        example: a batch of inputs; FLOPs are those of one of them.
+        example: a batch of what it takes; FLOPs are those of one example.
 
     Raises:
         UsageError: the space cannot be built or relaxed, or does not take the example.
@@ -100,7 +98,7 @@ def inspect_space(reference: SpaceReference, example: Tensor) -> Inspection:
     rehearse(space, distribution, reference, example, classes=None)
     costs, missing = {"parameters": expected_parameters(space)}, []
     try:
-        costs["FLOPs"] = expected_flops(space, distribution, (example,), {})
+        costs["FLOPs"] = expected_flops(space, distribution, example.args, example.kwargs)
     except UsageError as error:
         missing.append(f"FLOPs: {error}")
     networks = number_of_networks(space, distribution)
@@ -117,46 +115,55 @@ def inspect_space(reference: SpaceReference, example: Tensor) -> Inspection:
     )
 
 
-def example_of(shape: str | None, data: str | None, data_dir: str, batch: int) -> Tensor:
+def example_of(shapes: Sequence[str], data: str | None, data_dir: str, batch: int) -> Example:
     """The inputs that a space is tried on.
 
     Args:
-        shape: ``1,28,28``, without the batch: standard normal numbers; or
+        shapes: of each input, ``1,28,28``, without the batch: standard normal numbers; of ``2:int`` zeros, which every
+            embedding takes; or
         data: the name of a data set, whose first validation images they are. One of the two.
         data_dir: where torchvision's files are, or are downloaded to.
         batch: how many.
 
     Returns:
-        ``(batch, *shape)``, float32.
+        ``(batch, *shape)`` for each shape, float32 or int64.
 
     Raises:
         UsageError: none or both are given, or one is not what it should be.
     """
-    if (shape is None) == (data is None):
+    if bool(shapes) == (data is not None):
         raise UsageError(
-            "--input: the space needs one kind of input to run on; give either --input 1,28,28 or --data NAME"
+            "--input: the space needs one kind of input to run on; give --input 1,28,28, once for each "
+            "input, or --data NAME"
         )
     if batch < 1:
         raise UsageError(f"--batch: {batch} is no number of inputs; give at least 1")
-    if shape is not None:
-        try:
-            sizes = [int(size) for size in shape.split(",")]
-        except ValueError:
-            sizes = []
-        if not sizes or min(sizes) < 1:
-            raise UsageError(
-                f"--input: {shape!r} is no shape; give whole numbers, without the batch, such as 1,28,28"
-            )
-        return torch.randn(batch, *sizes, generator=torch.Generator().manual_seed(0))
+    if shapes:
+        generator = torch.Generator().manual_seed(0)
+        return Example(tuple(_input_of(shape, batch, generator) for shape in shapes))
     check_name(data)
     if ":" in data and not data.startswith(FILE_PREFIX):
         loader = build_data(data, data_dir=data_dir, batch_size=batch, seed=0).val_dataloader()
         inputs, *_ = next(iter(loader[0] if isinstance(loader, (list, tuple)) else loader))
     else:
         inputs = torch.from_numpy(read_parts(data, data_dir).validation.pixels).float()
-    if not isinstance(inputs, Tensor):
-        raise UsageError(f"--data: a batch of {data} begins with {type(inputs).__name__}; give tensors")
-    return inputs[:batch]
+    return Example.of(inputs).first(batch)
+
+
+def _input_of(shape: str, batch: int, generator: torch.Generator) -> Tensor:
+    sizes, _, kind = shape.partition(":")
+    try:
+        numbers = [int(size) for size in sizes.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1 or kind not in ("", "int"):
+        raise UsageError(
+            f"--input: {shape!r} is no shape; give whole numbers, without the batch, such as 1,28,28, "
+            "and :int behind them for an input of whole numbers"
+        )
+    if kind:
+        return torch.zeros(batch, *numbers, dtype=torch.int64)
+    return torch.randn(batch, *numbers, generator=generator)
 
 
 def _choices(
@@ -180,7 +187,7 @@ def _choices(
             Candidate(str(value), {name: ranges and ranges[place] for name, ranges in added.items()})
             for place, value in enumerate(variable.values)
         )
-        yield Choice(label, tuple(executions) or (_UNREAD,), tuple(candidates))
+        yield Choice(label, tuple(executions), tuple(candidates))
 
 
 def added_costs(

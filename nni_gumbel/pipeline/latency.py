@@ -14,11 +14,12 @@ from typing import Any
 
 from filelock import FileLock
 from nni.nas.nn.pytorch import ModelSpace
-from torch import Tensor, nn
+from torch import nn
 
 from nni_gumbel.complexity.cost import cost_of
 from nni_gumbel.complexity.latency import LatencyTable, expected_latency, measure_latency, measure_missing
 from nni_gumbel.errors import first_line
+from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.mutation import relax
@@ -29,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 def shared_table(
-    supernet: ModelSpace, distribution: Distribution, example: Tensor, output: Path
+    supernet: ModelSpace, distribution: Distribution, example: Example, output: Path
 ) -> LatencyTable:
     """The experiment's table, with all layers of a space; what it lacks is measured, while others wait.
 
@@ -45,7 +46,7 @@ def shared_table(
     path = output.parent / FILE
     with FileLock(f"{path}.lock"):
         known = LatencyTable.load(path) if path.exists() else LatencyTable()
-        table = measure_missing(supernet, distribution, (example,), {}, known)
+        table = measure_missing(supernet, distribution, example.args, example.kwargs, known)
         if table != known:
             # A trial that is killed leaves the old file or the new one.
             fresh = path.with_name(f".{FILE}.{os.getpid()}")
@@ -58,13 +59,13 @@ def latencies(
     network: nn.Module,
     architecture: Mapping[str, Any],
     reference: SpaceReference,
-    example: Tensor,
+    example: Example,
     output: Path,
 ) -> dict[str, float | None]:
     """How long a network takes for a batch, in milliseconds; a training is not lost to what cannot be told.
 
     Args:
-        network: frozen, of the space.
+        network: frozen, of the space, as it is exported.
         architecture: its NNI sample.
         reference: of the space.
         example: a batch of inputs.
@@ -77,7 +78,8 @@ def latencies(
     """
 
     def measured() -> float:
-        return measure_latency(network.cpu(), (example.cpu(),))
+        on_cpu = example.cpu()
+        return measure_latency(network.cpu(), on_cpu.args, on_cpu.kwargs)
 
     def by_table() -> float:
         supernet = reference.build()
@@ -85,7 +87,7 @@ def latencies(
         # The supernet is on the CPU, and so is what its layers are measured with.
         inputs = example.cpu()
         table = shared_table(supernet, distribution, inputs, output)
-        cost = expected_latency(supernet, distribution, (inputs,), {}, table)
+        cost = expected_latency(supernet, distribution, inputs.args, inputs.kwargs, table)
         return cost_of(distribution, cost, architecture)
 
     found: dict[str, float | None] = {}

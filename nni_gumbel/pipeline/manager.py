@@ -22,9 +22,8 @@ from urllib3.util import Retry
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.combinations import combinations
 from nni_gumbel.pipeline.command import TrialCommand
-from nni_gumbel.pipeline.ledger import Trial, judged
+from nni_gumbel.pipeline.plan import Failure, Trial, judged
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.stages import Failure
 
 # In the experiment's log directory: the one line with which the tuner ended. A tuner that starts
 # removes what one before it has left.

@@ -1,26 +1,133 @@
 """A rehearsal of a search: a few forward passes, in which most mistakes of a space show.
 
-The doctor does it before an experiment starts, a trial before its search.
+The doctor does it before an experiment starts, a trial before the first step of its search, on what the evaluator's
+own training step calls the network with.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
 import torch
+from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
-from torch import Tensor
+from torch import Tensor, nn
 
 from nni_gumbel.errors import UsageError, first_line
-from nni_gumbel.results.space import SpaceReference
+from nni_gumbel.results.example import Example
+from nni_gumbel.results.space import SpaceReference, network_of
 from nni_gumbel.search.diagnosis import first_culprit
+from nni_gumbel.search.inputs import inputs_of
+from nni_gumbel.search.logs import logging_with, mute
+from nni_gumbel.search.misfit import misfit
+from nni_gumbel.search.randomness import unchanged_randomness
+from nni_gumbel.search.steps import training_step
 from nni_gumbel.supernet.cell import check_loose_ends
 from nni_gumbel.supernet.distribution import Distribution
+
+# As many examples as show what depends on the size of a batch.
+EXAMPLES = 2
+
+
+class BeforeTheSearch(pl.Callback):
+    """Does something with an example of what the evaluator calls the supernet with, before the first step.
+
+    The evaluator is set up by then, and its training step unpacks a batch as it will in the search; the call of the
+    network does not take place.
+
+    Args:
+        evaluator: of the search, as :func:`~nni_gumbel.search.evaluator.take_over` made it.
+        do: is given the example, on the device of the search.
+
+    Attributes:
+        example: as soon as it is known.
+    """
+
+    def __init__(self, evaluator: Lightning, do: Callable[[Example], None]) -> None:
+        self._evaluator, self._do = evaluator, do
+        self.example: Example | None = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        module = pl_module.training_module
+        with unchanged_randomness([]):
+            batch = {"val": next(iter(_a_loader(self._evaluator)))}
+        batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))["val"]
+        try:
+            with logging_with(module, mute):
+                inputs = inputs_of(module.model, lambda: training_step(module, batch, 0))
+        except UsageError:
+            raise
+        except Exception as error:  # whatever a person's step raises
+            raise UsageError(
+                f"--evaluator: its training_step fails on the first batch: {first_line(error)}; correct it, or name "
+                "another"
+            ) from error
+        self.example = Example(*inputs).first(EXAMPLES)
+        self._do(self.example)
+
+
+def _a_loader(evaluator: Lightning) -> Any:
+    """A loader of the data that the structure learns on; of the training data where there is no other."""
+    data = evaluator.datamodule
+    loaders = (evaluator.train_dataloaders if data is None else data.train_dataloader()).iterables
+    found = loaders.get("val", loaders["train"])
+    while isinstance(found, (list, tuple)):
+        found = found[0]
+    return found
+
+
+def remember_inputs(network: nn.Module) -> list[Example]:
+    """Keep a few examples of what a network is called with the next time.
+
+    Returns:
+        The list in which they will be, on the device where they were.
+    """
+    seen: list[Example] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hook.remove()
+        seen.append(Example(args, kwargs).map(Tensor.detach).first(EXAMPLES))
+
+    hook = network.register_forward_pre_hook(keep, with_kwargs=True)
+    return seen
+
+
+def output_of(network: nn.Module, example: Example, name: object) -> Any:
+    """What a network returns in evaluation mode; it is left as it was.
+
+    Args:
+        network: also a supernet.
+        example: of what it takes.
+        name: what a person called it.
+
+    Raises:
+        UsageError: it fails.
+    """
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with torch.no_grad():
+            return example(network)
+    except UsageError:
+        raise
+    except Exception as error:  # whatever a person's forward raises
+        raise UsageError(
+            misfit(network, error)
+            or f"--space: {name} fails on inputs of shape {example.shapes}: {first_line(error)}; "
+            "correct it, or give it arguments that fit (key=value after --space)"
+        ) from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def rehearse(
     space: ModelSpace,
     distribution: Distribution,
     reference: SpaceReference,
-    example: Tensor,
+    example: Example,
     classes: int | None,
 ) -> None:
     """Run a space on real inputs: does it take them, and does it fit the classes?
@@ -29,42 +136,32 @@ def rehearse(
         space: the supernet of a space; left as it is.
         distribution: of its networks; the current sample becomes the noise-free mixture.
         reference: what a person called it.
-        example: a batch of inputs.
-        classes: how many outputs an image needs; ``None`` if that is not known.
+        example: a batch of what it takes.
+        classes: how many outputs an example needs; ``None`` if that is not known.
 
     Raises:
-        UsageError: it fails, its candidates do not fit together, its outputs are not finite, or it has another
-            number of them.
+        UsageError: it fails, no network of it can be built, its candidates do not fit together, its outputs are not
+            finite, or it has another number of them.
     """
-    space.eval()
-    try:
-        with torch.no_grad():
-            distribution.use_probabilities()
-            output = space(example)
-    except UsageError:
-        raise
-    except Exception as error:  # whatever a person's forward raises
-        raise UsageError(
-            f"--space: {reference} fails on inputs of shape {tuple(example.shape[1:])}: {first_line(error)}; "
-            "correct it, or give it arguments that fit (key=value after --space)"
-        ) from error
-    finally:
-        space.train()
+    with torch.no_grad():
+        distribution.use_probabilities()
+    output = output_of(space, example, reference)
     if isinstance(output, Tensor) and not torch.isfinite(output).all():
-        culprit = first_culprit(space, lambda: space(example))
+        culprit = first_culprit(space, lambda: example(space))
         raise UsageError(
             f"--space: {reference} gives numbers that are not finite; {culprit or 'look for a division by zero'}; "
             "mend or remove it"
         )
     distribution.joint_sample.tell_unread()
-    check_loose_ends(space, distribution, lambda: space(example))
+    check_loose_ends(space, distribution, lambda: example(space))
+    network_of(space, distribution.mode())  # as a network that is found will be built, to be trained
     if classes is None:
         return
     if not isinstance(output, Tensor):
         raise UsageError(
             f"--space: {reference} returns {type(output).__name__}; return one tensor of class scores"
         )
-    if output.shape != (len(example), classes):
+    if output.dim() != 2 or output.shape[1] != classes:
         raise UsageError(
             f"--space: {reference} gives {tuple(output.shape[1:])} an image, the data has {classes} classes; "
             f"give it as many outputs, e.g. num_classes={classes} after --space"

@@ -77,9 +77,7 @@ class Progress(pl.Callback):
         self.metric = metric
         self._writer = SummaryWriter(str(directory))
         self._losses: list[float] = []
-        self._ordered: deque[tuple[HostCopy, int]] = (
-            deque()
-        )  # losses on their way to the host, and their steps
+        self._pending_copies: deque[tuple[HostCopy, int]] = deque()  # of losses, and their steps
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -87,14 +85,14 @@ class Progress(pl.Callback):
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if loss is None:
             return
-        self._ordered.append((HostCopy(torch.as_tensor(loss)), trainer.global_step))
-        # On a GPU the loss of the step before: the latest would have to be waited for.
+        self._pending_copies.append((HostCopy(torch.as_tensor(loss)), trainer.global_step))
+        # On a GPU the loss of the step before: the step would wait for the latest.
         waits = isinstance(loss, Tensor) and loss.is_cuda
-        self._take(len(self._ordered) - waits)
+        self._take(len(self._pending_copies) - waits)
 
     def _take(self, number: int) -> None:
         for _ in range(number):
-            copy, step = self._ordered.popleft()
+            copy, step = self._pending_copies.popleft()
             loss = float(copy.read())
             if not math.isfinite(loss):
                 raise UsageError(
@@ -104,7 +102,7 @@ class Progress(pl.Callback):
             self._losses.append(loss)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._take(len(self._ordered))
+        self._take(len(self._pending_copies))
         numbers = {
             "train_loss": sum(self._losses) / max(len(self._losses), 1),
             **self.extra_numbers(pl_module),

@@ -1,7 +1,7 @@
 """Every setting of an experiment: one frozen dataclass around the settings of a search.
 
 In YAML (`tuner.classArgs`) and in a search space the two form one flat list of names. Each name,
-default, range and meaning stands in its field alone; checks, messages and the README's table are
+default, range and meaning stands in its field alone; checks, messages and ``examples/SETTINGS.md`` are
 made from there. Module names and data are no settings: they come from the trial command.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.search.settings import SearchSettings, check_settings, nearest, range_of, setting
+from nni_gumbel.search.settings import COUPLINGS, SearchSettings, check_settings, nearest, range_of, setting
 
 _SEARCH_NAMES = tuple(spec.name for spec in fields(SearchSettings))
 _TRAIN_NAMES = ("train_epochs", "batch_size", "learning_rate", "weight_decay")
@@ -28,23 +28,41 @@ class ExperimentSettings:
     """
 
     optimize_mode: str = setting(
-        "maximize", "whether a greater or a smaller metric is better", choices=("maximize", "minimize")
+        "maximize",
+        "whether a greater or a smaller metric is better",
+        choices=("maximize", "minimize"),
+        basic=True,
+        coupled="metric",
     )
-    metric: str = setting("acc", "validation metric, as the evaluator logs it but without `val_`")
+    metric: str = setting(
+        "acc", "validation metric, as the evaluator logs it but without `val_`", basic=True, coupled="metric"
+    )
     search_seeds: int = setting(
-        1, "searches with different seeds, for every combination of `searchSpace`", minimum=1
+        1,
+        "searches with different seeds, for every combination of `searchSpace`",
+        minimum=1,
+        basic=True,
+        coupled="seeds",
     )
     train_seeds: int = setting(
-        3, "trainings from scratch with different seeds, for every network found", minimum=1
+        3,
+        "trainings from scratch with different seeds, for every network found",
+        minimum=1,
+        basic=True,
+        coupled="seeds",
     )
     random_baseline: int = setting(
-        0, "random networks of equal size, each trained once, for every network found; 0 is none", minimum=0
+        0,
+        "random networks of equal size, each trained once, for every network found; 0 is none",
+        minimum=0,
+        basic=True,
+        coupled="seeds",
     )
-    search_epochs: int = setting(8, "epochs of a search", minimum=1)
-    train_epochs: int = setting(36, "epochs of a training", minimum=1)
-    batch_size: int = setting(64, "examples in a batch", minimum=1)
-    learning_rate: float = setting(1e-2, "largest learning rate of the weights", above=0)
-    weight_decay: float = setting(1e-4, "weight decay of the weights", minimum=0)
+    search_epochs: int = setting(8, "epochs of a search", minimum=1, basic=True, coupled="epochs")
+    train_epochs: int = setting(36, "epochs of a training", minimum=1, basic=True)
+    batch_size: int = setting(64, "examples in a batch", minimum=1, basic=True)
+    learning_rate: float = setting(1e-2, "largest learning rate of the weights", above=0, basic=True)
+    weight_decay: float = setting(1e-4, "weight decay of the weights", minimum=0, basic=True)
     attempts: int = setting(2, "how often a trial is tried before it is left out", minimum=1)
     samples: int | None = setting(
         None,
@@ -52,7 +70,9 @@ class ExperimentSettings:
         minimum=1,
         optional=int,
     )
-    seed: int = setting(0, "first of the seeds; the others count up from it", minimum=0)
+    seed: int = setting(
+        0, "first of the seeds; the others count up from it", minimum=0, basic=True, coupled="seeds"
+    )
     search: SearchSettings = field(default_factory=SearchSettings)
     # The flat values that a person gave, if they came so: another preset fills in the rest anew.
     given: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
@@ -131,13 +151,37 @@ VARIED_NAMES = tuple(
 )
 
 
-def settings_table() -> str:
-    """All settings as a markdown table, for the README."""
-    rows = ["| setting | default | range | meaning |", "| --- | --- | --- | --- |"]
-    specs = [
-        spec for spec in (*fields(ExperimentSettings), *fields(SearchSettings)) if "doc" in spec.metadata
+def setting_rows(basic: bool) -> list[tuple[str, ...]]:
+    """The basic settings or the others: name, default, range, meaning, and the words of their couplings."""
+    return [
+        (
+            spec.name,
+            "" if spec.default is None else str(spec.default),
+            range_of(spec.metadata),
+            spec.metadata["doc"],
+            spec.metadata["coupled"].replace(" ", ", "),
+        )
+        for spec in (*fields(ExperimentSettings), *fields(SearchSettings))
+        if "doc" in spec.metadata and spec.metadata["basic"] is basic
     ]
-    for spec in specs:
-        default = "" if spec.default is None else f"`{spec.default}`"
-        rows.append(f"| `{spec.name}` | {default} | {range_of(spec.metadata)} | {spec.metadata['doc']} |")
-    return "\n".join(rows)
+
+
+def settings_markdown() -> str:
+    """The text of ``examples/SETTINGS.md``, which is this function's output."""
+    fixed = ", ".join(f"`{name}`" for name in _FLAT_NAMES if name not in VARIED_NAMES)
+    lines = [
+        "# Settings", "",
+        "Written by `nni-gumbel settings --markdown`. The [guide](README.md#settings) says where they are given, and",
+        "explains presets, estimators and ways of execution. `searchSpace` may vary all of them except",
+        f"{fixed}.", "",
+    ]  # fmt: skip
+    for title, basic in (("Basic", True), ("Expert", False)):
+        lines += [f"## {title}", ""]
+        lines += ["| setting | default | range | meaning | coupled |", "| --- | --- | --- | --- | --- |"]
+        for name, default, *rest in setting_rows(basic):
+            lines.append(" | ".join((f"| `{name}`", f"`{default}`" if default else "", *rest)) + " |")
+        lines.append("")
+    lines += ["## Couplings", "", "Settings with the same word in the last column belong together:", ""]
+    lines += ["| word | rule |", "| --- | --- |"]
+    lines += [f"| {word} | {rule} |" for word, rule in COUPLINGS.items()]
+    return "\n".join(lines)

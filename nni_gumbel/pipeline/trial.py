@@ -17,6 +17,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +69,17 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
     """Search the space once and report the network found."""
     _use_share_of_cores(manager)
     import pytorch_lightning as pl
+    import torch
 
     from nni_gumbel.complexity.cost import count_parameters
     from nni_gumbel.complexity.flops import count_flops
     from nni_gumbel.pipeline.costs import budget_use, own_cost, prices_latency
-    from nni_gumbel.pipeline.evaluation import evaluator_of, example_input
+    from nni_gumbel.pipeline.evaluation import evaluator_of
     from nni_gumbel.pipeline.latency import shared_table
-    from nni_gumbel.pipeline.rehearsal import rehearse
+    from nni_gumbel.pipeline.rehearsal import BeforeTheSearch, rehearse
     from nni_gumbel.pipeline.reporting import Metrics, SearchProgress, our_reports_only, validation_metric
-    from nni_gumbel.results.space import SpaceReference
+    from nni_gumbel.results.example import Example
+    from nni_gumbel.results.space import SpaceReference, network_of
     from nni_gumbel.search.strategy import GumbelSearch
 
     settings = ExperimentSettings.from_flat(task.settings)
@@ -84,30 +87,35 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
     reference = SpaceReference.parse(command.space, command.space_arguments)
     own = own_cost(command)
     strategy = GumbelSearch(**{**vars(settings.search), **({} if own is None else {"cost": own})})
-    evaluator = evaluator_of(command, settings, settings.search_epochs, task.seed)
     supernet = strategy.mutate_model(reference.build())
+    with torch.no_grad():
+        strategy.distribution.use_probabilities()
+    evaluator = evaluator_of(command, supernet, settings, settings.search_epochs, task.seed)
     evaluator = strategy.mutate_evaluator(evaluator)
     # The built-in evaluator needs an output for every class; another one's needs are its own.
     classes = evaluator.datamodule.num_classes if command.evaluator is None else None
-    example = example_input(evaluator)
-    rehearse(supernet, strategy.distribution, reference, example, classes)
     costs = evaluator.module.costs
-    if prices_latency(settings.search):
-        costs.latency_table = shared_table(supernet, strategy.distribution, example[:1], output)
-    # A budget that no network can meet ends the trial here.
-    costs.complete((example,), {})
-    evaluator.trainer.callbacks.append(SearchProgress(settings.metric, output / TENSORBOARD))
+
+    def check(example: Example) -> None:
+        rehearse(supernet, strategy.distribution, reference, example, classes)
+        if prices_latency(settings.search):
+            costs.latency_table = shared_table(supernet, strategy.distribution, example.first(1), output)
+        # A budget that no network can meet ends the trial here.
+        costs.complete(example.args, example.kwargs)
+
+    rehearsal = BeforeTheSearch(evaluator, check)
+    evaluator.trainer.callbacks += [rehearsal, SearchProgress(settings.metric, output / TENSORBOARD)]
     with our_reports_only():
         evaluator.evaluate(supernet)
         architecture = evaluator.module.export()
-        found = reference.build().freeze(architecture)
+        found, example = network_of(supernet, architecture), rehearsal.example.cpu()
         nni.report_final_result(
             Metrics(
                 default=validation_metric(evaluator.trainer, settings.metric),
                 key=task.key,
                 architecture=json.dumps(architecture),
                 parameters=count_parameters(found),
-                flops=count_flops(found, example),
+                flops=count_flops(found, *example.args, **example.kwargs),
                 **evaluator.module.structure_summary(),
                 **budget_use(costs, strategy.distribution, architecture),
             )
@@ -154,36 +162,43 @@ def _train(
 
     from nni_gumbel.complexity.cost import count_parameters
     from nni_gumbel.complexity.flops import count_flops
-    from nni_gumbel.pipeline.costs import prices_latency
+    from nni_gumbel.complexity.own_cost import own_cost_of
+    from nni_gumbel.pipeline.costs import own_cost, prices_latency
     from nni_gumbel.pipeline.evaluation import (
         evaluator_of,
-        example_input,
         result_on_test_part,
         validation_size,
     )
     from nni_gumbel.pipeline.latency import latencies
+    from nni_gumbel.pipeline.rehearsal import remember_inputs
     from nni_gumbel.pipeline.reporting import Metrics, Progress, our_reports_only, validation_metric
     from nni_gumbel.results.bundle import write_bundle
     from nni_gumbel.results.pruning import prune
-    from nni_gumbel.results.space import SpaceReference, sample_of
+    from nni_gumbel.results.space import SpaceReference, network_of, sample_of
 
     settings = ExperimentSettings.from_flat(task.settings)
     pl.seed_everything(task.seed)
     reference = SpaceReference.parse(command.space, command.space_arguments)
     space = reference.build()
     sample = sample_of(space, architecture)
-    network = space.freeze(sample)
-    evaluator = evaluator_of(command, settings, settings.train_epochs, task.seed)
+    network = network_of(space, sample)
+    own = own_cost(command)
+    if own is not None:  # a function that fails is told before the training
+        also = {**also, "own_cost": own_cost_of(own, sample, partial(network_of, space))}
+    evaluator = evaluator_of(command, network, settings, settings.train_epochs, task.seed)
     evaluator.trainer.callbacks.append(Progress(settings.metric, output / TENSORBOARD))
+    inputs = remember_inputs(network)
     with our_reports_only():
         evaluator.evaluate(network)
         validation = validation_metric(evaluator.trainer, settings.metric)
-        example = example_input(evaluator)
-        parameters, flops = count_parameters(network), count_flops(network, example)
-        pruned = prune(network, example)
+        if not inputs:
+            raise UsageError("--evaluator: its steps do not call the network as self.model(...); call it so")
+        (example,) = inputs
+        parameters, flops = count_parameters(network), count_flops(network, *example.args, **example.kwargs)
+        pruned = prune(network, *example.args, **example.kwargs)
         after_pruning = {
             "pruned_parameters": count_parameters(pruned),
-            "pruned_flops": count_flops(pruned, example),
+            "pruned_flops": count_flops(pruned, *example.args, **example.kwargs),
         }
         facts = {
             "settings": task.settings,
@@ -197,7 +212,7 @@ def _train(
         write_bundle(output / BUNDLE, network, architecture, reference, example, facts, pruned)
         plan, combinations = plan_of(manager.experiment())
         if any(prices_latency(plan.with_values(values).search) for values in combinations):
-            also = {**also, **latencies(network, sample, reference, example[:1], output)}
+            also = {**also, **latencies(pruned, sample, reference, example.first(1), output)}
         nni.report_final_result(
             Metrics(
                 default=validation,

@@ -1,4 +1,4 @@
-"""The tuner that NNI runs: NNI's protocol around :mod:`nni_gumbel.pipeline.stages`.
+"""The tuner that NNI runs: NNI's protocol around :mod:`nni_gumbel.pipeline.plan`.
 
 NNI's callbacks leave out too much: trials that are resumed, that fail after a resume, that ran each
 other's parameters. So every call is only a reason to look: the tuner reads all trials from the
@@ -33,10 +33,9 @@ from nni.tuner import Tuner
 
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.combinations import combinations
-from nni_gumbel.pipeline.ledger import Trial
 from nni_gumbel.pipeline.manager import ERROR_FILE, Manager, ManagerUnreachable, trial_command_of
-from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.stages import (
+from nni_gumbel.pipeline.plan import (
+    Trial,
     check_trial_limit,
     failure,
     finished,
@@ -44,6 +43,7 @@ from nni_gumbel.pipeline.stages import (
     largest_trial_count,
     next_tasks,
 )
+from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import Task
 
 _logger = logging.getLogger(__name__)

@@ -24,11 +24,10 @@ from nni_gumbel.pipeline.experiments import (
     tuners_line,
     why_it_shut_down,
 )
-from nni_gumbel.pipeline.ledger import Trial
 from nni_gumbel.pipeline.manager import Manager, ManagerUnreachable, error_line, plan_of
+from nni_gumbel.pipeline.plan import Trial, failure, finished, networks, next_tasks
 from nni_gumbel.pipeline.registration import NAME
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.stages import failure, finished, networks, next_tasks
 from nni_gumbel.pipeline.task import EXPORT, RANDOM, SEARCH, STAGES, TRAIN
 from nni_gumbel.results.choice import Network
 

@@ -1,7 +1,7 @@
 """Small tensors brought to the host without waiting for the device.
 
-A step of a search runs ahead of its device. To read a number there and then would make it wait until the device has
-caught up, several times a step. A copy is ordered instead, and read later, when it has long arrived.
+A step of a search runs ahead of its device. Reading a number at once makes the host wait until the device has caught
+up, several times a step. Instead an asynchronous copy is started, and read in a later step, when it is complete.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 class HostCopy:
-    """A copy of a tensor that is on its way to the host; on a CPU the tensor itself as it is now.
+    """A pending copy of a tensor to the host; on a CPU a copy that is complete at once.
 
     Args:
-        tensor: small; what is computed with it later does not matter.
+        tensor: small; its values at this call are copied, whatever is written into it later.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -32,7 +32,7 @@ class HostCopy:
         return HostCopy(self.read())  # an event of the device cannot be copied
 
     def read(self) -> Tensor:
-        """The copy; waits until the device has come to the place where it was ordered, and no further."""
+        """The copy; waits until the device has made it, and not for work that was queued later."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._tensor

@@ -9,7 +9,7 @@ README.md              for people; only in an export
 front.csv, front.png   all networks of the experiment (see ``front.py``); only in an export
 =====================  =================================================================================
 
-A network is rebuilt by NNI's own ``freeze`` on the space, and pruned as it was (``bundle.json`` lists the
+A network is rebuilt by the constructor of its space, and pruned as it was (``bundle.json`` lists the
 layers that went), so that a bundle holds no code; the probe tells when the space's code has changed
 since. A folder appears under its name complete or not at all.
 """
@@ -29,12 +29,14 @@ from typing import TYPE_CHECKING, Any
 
 from nni_gumbel import __version__
 from nni_gumbel.errors import UsageError, first_line
-from nni_gumbel.results.space import SpaceReference, sample_of
+from nni_gumbel.results.space import SpaceReference, network_of, sample_of
 
 if TYPE_CHECKING:
     import torch
     from nni.nas.nn.pytorch import ModelSpace
     from torch import nn
+
+    from nni_gumbel.results.example import Example
 
 ARCHITECTURE, WEIGHTS, FACTS, PROBE, README = (
     "architecture.json", "model.safetensors", "bundle.json", "probe.safetensors", "README.md",
@@ -51,7 +53,7 @@ def write_bundle(
     network: nn.Module,
     architecture: dict[str, Any],
     space: SpaceReference,
-    probe_input: torch.Tensor,
+    example: Example,
     facts: dict[str, Any],
     pruned: nn.Module | None = None,
 ) -> None:
@@ -62,10 +64,10 @@ def write_bundle(
         network: as NNI's ``freeze`` returned it, trained; it is left as it is.
         architecture: the sample it was frozen with, used labels only.
         space: where it comes from.
-        probe_input: a small batch, first dimension the batch.
+        example: a small batch of what it takes.
         facts: what a reader may want to know (metric, seed, parameters, FLOPs ...); JSON values.
-        pruned: what :func:`~nni_gumbel.results.pruning.prune` made of the network, with ``probe_input`` as its
-            example: its weights are written, and ``load`` gives it back.
+        pruned: what :func:`~nni_gumbel.results.pruning.prune` made of the network, on the same ``example``:
+            its weights are written, and ``load`` gives it back.
 
     Raises:
         UsageError: the folder cannot be written, or the network does not return one tensor.
@@ -76,18 +78,21 @@ def write_bundle(
     from nni_gumbel.results.pruning import removed_layers
 
     settled = copy.deepcopy(network if pruned is None else pruned).cpu().eval()
-    probe = probe_input.detach().cpu()
+    probe = example.cpu()
     with torch.no_grad():
-        output = settled(probe)
+        output = probe(settled)
     if not isinstance(output, torch.Tensor):
         raise UsageError(
             f"--space: {space} returns {type(output).__name__}, a bundle needs one tensor; return that"
         )
     versions = {"nni_gumbel": __version__, "nni": version("nni"), "torch": version("torch")}
-    bundle = {"space": str(space), "arguments": space.arguments, **facts, "versions": versions}
+    described, inputs = probe.to_tensors()
+    bundle = {
+        "space": str(space), "arguments": space.arguments, "inputs": described, **facts, "versions": versions
+    }  # fmt: skip
     if pruned is not None and pruned is not network:
         removed = removed_layers(network, pruned)
-        bundle["pruned"] = {"example_shape": list(probe.shape), "removed_layers": removed}
+        bundle["pruned"] = {"removed_layers": removed}
 
     def fill(folder: Path) -> None:
         _write_json(folder / ARCHITECTURE, architecture)
@@ -95,7 +100,7 @@ def write_bundle(
         # Copies, since safetensors refuses tensors that share memory (tied weights).
         weights = {key: value.clone().contiguous() for key, value in settled.state_dict().items()}
         save_file(weights, folder / WEIGHTS)
-        save_file({"input": probe.clone().contiguous(), "output": output.contiguous()}, folder / PROBE)
+        save_file(inputs | {"output": output.contiguous()}, folder / PROBE)
 
     _replace_folder(Path(directory), fill)
 
@@ -137,11 +142,13 @@ def load(path: str | Path, space: type[ModelSpace] | ModelSpace | None = None) -
     from nni.nas.nn.pytorch import ModelSpace
     from safetensors.torch import load_file
 
+    from nni_gumbel.results.example import Example
+
     folder = _checked_folder(path)
     architecture, facts = _read_json(folder / ARCHITECTURE), _read_json(folder / FACTS)
     try:
         weights, probe = load_file(folder / WEIGHTS), load_file(folder / PROBE)
-        probe_input, probe_output = probe["input"], probe["output"]
+        example, probe_output = Example.from_tensors(facts["inputs"], probe), probe["output"]
         reference = SpaceReference.parse(facts["space"])
         reference = replace(reference, arguments=dict(facts["arguments"]))
     except Exception as error:  # safetensors raises a type of its own for each kind of damage
@@ -149,8 +156,7 @@ def load(path: str | Path, space: type[ModelSpace] | ModelSpace | None = None) -
             f"path: {folder} holds a damaged file: {first_line(error)}; copy the bundle again"
         ) from error
     if isinstance(space, ModelSpace):
-        # NNI's frozen network shares candidates with the space that it comes from.
-        built = copy.deepcopy(space)
+        built = space
     elif inspect.isclass(space) and issubclass(space, ModelSpace):
         built = reference.construct(space)
     elif space is not None:
@@ -168,13 +174,13 @@ def load(path: str | Path, space: type[ModelSpace] | ModelSpace | None = None) -
     if unknown:
         raise UsageError(f"{changed}: it has no choice {unknown[0]!r}; {remedy}")
     try:
-        network = built.freeze(sample_of(built, architecture))
+        network = network_of(built, sample_of(built, architecture))
         if "pruned" in facts:
-            network = _pruned_alike(network, probe_input, facts["pruned"]["removed_layers"])
+            network = _pruned_alike(network, example, facts["pruned"]["removed_layers"])
         network.load_state_dict(weights, strict=True)
         network.eval()
         with torch.no_grad():
-            output = network(probe_input)
+            output = example(network)
     except Exception as error:  # a changed class fails wherever its change lies
         raise UsageError(f"{changed}: {_in_one_line(error)}; {remedy}") from error
     if output.shape != probe_output.shape or not _close(output, probe_output):
@@ -182,7 +188,7 @@ def load(path: str | Path, space: type[ModelSpace] | ModelSpace | None = None) -
     return network
 
 
-def _pruned_alike(network: nn.Module, example: torch.Tensor, expected: list[str]) -> nn.Module:
+def _pruned_alike(network: nn.Module, example: Example, expected: list[str]) -> nn.Module:
     """Prune a network as that of the bundle was.
 
     Raises:
@@ -190,7 +196,7 @@ def _pruned_alike(network: nn.Module, example: torch.Tensor, expected: list[str]
     """
     from nni_gumbel.results.pruning import prune, removed_layers
 
-    pruned = prune(network, example)
+    pruned = prune(network, *example.args, **example.kwargs)
     removed = removed_layers(network, pruned)
     if removed != expected:
         name = sorted(set(removed) ^ set(expected) or removed)[0]

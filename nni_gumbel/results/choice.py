@@ -1,9 +1,10 @@
 """Which of the trained networks is exported: the least complex one that is not worse than the best.
 
 The one-standard-error rule: among the networks whose mean validation metric is within one standard
-error of the best mean, the one with the fewest parameters wins, ties by FLOPs. A validation part is
-itself a sample, so for a proportion such as accuracy the error is at least that of a proportion of
-``n`` images; few seeds that happen to agree cannot make it smaller.
+error of the best mean, the one that costs least wins: least of what the experiment prices, ties by parameters and
+by FLOPs, all as exported, without unreachable layers. A validation part is itself a sample, so for a proportion such
+as accuracy the error is at least that of a proportion of ``n`` images; few seeds that happen to agree cannot make it
+smaller.
 
 Test results travel in the records, for the report, and are never read here by :func:`choose`.
 """
@@ -47,10 +48,21 @@ class Network:
     # Measured on the frozen network, and as the search's table has it; None where latency plays no part.
     latency_ms: float | None = None
     table_latency_ms: float | None = None
+    # By the function that `--cost` names; None without one.
+    own_cost: float | None = None
     # What `searchSpace` varied, for each combination whose searches found it.
     found_with: tuple[dict[str, Any], ...] = ()
     # Random networks of equal size, trained alike, each once: never chosen from.
     baseline: tuple[Network, ...] = ()
+
+    @property
+    def exported_parameters(self) -> int:
+        """Of the network as it is exported: without unreachable layers, where these were counted."""
+        return self.parameters if self.pruned_parameters is None else self.pruned_parameters
+
+    @property
+    def exported_flops(self) -> int:
+        return self.flops if self.pruned_flops is None else self.pruned_flops
 
     @property
     def unequal(self) -> tuple[Network, ...]:
@@ -93,7 +105,7 @@ class Choice:
     reason: str
 
 
-def choose(networks: Sequence[Network], metric: str, optimize_mode: str) -> Choice:
+def choose(networks: Sequence[Network], metric: str, optimize_mode: str, priced: str = "params") -> Choice:
     """Apply the one-standard-error rule to validation results.
 
     ``standard_error = max(s / sqrt(m), sqrt(p (1 - p) / n))`` of the best network: ``s`` its sample
@@ -105,6 +117,9 @@ def choose(networks: Sequence[Network], metric: str, optimize_mode: str) -> Choi
         metric: name of the validation metric; ``acc``, ``accuracy`` and names that end in one of
             them after an underscore are proportions.
         optimize_mode: ``maximize`` or ``minimize``.
+        priced: what the experiment prices: ``params``, ``flops``, ``latency`` (by the table of the searches; as
+            measured where there is no table) or ``cost`` (a function of the person's own). A network whose price is
+            not known counts as dearer than all others.
 
     Returns:
         The choice. Equal results are decided by complexity, then by the order given; of equal runs
@@ -122,17 +137,37 @@ def choose(networks: Sequence[Network], metric: str, optimize_mode: str) -> Choi
     def score(network: Network) -> float:
         return sign * network.validation_mean
 
-    best = min(networks, key=lambda network: (-score(network), *_complexity(network)))
+    def complexity(network: Network) -> tuple[float, ...]:
+        price = _price(network, priced)
+        return math.inf if price is None else price, network.exported_parameters, network.exported_flops
+
+    best = min(networks, key=lambda network: (-score(network), *complexity(network)))
     error = _standard_error(best, metric)
     eligible = [network for network in networks if score(best) - score(network) <= error]
-    chosen = min(eligible, key=lambda network: (*_complexity(network), -score(network)))
+    chosen = min(eligible, key=lambda network: (*complexity(network), -score(network)))
     run = min(chosen.runs, key=lambda run: (-sign * run.validation, run.seed))
-    reason = _reason(chosen, best, error, metric, alone=len(networks) == 1)
+    reason = _reason(chosen, best, error, metric, priced, alone=len(networks) == 1)
     return Choice(network=chosen, run=run, best=best, standard_error=error, reason=reason)
 
 
-def _complexity(network: Network) -> tuple[int, int]:
-    return network.parameters, network.flops
+def _price(network: Network, priced: str) -> float | None:
+    if priced == "latency":
+        return network.latency_ms if network.table_latency_ms is None else network.table_latency_ms
+    return {
+        "params": network.exported_parameters, "flops": network.exported_flops, "cost": network.own_cost
+    }[priced]  # fmt: skip
+
+
+def _in_words(price: float | None, priced: str) -> str:
+    if price is None:
+        return "a cost that is not known"
+    words = {
+        "params": "{:,} parameters",
+        "flops": "{:,} FLOPs",
+        "latency": "{:.3g} ms",
+        "cost": "a cost of {:.4g}",
+    }
+    return words[priced].format(price)
 
 
 def _standard_error(best: Network, metric: str) -> float:
@@ -142,7 +177,7 @@ def _standard_error(best: Network, metric: str) -> float:
     return max(over_seeds, math.sqrt(p * (1 - p) / n)) if is_proportion and n else over_seeds
 
 
-def _reason(chosen: Network, best: Network, error: float, metric: str, *, alone: bool) -> str:
+def _reason(chosen: Network, best: Network, error: float, metric: str, priced: str, *, alone: bool) -> str:
     reached = f"validation {metric} {best.validation_mean:.4g}"
     if alone:
         return f"{chosen.name} is the only network that was trained ({reached})."
@@ -151,13 +186,11 @@ def _reason(chosen: Network, best: Network, error: float, metric: str, *, alone:
             f"{chosen.name} is the best on validation ({reached}), and no simpler network is within "
             f"one standard error ({error:.2g}) of it."
         )
-    fewer, unit, more = (
-        (chosen.parameters, "parameters", best.parameters)
-        if chosen.parameters < best.parameters
-        else (chosen.flops, "FLOPs", best.flops)
-    )
+    # The first in which the two differ: of equal price the smaller one was chosen.
+    by = next((by for by in (priced, "params", "flops") if _price(chosen, by) != _price(best, by)), priced)
+    less, more = (_in_words(_price(network, by), by) for network in (chosen, best))
     return (
-        f"{chosen.name} has {fewer:,} {unit}, the best ({best.name}, {reached}) has {more:,}, and its "
+        f"{chosen.name} has {less}, the best ({best.name}, {reached}) has {more}, and its "
         f"validation {metric} {chosen.validation_mean:.4g} is within one standard error ({error:.2g}) of that."
     )
 

@@ -47,7 +47,8 @@ def graph_of(network: nn.Module, single_steps: Collection[nn.Module] = ()) -> fx
     tracer = _Tracer(single_steps)
     try:
         for module in modes:
-            # Who asks for its mode fails, and becomes a single step: the graph is that of both modes.
+            # A module that reads `self.training` then fails: it is not traced and becomes a single step, so that
+            # the graph holds in both modes.
             if module is not network and not tracer.is_leaf_module(module, ""):
                 del module.__dict__["training"]
         graphs = []

@@ -35,7 +35,7 @@ _logger = logging.getLogger(__name__)
 _FREE = (nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
-def prune(network: nn.Module, example: Tensor) -> nn.Module:
+def prune(network: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
     """A network with the same outputs, without the layers that cannot reach them.
 
     Outputs are bit for bit the same in evaluation; in training, too, as far as no random numbers are drawn
@@ -43,22 +43,25 @@ def prune(network: nn.Module, example: Tensor) -> nn.Module:
 
     Args:
         network: without choices, as NNI's ``freeze`` returns it; left as it is.
-        example: a batch of inputs, first dimension the batch, on the network's device.
+        args, kwargs: what its forward takes: a batch, on its device.
 
     Returns:
         A ``torch.fx.GraphModule`` with weights of its own, in the mode of ``network``; the network itself if
-        nothing can go, if its forward cannot be followed, or if the outputs were not the same (the last
-        two are logged).
+        nothing can go, if it takes other than one tensor, if its forward cannot be followed, or if the outputs
+        were not the same (the last three are logged).
     """
+    if kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
+        _logger.warning("The network is not pruned: only networks that take one tensor are")
+        return network
     original = copy.deepcopy(network)
     try:
-        pruned = _pruned(original, example)
+        pruned = _pruned(original, args[0])
     except NotFollowed as error:
         _logger.warning("The network is not pruned: %s", error)
         return network
     if pruned is None:
         return network
-    difference = _difference(network, pruned, example)
+    difference = _difference(network, pruned, args[0])
     if difference is not None:
         _logger.warning("The network is not pruned: without its unreachable layers %s", difference)
         return network

@@ -18,6 +18,7 @@ from nni_gumbel.names import import_named, split_name
 
 if TYPE_CHECKING:
     from nni.nas.nn.pytorch import ModelSpace
+    from torch import nn
 
 FIELD = "--space"
 
@@ -109,6 +110,36 @@ def variables_of(space: ModelSpace) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(
             f"space {type(space).__name__!r}: {first_line(error)}; give different choices different labels"
+        ) from error
+
+
+def network_of(space: ModelSpace, sample: Mapping[str, Any]) -> nn.Module:
+    """The network of an NNI sample, with new weights, as the space's own constructor builds it.
+
+    The constructor runs once more, with the arguments of ``space``, in NNI's ``model_context``: each choice is at once
+    what it chooses. What the constructor ties, initialises or hooks is so in the network. NNI's ``freeze`` replaces
+    the choices afterwards instead, by copies that untie, and builds the hub's class in the place of a derived one.
+
+    Args:
+        space: any instance of the space, mutated or not; it is left as it is.
+        sample: labels that the network does not use may be missing.
+
+    Raises:
+        UsageError: the constructor fails there, as one does that looks into the candidates of a choice.
+    """
+    from nni.nas.space import model_context
+
+    # Candidates that are not chosen are built as well, and take the values of their own labels.
+    complete = {label: variable.default() for label, variable in variables_of(space).items()} | dict(sample)
+    try:
+        with model_context(complete):
+            return type(space)(*space.trace_args, **space.trace_kwargs)
+    except UsageError:
+        raise
+    except Exception as error:  # whatever a person's constructor raises
+        raise UsageError(
+            f"{FIELD}: {type(space).__name__} cannot be built at {dict(sample)}: {first_line(error)}; in NNI's "
+            "model_context, where its constructor runs then, a LayerChoice is the candidate that it chooses"
         ) from error
 
 

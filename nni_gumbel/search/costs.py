@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
-from nni_gumbel.complexity.budget import Limit, check_feasible
+from nni_gumbel.complexity.budget import Limit, check_feasible, largest
 from nni_gumbel.complexity.cost import cost_of, expected_parameters
-from nni_gumbel.complexity.flops import batch_size, expected_flops
+from nni_gumbel.complexity.flops import expected_flops
 from nni_gumbel.complexity.latency import LatencyTable, expected_latency, measure_missing
 from nni_gumbel.complexity.own_cost import OwnCost
 from nni_gumbel.complexity.table import ExpectedSum, Table
+from nni_gumbel.results.example import Example
 from nni_gumbel.search.settings import SearchSettings
 from nni_gumbel.supernet.distribution import Distribution
 
@@ -68,6 +68,7 @@ class SearchCosts:
             self.by_word[OWN] = OwnCost(own, space, distribution)
         needed = {self.priced, *(LIMITED[field] for field, most in self._maxima.items() if most is not None)}
         self._missing = [word for word in _OF_EXAMPLE if word in needed]
+        self._largest: dict[str, float] = {}
         self.check()
         self._tell_idle(self.limits)
 
@@ -92,8 +93,20 @@ class SearchCosts:
 
     @property
     def scarce(self) -> tuple[str, ...]:
-        """The budgets that leave out some network: one that the largest network meets says nothing."""
-        return tuple(limit.field for limit in self.limits if limit.maximum < limit.cost.largest)
+        """The budgets that leave out some network: one that the largest network meets has no effect."""
+        return tuple(
+            limit.field for limit in self.limits if limit.maximum < self.largest(LIMITED[limit.field])
+        )
+
+    def largest(self, word: str) -> float:
+        """The cost of the most expensive network, in its unit; found when it is first asked for."""
+        if word not in self._largest:
+            cost = self.by_word[word]
+            is_own = isinstance(cost, OwnCost)
+            self._largest[word] = (
+                cost.largest if is_own else largest(self._space, self._distribution, cost)[0]
+            )
+        return self._largest[word]
 
     def complete(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Find the costs that need an example.
@@ -137,8 +150,8 @@ class SearchCosts:
 
     def relative(self) -> Tensor:
         """Scalar: the expected cost that is priced, relative to the largest; differentiable."""
-        largest = self.by_word[self.priced].largest
-        return self.expected(self.priced) / (largest if largest > 0 else 1.0)
+        most = self.largest(self.priced)
+        return self.expected(self.priced) / (most if most > 0 else 1.0)
 
     def used(self) -> dict[str, Tensor]:
         """Per budget, the expected cost relative to it; scalar, differentiable."""
@@ -190,28 +203,15 @@ class SearchCosts:
                 Table(tuple(labels), values.numpy(), tuple(one.numpy() for one in classes))
                 for labels, values, classes in tables
             )
+            self._largest.pop(word, None)
         self._missing = [word for word in self._missing if word not in state]
 
     def _of_example(self, word: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> ExpectedSum:
         if word == "flops":
             return expected_flops(self._space, self._distribution, args, kwargs)
-        args, kwargs = first_example(args, kwargs)
+        single = Example(tuple(args), dict(kwargs)).first(1)  # latency is that of one example
+        args, kwargs = single.args, single.kwargs
         self.latency_table = measure_missing(
             self._space, self._distribution, args, kwargs, self.latency_table
         )
         return expected_latency(self._space, self._distribution, args, kwargs, self.latency_table)
-
-
-def first_example(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A batch of one: latency is that of a single example.
-
-    Args:
-        args, kwargs: what the space is called with; the first dimension of the first tensor is the batch, and so is
-            that of every other tensor where it is as long.
-    """
-    size = batch_size(args, kwargs)
-
-    def cut(value: Any) -> Any:
-        return value[:1] if isinstance(value, Tensor) and value.dim() and len(value) == size else value
-
-    return tree_map(cut, tuple(args)), tree_map(cut, dict(kwargs))

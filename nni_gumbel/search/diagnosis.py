@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.host import HostCopy
 from nni_gumbel.search.logs import logging_with, mute
+from nni_gumbel.search.steps import training_step
 
 
 def loss_of(result: Any) -> Tensor:
@@ -73,7 +74,7 @@ class LossCheck:
             module = self._module
             with logging_with(module, mute):
                 culprit = first_culprit(
-                    module.model, lambda: module.training_step(self._batch, self._batch_idx)
+                    module.model, lambda: training_step(module, self._batch, self._batch_idx)
                 )
             remedy = (
                 "lower learning_rate, or look for a candidate that divides by zero or grows without bound"

@@ -9,7 +9,6 @@ they were.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections import defaultdict
 from collections.abc import Iterator
@@ -22,33 +21,21 @@ from nni.nas.evaluator.pytorch import LightningModule
 from pytorch_lightning import Trainer
 from pytorch_lightning.trainer.states import RunningStage
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
+from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torchmetrics import Metric
 
+from nni_gumbel.copies import copied
 from nni_gumbel.errors import first_line
-from nni_gumbel.search.duration import last_epoch
 from nni_gumbel.search.randomness import unchanged_randomness
+from nni_gumbel.search.steps import training_step, validation_step
 from nni_gumbel.supernet.cell import MixedCell
 
 _logger = logging.getLogger(__name__)
 
 # Enough for statistics of a few per cent; a whole epoch would cost as much as training for one.
 _BATCHES_FOR_STATISTICS = 20
-
-
-def is_due(trainer: Trainer, every: int | None) -> bool:
-    """Whether the gap is measured at the end of the current epoch, unless the search is stopped before its time.
-
-    Args:
-        trainer: at the end of an epoch.
-        every: ``None``: at the first, the middle and the last epoch; 0: never; else every so many epochs.
-    """
-    epoch = trainer.current_epoch
-    if every is None:
-        last = last_epoch(trainer)
-        return epoch in (0, last // 2, last)
-    return every > 0 and (epoch + 1) % every == 0
 
 
 def discretisation_gap(search: LightningModule) -> dict[str, float]:
@@ -108,7 +95,7 @@ def _copy_of(search: LightningModule) -> LightningModule:
         for value in tree_leaves(dict(vars(part))):
             if isinstance(value, Tensor) and not value.is_leaf:
                 kept[id(value)] = value.detach()  # the last value of a metric: has a graph, cannot be copied
-    twin = copy.deepcopy(module, kept)
+    twin = copied(module, kept)
     twin.trainer = search.trainer  # which Lightning leaves out of a copy
     return twin
 
@@ -133,12 +120,14 @@ def _validated(module: LightningModule, trainer: Trainer) -> dict[str, float]:
     batches = CombinedLoader(trainer.val_dataloaders, "sequential")
     batches.limits = trainer.num_val_batches
     several = len(batches.flattened) > 1
+    step = validation_step(module)
+    numbered = is_param_in_hook_signature(step, "batch_idx", min_args=2)
     module.on_validation_epoch_start()
     for batch, batch_idx, loader_idx in batches:
         batch = _ready(batch, trainer, loader_idx)
         size = _size_of(batch)
         with trainer.precision_plugin.val_step_context():
-            module.validation_step(batch, batch_idx, *([loader_idx] if several else []))
+            step(*(batch, batch_idx, loader_idx)[: 3 if several else 1 + numbered])
     module.on_validation_epoch_end()
     means = {
         name: sum(value * weight for value, weight in values) / sum(weight for _, weight in values)
@@ -161,7 +150,7 @@ def _estimate_statistics(module: LightningModule, trainer: Trainer) -> None:
     for batch, batch_idx, _ in islice(batches, _BATCHES_FOR_STATISTICS):
         batch = _ready(batch, trainer, 0)
         with trainer.precision_plugin.train_step_context():
-            module.training_step(batch, batch_idx)
+            training_step(module, batch, batch_idx)
 
 
 def _ready(batch: Any, trainer: Trainer, loader_idx: int) -> Any:

@@ -42,18 +42,20 @@ from nni_gumbel.search.diagnosis import LossCheck, loss_of
 from nni_gumbel.search.distributed import draw_own_samples, of_all_ranks
 from nni_gumbel.search.dropout import dropout_off
 from nni_gumbel.search.duration import check_duration, total_batches, warn_without_warm_up
-from nni_gumbel.search.gap import discretisation_gap, is_due
+from nni_gumbel.search.gap import discretisation_gap
 from nni_gumbel.search.logs import Log, logging_with, mute, unchanged, under_structure
 from nni_gumbel.search.objective import StructureObjective
 from nni_gumbel.search.penalty import Penalty
 from nni_gumbel.search.randomness import continue_randomness, randomness_of_ranks
 from nni_gumbel.search.selection import warn_if_undecided
 from nni_gumbel.search.settings import SearchSettings
+from nni_gumbel.search.steps import training_step
 from nni_gumbel.search.structure import LogitsUpdate
 from nni_gumbel.search.unrolled import unrolled_gradient
 from nni_gumbel.search.weights import (
     check_weight_optimisation,
     clip_weights,
+    refuse_second_pass,
     scale_of_backward,
     scales_losses,
     update_weights,
@@ -150,15 +152,13 @@ class GumbelSearchModule(WrappingModule):
 
     def on_train_epoch_end(self) -> None:
         self.log_dict(self.structure_summary())
-        if is_due(self.trainer, self.settings.gap_every):
+        every = self.settings.gap_every
+        if every and (self.trainer.current_epoch + 1) % every == 0:
             self.log_dict(discretisation_gap(self), sync_dist=True)
         super().on_train_epoch_end()
 
     def on_train_end(self) -> None:
         self._check_losses()
-        # A callback stops a search after this module's hook at the end of the epoch, which is the last one then.
-        if self.settings.gap_every is None and self._step < self._total_steps:
-            self.log_late(discretisation_gap(self))
         if self.trainer.is_global_zero:
             warn_if_undecided(self.structure_summary()["chosen_probability"])
         super().on_train_end()
@@ -230,22 +230,29 @@ class GumbelSearchModule(WrappingModule):
     def _weight_step(self, batch: Any, batch_idx: int, temperature: float, uniform: bool = False) -> Any:
         with torch.no_grad():
             self._draw_for_weights(temperature, uniform)
-        result, loss = self._run(batch, batch_idx, "weight step")
-        update_weights(self, loss, batch_idx)
+        result = update_weights(self, lambda: self._run(batch, batch_idx, "weight step"), batch_idx)
         self._check_losses()  # no optimiser has stepped, where several batches belong together
         return result
 
     def _joint_step(self, batch: Any, batch_idx: int, temperature: float) -> Any:
         """Structure and weights learn from one pass through the network and one back, on one batch."""
         self._draw_for_structure(temperature)
-        result, loss = self._run(batch, batch_idx, "joint step")
-        # d objective / d logits = the part beside the loss + (d objective / d loss) (d loss / d logits)
-        value = loss.detach().requires_grad_()
-        objective = self._objective(value)
-        beside = self._update.gradients(objective, retain_graph=True)
-        (factor,) = torch.autograd.grad(objective, value)
+        parts: list[Any] = []
+
+        def forward() -> tuple[Any, Tensor]:
+            if parts:
+                refuse_second_pass(self)
+            result, loss = self._run(batch, batch_idx, "joint step")
+            # d objective / d logits = the part beside the loss + (d objective / d loss) (d loss / d logits)
+            value = loss.detach().requires_grad_()
+            objective = self._objective(value)
+            beside = self._update.gradients(objective, retain_graph=True)
+            parts.extend((beside, *torch.autograd.grad(objective, value)))
+            return result, loss
+
         with self._update.gradients_of_backward(scale_of_backward(self.trainer)) as through_loss:
-            update_weights(self, loss, batch_idx)
+            result = update_weights(self, forward, batch_idx)
+        beside, factor = parts
         self._check_losses()
         self._update.add([b + factor * g for b, g in zip(beside, through_loss)])
         self._move_logits(batch_idx)
@@ -306,7 +313,7 @@ class GumbelSearchModule(WrappingModule):
         """What the evaluator returns for a batch under the current sample, and the loss in it."""
         module = self.training_module
         with logging_with(module, log):
-            result = module.training_step(batch, batch_idx)
+            result = training_step(module, batch, batch_idx)
         loss = loss_of(result)
         self._checks.append(LossCheck(loss, f"{step} {self._step}", batch, module, batch_idx))
         return result, loss

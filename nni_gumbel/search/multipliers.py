@@ -24,8 +24,8 @@ from torch import Tensor
 
 from nni_gumbel.errors import UsageError
 
-# The constraint that a budget is spent, beside those that it is not exceeded, which have the names of settings.
-UNUSED = "unused"
+# The constraint that limits the slack of a budget, so that it is spent. The others have the names of settings.
+SLACK = "slack"
 # A violation of 10 % that lasts for the whole search brings a multiplier to 1, the scale of a cross-entropy.
 _PACE = 10.0
 # rho is looked at after every so large a part of the search, and grows if the violation is not below 90 % of that of
@@ -96,7 +96,7 @@ class Multipliers:
         """
         saved = state["weights"]
         if saved.keys() != self.weights.keys():
-            differing = sorted((saved.keys() ^ self.weights.keys()) - {UNUSED})
+            differing = sorted((saved.keys() ^ self.weights.keys()) - {SLACK})
             raise UsageError(
                 f"{', '.join(differing) or 'cost_weight'}: the checkpoint is of a search with {_in_words(saved)}, this "
                 f"one has {_in_words(self.weights)}; give it the settings of the checkpoint, or start anew without it"
@@ -107,7 +107,7 @@ class Multipliers:
 
 def _in_words(weights: Mapping[str, float]) -> str:
     """The budgets that constraints are of, and whether they are to be spent."""
-    budgets = [name for name in weights if name != UNUSED]
+    budgets = [name for name in weights if name != SLACK]
     if not budgets:
         return "no budget"
-    return f"{' and '.join(budgets)} {'without' if UNUSED in weights else 'beside'} a cost weight or penalty"
+    return f"{' and '.join(budgets)} {'without' if SLACK in weights else 'beside'} a cost weight or penalty"

@@ -19,7 +19,7 @@ from nni_gumbel.relaxation.temperature import linear
 from nni_gumbel.search.commitment import Commitment
 from nni_gumbel.search.costs import SearchCosts
 from nni_gumbel.search.inputs import inputs_of
-from nni_gumbel.search.multipliers import UNUSED, Multipliers
+from nni_gumbel.search.multipliers import SLACK, Multipliers
 from nni_gumbel.search.penalty import Penalty
 from nni_gumbel.search.selection import best_spending, best_within
 from nni_gumbel.search.settings import SearchSettings
@@ -36,15 +36,14 @@ class StructureObjective:
         ``penalty(loss) + cost_weight E[cost] / largest + lambda_H(t) entropy + kl_weight KL(q || prior)``
         ``+ sum_k psi(g_k)``
 
-    with ``g = E[cost] / budget - 1`` for each budget, and ``psi`` of :mod:`~nni_gumbel.search.multipliers`. A budget
-    that not every network meets is there to be spent, unless a cost weight or a penalty says that less is better: then
-    there is also ``g = 0.95 - E[cost] / budget`` for the one of these that is used most. All terms are exact but the
-    loss and, of a large space, a cost of one's own.
+    with ``g = E[cost] / budget - 1`` for each budget, and ``psi`` of :mod:`~nni_gumbel.search.multipliers`. Without a
+    cost weight and a penalty, budgets that exclude some network are to be spent: the slack of the budget that is used
+    most is limited by a further constraint, ``g = 0.95 - E[cost] / budget``. All terms are exact except the loss and,
+    in a large space, a cost of one's own.
 
-    In the last quarter, ``t`` in [3/4, 1], a search whose budgets leave out some network commits to the one that it
-    would return, ``z``, by the further term ``lambda_H(t) (4 t - 3) distance(q, z)`` of
-    :mod:`~nni_gumbel.search.commitment`, and what is to be spent is no more than ``z`` uses: 0.95 becomes
-    ``min(0.95, cost(z) / budget)``.
+    In the last quarter, ``t`` in [3/4, 1], of a search whose budgets exclude some network, ``z`` is the network that
+    the search would return. The objective has the further term ``lambda_H(t) (4 t - 3) distance(q, z)`` of
+    :mod:`~nni_gumbel.search.commitment`, and 0.95 becomes ``min(0.95, cost(z) / budget)``.
 
     Args:
         distribution: of the structure.
@@ -66,10 +65,10 @@ class StructureObjective:
         self._distribution, self._costs = distribution, costs
         self._settings, self._penalty = settings, penalty
         self._spends = bool(costs.budgets) and not settings.cost_weight and penalty is None
-        self.multipliers = Multipliers((*costs.budgets, *([UNUSED] if self._spends else [])))
+        self.multipliers = Multipliers((*costs.budgets, *([SLACK] if self._spends else [])))
         self._space: ModelSpace | None = None
         self._commitment = Commitment(distribution, lambda: self.best(self._space), costs.usage)
-        self._ordered: HostCopy | None = None
+        self._pending_copy: HostCopy | None = None  # of the violations
         self._prior: Prior | None = None  # that by cost is known when the costs are
         if costs.is_complete or settings.prior != "cost":
             self._prior = build_prior(settings.prior, distribution, costs)
@@ -133,9 +132,9 @@ class StructureObjective:
             with torch.no_grad():
                 found = self._violations(progress)
                 violations = torch.stack([*found.values()])
-            ordered, self._ordered = self._ordered, HostCopy(violations)
-            # On a GPU those of one step before: the latest would have to be waited for.
-            arrived = ordered if violations.is_cuda else self._ordered
+            previous, self._pending_copy = self._pending_copy, HostCopy(violations)
+            # On a GPU the violations of the step before: the step would wait for the latest.
+            arrived = previous if violations.is_cuda else self._pending_copy
             if arrived is not None:
                 self.multipliers.follow(dict(zip(found, arrived.read().tolist())), share)
 
@@ -185,7 +184,7 @@ class StructureObjective:
             "multipliers": self.multipliers.state_dict(),
             "costs": self._costs.state_dict(),
             "commitment": self._commitment.state_dict(),
-            "ordered": None if self._ordered is None else self._ordered.read(),
+            "pending": None if self._pending_copy is None else self._pending_copy.read(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -193,7 +192,7 @@ class StructureObjective:
         self.multipliers.load_state_dict(state["multipliers"])
         self._costs.load_state_dict(state["costs"])
         self._commitment.load_state_dict(state["commitment"])
-        self._ordered = None if state["ordered"] is None else HostCopy(state["ordered"])
+        self._pending_copy = None if state["pending"] is None else HostCopy(state["pending"])
 
     def _violations(self, progress: float) -> dict[str, Tensor]:
         """``g`` by constraint, scalar, at most 0 where it holds; differentiable."""
@@ -201,7 +200,7 @@ class StructureObjective:
         found = {field: share - 1 for field, share in used.items()}
         if self._spends and self._costs.scarce:
             aim = min(_AIM, self._commitment.used(progress))
-            found[UNUSED] = aim - torch.stack([used[field] for field in self._costs.scarce]).max()
+            found[SLACK] = aim - torch.stack([used[field] for field in self._costs.scarce]).max()
         return found
 
 
@@ -225,6 +224,6 @@ def build_prior(prior: str, distribution: Distribution, costs: SearchCosts) -> P
                 "prior: 'cost' needs a cost that is a sum over choices, and yours is a function; "
                 "give it by label, or leave out your cost"
             )
-        return prior_by_cost(distribution, cost)
+        return prior_by_cost(distribution, cost, costs.largest(costs.priced))
     by_label: Mapping[str, Mapping[str, float]] = json.loads(prior)
     return prior_by_label(distribution, by_label)

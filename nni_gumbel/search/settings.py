@@ -1,8 +1,8 @@
 """The settings of a search: one frozen dataclass, its defaults and its ranges.
 
 Every setting carries its documentation and its range in the field itself (:func:`setting`), so
-that the check, the message and the README's table are made from one place. Imports nothing heavy:
-the tuner, which must connect to NNI within ten seconds, reads settings too.
+that the check, the message and the table of ``examples/SETTINGS.md`` are made from one place. Imports
+nothing heavy: the tuner, which must connect to NNI within ten seconds, reads settings too.
 """
 
 from __future__ import annotations
@@ -31,6 +31,21 @@ BUDGETS = ("max_params", "max_flops", "max_latency_ms")
 PRIORS = ("uniform", "cost")
 _PRIOR_WORDS = "uniform, cost, or a mapping label: {candidate: probability}"
 
+# Which settings belong together, and how.
+COUPLINGS = {
+    "metric": "a metric that is better when smaller, as a loss is, needs `optimize_mode: minimize`",
+    "seeds": "searches and trainings are seeded from `seed` upwards; the seeds of random networks come after these",
+    "epochs": "`search_epochs` is greater than `warmup_epochs`",
+    "preset": "a preset fills in these settings where you give none",
+    "temperature": "`temperature_start` is at least `temperature_end`; with schedule `constant` they are equal, and "
+    "one of them is enough",
+    "step": "`structure_candidates` other than `all` need execution `sampled`; `two` needs estimator `soft`; `sampled` "
+    "needs an estimator that draws. Level `single` needs `samples_per_step: 1` and, with execution `sampled`, "
+    "structure_candidates `sampled`",
+    "cost": "with a budget (`max_…`) `cost_weight` is 0 unless you give it; with `cost_weight: 0` no `cost` is priced",
+    "prior": "a `prior` needs a `kl_weight` above 0; the prior `cost` is made from the setting `cost`",
+}
+
 
 def setting(
     default: Any,
@@ -42,28 +57,33 @@ def setting(
     choices: tuple[str, ...] | None = None,
     optional: type | None = None,
     words: str = "any",
+    basic: bool = False,
+    coupled: str = "",
 ) -> Any:
     """Declare a setting as a dataclass field.
 
     Args:
         default: its default; its type is the type that values must have (an int is a float, too).
-        doc: one line for the README's table.
+        doc: one line for the table of settings.
         minimum: smallest allowed value.
         above: values must be greater than this.
         maximum: largest allowed value.
         choices: the allowed words.
         optional: ``None`` is allowed, and is the default; the type of the other values.
         words: what is allowed, where that is neither a range nor one of a few words.
+        basic: a first experiment may want to change it; the others are for experts.
+        coupled: words of :data:`COUPLINGS`, separated by spaces. Settings with the same word belong together: what
+            one of them may be, or does, depends on the others.
     """
     metadata = {
         "doc": doc, "minimum": minimum, "above": above, "maximum": maximum,
-        "choices": choices, "optional": optional, "words": words,
+        "choices": choices, "optional": optional, "words": words, "basic": basic, "coupled": coupled,
     }  # fmt: skip
     return field(default=default, metadata=metadata)
 
 
 def range_of(metadata: Any) -> str:
-    """The allowed values of a setting in words, for messages and for the README's table."""
+    """The allowed values of a setting in words, for messages and for the table of settings."""
     if metadata["choices"]:
         return "one of " + ", ".join(metadata["choices"])
     bounds = [
@@ -128,36 +148,55 @@ class SearchSettings:
     """
 
     preset: str = setting(
-        "none", "known method that fills in its values where you give none", choices=tuple(PRESETS)
+        "none",
+        "known method that fills in its values where you give none",
+        choices=tuple(PRESETS),
+        basic=True,
+        coupled="preset",
     )
     estimator: str = setting(
         "soft", "how a sample is drawn and its gradient taken; `probabilities` is without noise",
-        choices=ESTIMATORS,
+        choices=ESTIMATORS, coupled="preset step",
     )  # fmt: skip
     level: str = setting(
         "bilevel", "structure learns on validation data, on the training data (`single`), or through an "
         "unrolled step of the weights (`unrolled`: second order, judged with dropout off)", choices=LEVELS,
+        coupled="step",
     )  # fmt: skip
     execution: str = setting(
         "merged", "what runs in a step: all candidates, linear ones of a choice as one operation (`merged`) or each by "
         "itself (`plain`); or in the weight step one drawn network alone (`sampled`)", choices=EXECUTIONS,
+        coupled="step",
     )  # fmt: skip
     structure_candidates: str = setting(
         "all", "with execution `sampled`, the candidates of each choice that the structure step compares: all, a drawn "
-        "pair, or the drawn one alone", choices=STRUCTURE_CANDIDATES,
+        "pair, or the drawn one alone", choices=STRUCTURE_CANDIDATES, coupled="step",
     )  # fmt: skip
-    temperature_start: float = setting(3.0, "temperature of the first step", above=0)
-    temperature_end: float = setting(0.1, "temperature of the last step, reached exactly", above=0)
+    temperature_start: float = setting(
+        3.0, "temperature of the first step", above=0, coupled="preset temperature"
+    )
+    temperature_end: float = setting(
+        0.1, "temperature of the last step, reached exactly", above=0, coupled="preset temperature"
+    )
     temperature_schedule: str = setting(
-        "exponential", "how the temperature falls, step by step", choices=SCHEDULES
+        "exponential",
+        "how the temperature falls, step by step",
+        choices=SCHEDULES,
+        coupled="preset temperature",
     )
     warmup_epochs: int = setting(
-        0, "first epochs in which only weights learn, candidates equally likely", minimum=0
+        0,
+        "first epochs in which only weights learn, candidates equally likely",
+        minimum=0,
+        basic=True,
+        coupled="epochs",
     )
     arc_learning_rate: float = setting(0.05, "learning rate of the logits (Adam)", above=0)
     logits_weight_decay: float = setting(0.0, "weight decay of the logits", minimum=0)
     logits_clip_val: float = setting(0.0, "largest norm of the logits' gradient; 0 is no limit", minimum=0)
-    samples_per_step: int = setting(1, "samples whose gradients a structure step averages", minimum=1)
+    samples_per_step: int = setting(
+        1, "samples whose gradients a structure step averages", minimum=1, coupled="step"
+    )
     batches_per_step: int = setting(
         1, "batches whose gradients a structure step averages; it comes once in so many", minimum=1
     )
@@ -165,33 +204,46 @@ class SearchSettings:
         "params",
         "what `cost_weight` prices: parameters, multiply-adds, or milliseconds of a table",
         choices=COSTS,
+        basic=True,
+        coupled="cost prior",
     )
     cost_weight: float = setting(
         0.3, "weight of the expected `cost`, relative to the largest network's; with a budget 0, if left out",
-        minimum=0,
+        minimum=0, basic=True, coupled="cost",
     )  # fmt: skip
     max_params: int | None = setting(
-        None, "budget: the network found never has more parameters", minimum=1, optional=int
+        None,
+        "budget: the network found never has more parameters",
+        minimum=1,
+        optional=int,
+        basic=True,
+        coupled="cost",
     )
     max_flops: int | None = setting(
-        None, "budget: it never has more multiply-adds for one example", minimum=1, optional=int
+        None,
+        "budget: it never has more multiply-adds for one example",
+        minimum=1,
+        optional=int,
+        basic=True,
+        coupled="cost",
     )
     max_latency_ms: float | None = setting(
         None, "budget: a forward pass of one example never takes longer, by the table of its candidates",
-        above=0, optional=float,
+        above=0, optional=float, basic=True, coupled="cost",
     )  # fmt: skip
     entropy_weight_start: float = setting(
-        -1.0, "weight of the structure's mean entropy at the first step; below 0 explores"
+        -1.0, "weight of the structure's mean entropy at the first step; below 0 explores", coupled="preset"
     )
-    entropy_weight_end: float = setting(2.0, "the same at the last step; above 0 commits")
+    entropy_weight_end: float = setting(2.0, "the same at the last step; above 0 commits", coupled="preset")
     kl_weight: float = setting(
         0.0,
         "weight of the structure's mean divergence from `prior`, KL relative to the largest entropy; explores",
         minimum=0,
+        coupled="prior",
     )
     prior: str = setting(
-        "uniform", "what the structure is drawn to by `kl_weight`; `cost` is proportional to exp(-cost)",
-        words=_PRIOR_WORDS,
+        "uniform", "distribution that `kl_weight` pulls the structure towards; `cost` is proportional to exp(-cost)",
+        words=_PRIOR_WORDS, coupled="prior",
     )  # fmt: skip
     gradient_clip_val: float = setting(
         5.0, "largest norm of the weights' gradient, unless the Trainer has a limit; 0 is no limit", minimum=0
@@ -199,9 +251,9 @@ class SearchSettings:
     validation_fraction: float = setting(
         0.5, "part of the training data that becomes validation data if there is none", above=0, maximum=0.9
     )
-    gap_every: int | None = setting(
-        None, "epochs between two measurements of the discretisation gap, 0 is never; if left out, it is "
-        "taken at the first, middle and last epoch", minimum=0, optional=int,
+    gap_every: int = setting(
+        0, "epochs between two measurements of the discretisation gap, each two more validations; 0 is never",
+        minimum=0,
     )  # fmt: skip
     log_prob_every_n_step: int = setting(
         10, "steps between two records of every probability in the Trainer's loggers, 0 is never", minimum=0

@@ -7,7 +7,6 @@ strategy is inherited, and nothing of how DARTS searches.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -22,6 +21,8 @@ from nni.nas.space import RawFormatModelSpace
 from nni.nas.strategy import DARTS
 from torch import nn
 
+from nni_gumbel.complexity.budget import ranked_within
+from nni_gumbel.copies import copied
 from nni_gumbel.errors import UsageError
 from nni_gumbel.search.arguments_of_nni import settings_of
 from nni_gumbel.search.costs import SearchCosts
@@ -34,7 +35,6 @@ from nni_gumbel.search.selection import ranked_from_best
 from nni_gumbel.search.settings import SearchSettings, without_effect
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.mutation import relax
-from nni_gumbel.supernet.ranking import most_probable
 
 if TYPE_CHECKING:
     from nni_gumbel.complexity.latency import LatencyTable
@@ -61,10 +61,12 @@ class GumbelSearch(DARTS):
         UsageError: an argument is unknown or out of its range, or the space has a choice that cannot be relaxed.
 
     Example:
-        >>> from nni.nas.experiment import NasExperiment           # doctest: +SKIP
-        >>> experiment = NasExperiment(space, evaluator, GumbelSearch(temperature=(1.0, 0.33)))  # doctest: +SKIP
-        >>> experiment.run()                                       # doctest: +SKIP
-        >>> experiment.export_top_models(top_k=3, formatter="dict")  # doctest: +SKIP
+        >>> from nni.nas.experiment import NasExperiment
+        >>> experiment = NasExperiment(MySpace(), evaluator, GumbelSearch(temperature=(1.0, 0.33)))
+        >>> experiment.run()
+        True
+        >>> samples = experiment.export_top_models(top_k=2, formatter="dict")
+        >>> experiment.stop()
     """
 
     def __init__(
@@ -196,7 +198,7 @@ class GumbelSearch(DARTS):
 
     def _ranked(self) -> Iterator[dict[str, Any]]:
         if not self._costs.limits:
-            return (sample for sample, _ in most_probable(self.supernet, self.distribution))
+            return (sample for sample, _ in ranked_within(self.supernet, self.distribution, ()))
         found = self._mutated_model_space.evaluator.module.export()
         return ranked_from_best(self.supernet, self.distribution, self._costs.limits, found)
 
@@ -206,7 +208,7 @@ class _Networks(RawFormatModelSpace):
 
     def executable_model(self) -> nn.Module:
         """The network, with weights of its own: what NNI freezes shares those of its choices with the supernet."""
-        return copy.deepcopy(super().executable_model())
+        return copied(super().executable_model())
 
 
 def _hooks_for_us(hooks: list[MutationHook]) -> list[MutationHook]:

@@ -8,9 +8,10 @@ weights with and without a search.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
@@ -50,7 +51,7 @@ def check_weight_optimisation(module: LightningModule, trainer: Trainer) -> None
         trainer: with its optimisers configured; that of the structure is the last of them.
 
     Raises:
-        UsageError: manual optimisation, several optimisers, LBFGS, or a scheduler that follows the loss.
+        UsageError: manual optimisation, several optimisers, or a scheduler that follows the loss.
     """
     if not module.automatic_optimization:
         raise UsageError(
@@ -60,11 +61,6 @@ def check_weight_optimisation(module: LightningModule, trainer: Trainer) -> None
     if len(trainer.optimizers) != 2:
         raise UsageError(
             f"configure_optimizers: it gives {len(trainer.optimizers) - 1} optimisers of the weights; give one"
-        )
-    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
-        raise UsageError(
-            "configure_optimizers: LBFGS needs the loss several times in a step, which a search takes once; "
-            "give another optimiser, for example Adam"
         )
     # Lightning marks such a scheduler only where it steps it itself.
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
@@ -91,31 +87,81 @@ def weight_optimizer(search: LightningModule) -> LightningOptimizer:
     return next(optimizer for optimizer in search.optimizers() if not is_of_structure(optimizer))
 
 
-def update_weights(search: LightningModule, loss: Tensor, batch_idx: int) -> None:
+def update_weights(search: LightningModule, forward: Callable[[], tuple[Any, Tensor]], batch_idx: int) -> Any:
     """Add the gradient of one batch, and update when ``accumulate_grad_batches`` of them are together.
+
+    The optimiser gets the closure that automatic optimisation hands it: each call runs the batch again and leaves the
+    gradient at the weights as they are then. SAM and LBFGS call it several times.
 
     Args:
         search: runs under manual optimisation; the hooks of its ``training_module`` are called.
-        loss: of the batch, scalar.
+        forward: runs the evaluator's training step under the current joint sample; what it returned, and the loss.
         batch_idx: number of the batch in its epoch.
+
+    Returns:
+        What the training step returned at the last call.
+
+    Raises:
+        UsageError: an ``optimizer_step`` of the evaluator does not call its closure, or the closure is called several
+            times while gradients of several batches belong together.
     """
     module, optimizer = search.training_module, weight_optimizer(search)
     trainer = search.trainer
     together = trainer.accumulate_grad_batches
     complete = (batch_idx + 1) % together == 0 or trainer.is_last_batch
-    if batch_idx % together == 0:
-        module.on_before_zero_grad(optimizer)
-        module.optimizer_zero_grad(trainer.current_epoch, batch_idx, optimizer)
-    waits = not complete and isinstance(trainer.strategy, ParallelStrategy)
-    with trainer.strategy.block_backward_sync() if waits else nullcontext():
+    results: list[Any] = []
+
+    @torch.enable_grad()
+    def closure() -> Tensor:
+        if results and together > 1:
+            raise UsageError(
+                f"accumulate_grad_batches: {together} batches belong together, and {_kind(optimizer)} asks for the "
+                "loss of all of them several times in a step; leave accumulate_grad_batches at 1, or give another "
+                "optimiser"
+            )
+        result, loss = forward()
+        results[:] = [result]
+        if batch_idx % together == 0:
+            module.on_before_zero_grad(optimizer)
+            module.optimizer_zero_grad(trainer.current_epoch, batch_idx, optimizer)
         search.manual_backward(loss / together)
+        return loss.detach() / together
+
     if complete:
         # Clipping follows in `on_before_optimizer_step`: after unscaling, as in automatic optimisation.
-        # An `optimizer_step` of one's own may ask for the closure that automatic optimisation hands it.
-        module.optimizer_step(trainer.current_epoch, batch_idx, optimizer, lambda: None)
+        module.optimizer_step(trainer.current_epoch, batch_idx, optimizer, closure)
+        if not results:
+            raise UsageError(
+                "optimizer_step: it does not call its optimizer_closure, which computes loss and gradients; call it, "
+                "or hand it to optimizer.step"
+            )
         _advance_schedulers(module, trainer, "step", batch_idx)
+    else:
+        with (
+            trainer.strategy.block_backward_sync()
+            if isinstance(trainer.strategy, ParallelStrategy)
+            else nullcontext()
+        ):
+            closure()
     if trainer.is_last_batch:
         _advance_schedulers(module, trainer, "epoch", trainer.current_epoch)
+    return results[0]
+
+
+def refuse_second_pass(search: LightningModule) -> NoReturn:
+    """Refuse an optimiser that asks for the loss again where the structure learns from the same pass.
+
+    Raises:
+        UsageError: always.
+    """
+    raise UsageError(
+        f"level: 'single' takes one pass a step, and {_kind(weight_optimizer(search))} asks for the loss several "
+        "times; give level 'bilevel', or another optimiser"
+    )
+
+
+def _kind(optimizer: LightningOptimizer) -> str:
+    return type(optimizer.optimizer).__name__
 
 
 def clip_weights(module: LightningModule, trainer: Trainer, optimizer: Any, clip_val: float) -> None:

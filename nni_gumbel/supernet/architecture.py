@@ -7,19 +7,22 @@ once into a tree of :class:`Part`; all questions about used labels are answered 
 
 from __future__ import annotations
 
-import copy
 import itertools
+import types
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from nni.mutable import Mutable
+from nni.mutable import Mutable, ensure_frozen
 from nni.nas.hub.pytorch.nasnet import NDS
 from nni.nas.nn.pytorch import Cell, LayerChoice, ModelSpace, MutableModule, ParametrizedModule, Repeat
 from torch import nn
 
+from nni_gumbel.copies import copied, shallow_copy
+from nni_gumbel.supernet.cell import MixedCell
 from nni_gumbel.supernet.expressions import Tabulated
 from nni_gumbel.supernet.hub import fit_to_loose_ends
+from nni_gumbel.supernet.kept import KeptModule
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +58,10 @@ def used_labels(parts: tuple[Part, ...], sample: Mapping[str, Any]) -> set[str]:
 
 
 def freeze_with_weights(space: MutableModule, sample: Mapping[str, Any]) -> nn.Module:
-    """The network that the space's own ``freeze`` builds, with a copy of the supernet's weights.
+    """The network of a sample, with a copy of the supernet's weights: each choice is replaced by what was chosen.
 
-    Most spaces inherit NNI's ``freeze``, which replaces each choice by what was chosen. One that overrides
-    it, as the cells of NNI's hub do, builds a network anew, with new weights; that network gets the weights
-    that the replacement would keep.
+    What is one tensor or one module in the supernet is one in the network. A space with a ``freeze`` of its own has
+    that build the network, which then gets the weights that the replacement keeps.
 
     Args:
         space: a supernet.
@@ -68,39 +70,68 @@ def freeze_with_weights(space: MutableModule, sample: Mapping[str, Any]) -> nn.M
     Raises:
         RuntimeError: the space builds another network than the replacement of its choices gives.
     """
-    network = _with_choices_replaced(space, dict(sample), {})
-    if isinstance(space, NDS):
-        fit_to_loose_ends(network)
-    if type(space).freeze is MutableModule.freeze or isinstance(space, NDS):
-        return copy.deepcopy(network)
+    network = _Replacement(dict(sample)).of_space(space)
+    if type(space).freeze in _REPLACING:
+        return copied(network)
     rebuilt = type(space).freeze(space, dict(sample)).to(next(network.parameters(), None))
     rebuilt.load_state_dict(network.state_dict(), strict=True)
     return rebuilt.train(space.training)
 
 
-def _with_choices_replaced(
-    module: nn.Module, sample: dict[str, Any], frozen: dict[nn.Module, nn.Module], root: bool = True
-) -> nn.Module:
-    """As NNI's ``recursive_freeze``, which copies all candidates at every level; this copies none.
+# What replaces the choices below a module (a ``Cell`` that is not mixed has no more to do), and the method of the hub's
+# ``NDS``: that builds its own class anew, whatever a person derived from it, and whatever was done to the instance.
+_REPLACING = (MutableModule.freeze, Cell.freeze, NDS.freeze)
 
-    The network shares its weights with the supernet. A module that stands at several places is frozen once.
+
+class _Replacement:
+    """NNI's ``recursive_freeze`` without its copies, one at every level, each of which unties what is tied.
+
+    Networks share their weights with the supernet. A module that stands at several places is frozen once.
     """
-    if module not in frozen:
-        if not root and isinstance(module, Mutable) and type(module).freeze is not MutableModule.freeze:
-            frozen[module] = module.freeze(sample)
-        else:
-            children = {
-                name: child and _with_choices_replaced(child, sample, frozen, root=False)
-                for name, child in module._modules.items()
-            }
-            if root or any(children[name] is not child for name, child in module._modules.items()):
-                frozen[module] = copy.copy(module)
-                frozen[module]._modules = children
-                # A supernet's own is bound to the supernet.
-                vars(frozen[module]).pop("freeze", None)
-            else:
-                frozen[module] = module
-    return frozen[module]
+
+    def __init__(self, sample: dict[str, Any]) -> None:
+        self._sample = sample
+        self._frozen: dict[nn.Module, nn.Module] = {}
+
+    def of_space(self, space: MutableModule) -> nn.Module:
+        network = self._with_children(space, always=True)
+        vars(network).pop("freeze", None)  # a supernet's own is bound to the supernet
+        return network
+
+    def of(self, module: nn.Module) -> nn.Module:
+        if module not in self._frozen:
+            self._frozen[module] = self._of(module)
+        return self._frozen[module]
+
+    def _of(self, module: nn.Module) -> nn.Module:
+        own = type(module).freeze if isinstance(module, Mutable) else MutableModule.freeze
+        if own is LayerChoice.freeze:
+            module.validate(self._sample)
+            return self.of(module[module.choice.freeze(self._sample)])
+        if own is Repeat.freeze:
+            module.validate(self._sample)
+            depth = ensure_frozen(module.depth_choice, sample=self._sample)
+            blocks = nn.Sequential(*map(self.of, module.blocks[:depth]))
+            blocks.training = module.training  # not train(), which would reach into the supernet
+            return blocks
+        if isinstance(module, MixedCell):
+            return module.freeze(self._sample, self.of)
+        if isinstance(module, KeptModule):
+            return module.as_built(self._with_children(module))
+        return self._with_children(module) if own in _REPLACING else module.freeze(self._sample)
+
+    def _with_children(self, module: nn.Module, always: bool = False) -> nn.Module:
+        children = {name: child and self.of(child) for name, child in module._modules.items()}
+        if not always and all(children[name] is child for name, child in module._modules.items()):
+            return module
+        network = shallow_copy(module)
+        network._modules = children
+        for name, value in vars(network).items():
+            if isinstance(value, types.MethodType) and value.__self__ is module:
+                vars(network)[name] = types.MethodType(value.__func__, network)  # its own, not the supernet's
+        if isinstance(network, NDS):
+            fit_to_loose_ends(network)
+        return network
 
 
 def parts_of(module: nn.Module, known: Set[str] = frozenset()) -> tuple[Part, ...]:

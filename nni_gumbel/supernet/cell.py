@@ -104,12 +104,23 @@ class MixedCell(Cell, BaseSuperNetModule):
             states.append(torch.sum(torch.stack(slots), 0))
         return self.postprocessor(torch.cat(self._outputs(states), self.concat_dim), predecessors)
 
-    def freeze(self, sample: Mapping[str, Any]) -> Cell:
-        """NNI's cell at a sample, with the weights of this one."""
+    def freeze(
+        self, sample: Mapping[str, Any], freeze: Callable[[nn.Module], nn.Module] | None = None
+    ) -> Cell:
+        """NNI's cell at a sample, with the weights of this one.
+
+        Args:
+            sample: an NNI sample.
+            freeze: freezes a module inside; NNI's own function if omitted.
+        """
+        freeze = freeze or (lambda module: recursive_freeze(module, dict(sample))[0])
         names = self._op_names
         # NNI's own code chooses the inputs and finds the loose ends; the operations are put in afterwards.
         stand_ins = [nn.Identity() for _ in names]
-        before, after = _frozen(self.preprocessor, sample), _frozen(self.postprocessor, sample)
+        before, after = (
+            freeze(part) if isinstance(part, nn.Module) else part
+            for part in (self.preprocessor, self.postprocessor)
+        )
         with model_context(dict(sample)), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             frozen = Cell(
@@ -129,7 +140,7 @@ class MixedCell(Cell, BaseSuperNetModule):
                 if self.op_candidates_factory is not None:
                     source = frozen.inputs[node][k].chosen[0]
                     candidates = candidates[source][names.index(sample[op])]
-                frozen.ops[node][k] = recursive_freeze(candidates, dict(sample))[0]
+                frozen.ops[node][k] = freeze(candidates)
         frozen.op_candidates_factory = self.op_candidates_factory
         frozen.training = self.training
         return frozen
@@ -308,8 +319,3 @@ def _connect(distribution: Distribution, inputs: Mapping[str, int]) -> None:
 def _candidates(factory: Any, node: int, slot: int, source: int) -> list[nn.Module]:
     built, _ = create_cell_op_candidates(factory, node, slot, source)
     return list(built.values()) if isinstance(built, dict) else list(built)
-
-
-def _frozen(part: Any, sample: Mapping[str, Any]) -> Any:
-    """A preprocessor or postprocessor at a sample; it may be any callable."""
-    return recursive_freeze(part, dict(sample))[0] if isinstance(part, nn.Module) else part

@@ -216,8 +216,8 @@ class Distribution(nn.Module):
         logits = self.logits
         if not next(iter(logits.values())).is_cuda:
             return {label: tensor.detach() for label, tensor in logits.items()}
-        is_ordered = len(self._copies) == 2
-        flat = self._copies[0].read() if is_ordered else torch.cat([*logits.values()]).detach().cpu()
+        is_pending = len(self._copies) == 2
+        flat = self._copies[0].read() if is_pending else torch.cat([*logits.values()]).detach().cpu()
         return dict(zip(self.laws, flat.split([law.size for law in self.laws.values()])))
 
     def _drawn(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -34,8 +34,17 @@ _log = logging.getLogger(__name__)
 
 
 def hooks_for(space: ModelSpace) -> tuple[MutationHook, ...]:
-    """Mutation hooks that a space of the hub needs, to be run before all others."""
-    return (_mix_stage, FullWidthCell.mutate) if isinstance(space, NDS) else ()
+    """Mutation hooks that spaces of the hub need, ``space`` itself or parts of it; to be run before all others."""
+    # A cell of a person's own beside them is mixed like any other.
+    theirs = {module for part in space.modules() if isinstance(part, NDS) for module in part.modules()}
+
+    def mix(module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
+        if module not in theirs:
+            return None
+        stage = _mix_stage(module, name, memo, mutate_kwargs)
+        return FullWidthCell.mutate(module, name, memo, mutate_kwargs) if stage is None else stage
+
+    return (mix,) if theirs else ()
 
 
 class FullWidthCell(MixedCell):

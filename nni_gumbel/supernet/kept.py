@@ -84,8 +84,10 @@ class KeptModule(BaseSuperNetModule):
     def freeze(self, sample: dict[str, Any]) -> nn.Module:
         """A copy, of the person's class, with every choice inside frozen."""
         frozen, replaced = recursive_freeze(self, sample, include_root=False)
-        if not replaced:
-            frozen = copy.deepcopy(self)
+        return self.as_built(frozen if replaced else copy.deepcopy(self))
+
+    def as_built(self, frozen: nn.Module) -> nn.Module:
+        """A module of the person's class with the state of another one."""
         return instance(type(self).__bases__[1], vars(frozen))
 
     def __reduce_ex__(self, protocol: Any) -> tuple:

@@ -41,9 +41,9 @@ def relax(space: ModelSpace, hooks: Sequence[MutationHook] = (), merged: bool = 
         space: an NNI model space; each of its choices is replaced by a mixture of its candidates.
         hooks: NNI mutation hooks of one's own, run before ours; see NNI's ``OneShotStrategy``. Among
             their ``mutate_kwargs`` is ``joint_sample``, where a mixed module reads its weights.
-        merged: whether candidates of a ``LayerChoice`` that can run as one operation do, which computes the
-            same; if not, each of them runs by itself. The transforms of ``torch.func`` need the latter, and so does who
-            changes a candidate's attributes later: what runs as one is read when it runs first.
+        merged: whether the candidates of a ``LayerChoice`` run as one operation where that computes the same; if
+            not, each of them runs by itself. Give ``False`` for the transforms of ``torch.func``, and if attributes of
+            candidates are changed later: a merged operation reads them once, when it runs first.
 
     Returns:
         The distribution over the networks of the space: draw from it (:meth:`Distribution.sample`)
@@ -53,10 +53,11 @@ def relax(space: ModelSpace, hooks: Sequence[MutationHook] = (), merged: bool = 
         UsageError: the space has no choice, is a supernet already, or has a choice that cannot be relaxed.
 
     Example:
-        >>> distribution = relax(space)                      # doctest: +SKIP
-        >>> distribution.sample(temperature=1.0)             # doctest: +SKIP
-        >>> loss = cross_entropy(space(images), labels)      # doctest: +SKIP
-        >>> network = space.freeze(distribution.mode())      # doctest: +SKIP
+        >>> space = MySpace()
+        >>> distribution = relax(space)
+        >>> distribution.sample(temperature=1.0)
+        >>> space(torch.ones(2, 4)).sum().backward()  # reaches the weights and the logits
+        >>> network = space.freeze(distribution.mode())
     """
     if not isinstance(space, ModelSpace):
         name = getattr(space, "__name__", type(space).__name__)

@@ -1,13 +1,14 @@
 """Costs are exact: against enumeration of all networks, against finite differences, against by-hand counts."""
 
+import nni
 import pytest
 import torch
 from generated_spaces import GeneratedSpace, plans, samples_of
 from hypothesis import HealthCheck, assume, given, settings
-from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace
+from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace, MutableLinear
 from torch import nn
 
-from nni_gumbel import relax
+from nni_gumbel import UsageError, relax
 from nni_gumbel.complexity.cost import cost_of, count_parameters, expected_parameters
 from nni_gumbel.complexity.flops import count_flops
 from nni_gumbel.complexity.table import ExpectedSum, Table
@@ -37,7 +38,7 @@ def test_expected_parameters_equal_the_enumeration_of_all_networks_and_none_is_l
         weights = [distribution.log_prob(sample).exp().item() for sample in samples]
         enumerated = sum(weight * count for weight, count in zip(weights, counts))
         assert float(expected(distribution.probs())) == pytest.approx(enumerated, rel=1e-9)
-    assert max(counts) <= expected.largest
+    assert max(counts) <= expected.upper_bound
 
 
 @given(plan=plans)
@@ -133,4 +134,27 @@ def test_the_cost_of_a_sample_is_read_at_its_set_of_inputs_in_whatever_order_it_
     cost = ExpectedSum([Table.of(("some",), list(range(15)))])
     for index, members in enumerate(distribution.laws["some"].sets()):
         assert cost_of(distribution, cost, {"some": list(reversed(members)), "other": 1}) == index
-    assert cost_of(distribution, cost, {}) == 0  # a label that the network does not use
+
+
+class NestedWidth(ModelSpace):
+    """A width that only one of two candidates has: 6 or 10 parameters; the other candidate has 12."""
+
+    def __init__(self):
+        super().__init__()
+        wide = MutableLinear(4, nni.choice("width", [1, 2]), bias=False)
+        inner = LayerChoice([nn.Linear(1, 2), wide], label="inner")
+        self.outer = LayerChoice({"wide": inner, "plain": nn.Linear(3, 3)}, label="outer")
+
+
+def test_a_sample_may_leave_out_the_labels_that_its_network_does_not_use_and_no_other():
+    space = NestedWidth()
+    distribution, cost = relax(space), expected_parameters(space)
+    assert cost_of(distribution, cost, {"outer": "plain"}) == 12
+    assert cost_of(distribution, cost, {"outer": "wide", "inner": 0}) == 4
+    for sample, label in (
+        ({"outer": "wide", "inner": 1}, "width"),
+        ({"outer": "wide"}, "inner"),
+        ({"inner": 0, "width": 2}, "outer"),
+    ):
+        with pytest.raises(UsageError, match=f"choice '{label}': .* sample does not name it"):
+            cost_of(distribution, cost, sample)

@@ -125,7 +125,7 @@ def test_the_size_of_a_table_follows_from_what_a_layer_depends_on():
     assert set(max(expected.tables, key=lambda table: len(table.labels)).labels) == {
         "width", "kernel", "stride", "expansion", "depth"
     }  # fmt: skip
-    assert expected.largest == max(expected.at(o) for o in outcomes_of_all(expected))
+    assert expected.upper_bound == max(expected.at(o) for o in outcomes_of_all(expected))
 
 
 def outcomes_of_all(expected):
@@ -263,7 +263,7 @@ def test_all_inputs_of_a_choice_are_computed():
             return self.choice([self.a(x), self.b(x)])
 
     expected = assert_prices_equal_counts(Inputs(), torch.zeros(2, 3), samples=[{"inputs": [1]}])
-    assert expected.labels == () and expected.largest == 24
+    assert expected.labels == () and expected.upper_bound == 24
 
 
 def test_a_module_that_is_called_twice_costs_twice_and_counts_where_it_is_reached():

@@ -78,7 +78,7 @@ def test_an_expected_sum_is_the_sum_over_all_networks_and_at_each_it_is_the_sum_
     assert float(expected(probabilities)) == pytest.approx(float((joint * torch.from_numpy(total)).sum()))
     for outcomes in itertools.product(*map(range, SIZES.values())):
         assert expected.at(dict(zip(SIZES, outcomes))) == total[outcomes]
-    assert expected.largest >= total.max()
+    assert expected.upper_bound >= total.max()
     labels = [one.labels for one in expected.tables]
     assert len(set(labels)) == len(labels)
 
@@ -101,7 +101,14 @@ def test_a_number_that_depends_on_nothing_is_its_own_expectation():
 def test_tables_may_be_asked_at_many_outcomes_at_a_time():
     one = Table.of(("b", "a"), [[1, 2], [1, 2], [3, 4]])
     assert one.at({"a": np.array([0, 1, 0]), "b": np.array([0, 1, 2])}).tolist() == [1, 2, 3]
-    assert one.at({"a": 1}) == 2
+
+
+def test_a_label_may_be_missing_only_where_the_number_does_not_depend_on_it():
+    one = Table.of(("a", "b"), [[7, 7, 7], [1, 1, 3]])
+    assert one.at({"a": 0}) == 7
+    for outcomes, label in (({"a": 1}, "b"), ({"b": 0}, "a"), ({}, "a")):
+        with pytest.raises(UsageError, match=f"choice '{label}': the cost depends on it"):
+            one.at(outcomes)
 
 
 def test_minus_zero_is_zero():

@@ -3,7 +3,10 @@
 import sys
 
 import pytest
+import pytorch_lightning as pl
+import torch
 from nni.nas.evaluator.pytorch import Lightning
+from torch import nn
 
 from nni_gumbel.data import build_data
 from nni_gumbel.errors import UsageError
@@ -62,10 +65,85 @@ def test_a_function_that_does_not_fit_is_refused_in_one_line(evaluators, functio
     assert str(caught.value).startswith("--evaluator: ") and "\n" not in str(caught.value)
 
 
-def test_the_built_in_evaluator_classifies_and_anneals_its_learning_rate():
+class Scores(nn.Module):
+    """Scores of 10 classes, and what a training needs to be seen from outside."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(784, 10)
+
+    def forward(self, x):
+        return self.layer(x.flatten(1))
+
+
+class Watching(pl.Callback):
+    """Learning rates as the steps use them, and the gradients that they use."""
+
+    def __init__(self):
+        self.rates, self.optimizers = [], set()
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        self.optimizers.add(type(optimizer))
+        self.rates.append(optimizer.param_groups[0]["lr"])
+        self.decay = optimizer.param_groups[0]["weight_decay"]
+
+
+def built_in(epochs=1, **given):
+    data = build_data("mnist5k", data_dir="data", batch_size=300, seed=0)
+    arguments = {**ARGUMENTS, "epochs": epochs, "batch_size": 300, **given}
+    return build_evaluator(None, data=data, **arguments)
+
+
+def test_the_built_in_evaluator_trains_by_adamw_under_a_one_cycle_learning_rate():
+    evaluator, watching = built_in(epochs=2, learning_rate=0.1, weight_decay=0.03), Watching()
+    evaluator.trainer.callbacks.append(watching)
+    evaluator.evaluate(Scores())
+    rates = watching.rates
+    assert watching.optimizers == {torch.optim.AdamW} and watching.decay == 0.03
+    # 10 batches an epoch. It rises from a 25th, for about a quarter of the steps, and falls to next to nothing.
+    top = rates.index(max(rates))
+    assert len(rates) == 20 and rates[0] == pytest.approx(0.1 / 25) and 4 <= top <= 6
+    assert max(rates) == pytest.approx(0.1, rel=0.02) and rates[-1] < 2e-3
+    assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4])
+def test_a_run_of_few_steps_has_a_learning_rate_for_each(limit):
+    evaluator, watching = built_in(), Watching()
+    evaluator.trainer.limit_train_batches = limit
+    evaluator.trainer.callbacks.append(watching)
+    evaluator.evaluate(Scores())
+    assert len(watching.rates) == limit and all(0 < rate <= 0.1 for rate in watching.rates)
+
+
+def test_the_built_in_evaluator_learns_digits_and_judges_by_the_share_of_right_answers():
+    pl.seed_everything(0, verbose=False)
+    evaluator, network = built_in(epochs=3, learning_rate=0.01), Scores()
+    evaluator.evaluate(network)
+    right, count = 0, 0
+    with torch.no_grad():
+        for x, y in evaluator.datamodule.val_dataloader():
+            right, count = right + int((network(x).argmax(1) == y).sum()), count + len(y)
+    logged = evaluator.trainer.callback_metrics
+    # A linear model of 3,000 digits: chance is 0.1.
+    assert float(logged["val_acc"]) == pytest.approx(right / count) and right / count > 0.7
+    assert float(logged["val_loss"]) < 1
+
+
+def test_a_network_tells_the_number_of_classes_that_its_data_does_not():
     data = build_data("mnist5k", data_dir="data", batch_size=8, seed=0)
-    evaluator = build_evaluator(None, data=data, **ARGUMENTS)
-    assert list(evaluator.module.metrics) == ["acc"] and evaluator.trainer.max_epochs == 3
+    data.num_classes = None
+    network, state = Scores().train(), torch.get_rng_state()
+    evaluator = build_evaluator(None, data=data, network=network, **ARGUMENTS)
+    assert evaluator.module.metrics["acc"].num_classes == 10
+    assert network.training and torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_network_whose_outputs_are_no_scores_of_classes_is_refused_in_one_line():
+    data = build_data("mnist5k", data_dir="data", batch_size=8, seed=0)
+    data.num_classes = None
+    with pytest.raises(UsageError, match=r"--space: it returns \(2, 1, 28, 28\) for two examples"):
+        build_evaluator(None, data=data, network=nn.Identity(), **ARGUMENTS)
 
 
 def test_the_built_in_evaluator_needs_to_know_the_number_of_classes():

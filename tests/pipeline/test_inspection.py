@@ -26,11 +26,12 @@ from nni_gumbel.complexity.cost import count_parameters, expected_parameters
 from nni_gumbel.complexity.counting import number_of_networks, number_of_samples
 from nni_gumbel.pipeline import inspection as inspecting
 from nni_gumbel.pipeline.inspection import added_costs, example_of, inspect_space
+from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference
 from nni_gumbel.supernet.architecture import used_part
 from nni_gumbel.supernet.distribution import Distribution
 
-EXAMPLE = torch.zeros(2, 3, 8, 8)
+EXAMPLE = Example((torch.zeros(2, 3, 8, 8),))
 
 
 class Everything(ModelSpace):
@@ -241,8 +242,14 @@ def test_a_mistake_is_told_in_one_line_with_exit_code_2(words, line, spaces, cap
 
 
 def test_inputs_of_a_data_set_are_its_images():
-    images = example_of(None, "mnist5k", "data", 3)
+    (images,) = example_of([], "mnist5k", "data", 3).args
     assert images.shape == (3, 1, 28, 28) and images.max() > 0
+
+
+def test_inputs_of_several_shapes_may_be_whole_numbers():
+    numbers, categories = example_of(["4", "2,3:int"], None, "data", 5).args
+    assert numbers.shape == (5, 4) and numbers.dtype == torch.float32
+    assert categories.shape == (5, 2, 3) and categories.dtype == torch.int64
 
 
 class SomeAlike(ModelSpace):
@@ -287,10 +294,3 @@ def test_every_choice_of_a_space_that_can_be_relaxed_is_read_by_a_module_that_sa
         for label in labels
     }
     assert told == set(distribution.variables)
-
-
-def test_a_choice_that_no_module_reads_is_not_said_to_be_mixed(monkeypatch):
-    monkeypatch.setattr(inspecting, "_executions", lambda module: iter(()))
-    space = SomeAlike()
-    (choice,) = inspecting._choices(space, relax(space), {})
-    assert choice.executions == ("no module of the supernet reads it",)

@@ -10,6 +10,7 @@ from torch import nn
 
 from nni_gumbel.complexity import latency as measuring
 from nni_gumbel.pipeline import latency
+from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference
 
 SAMPLE = {"width": 3}
@@ -45,7 +46,9 @@ def latencies_of(tmp_path, monkeypatch):
     reference = SpaceReference(__name__, "Space")
     output = tmp_path / "trial"
     output.mkdir()
-    return lambda network: latency.latencies(network, SAMPLE, reference, torch.zeros(1, 4), output)
+    return lambda network: latency.latencies(
+        network, SAMPLE, reference, Example((torch.zeros(1, 4),)), output
+    )
 
 
 def test_both_latencies_are_told_where_they_can_be_measured(latencies_of, caplog):

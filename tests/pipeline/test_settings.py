@@ -1,18 +1,35 @@
 """Every setting is known by one flat name, has a range, and a wrong one is told in one line."""
 
 import dataclasses
+import itertools
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.pipeline.settings import VARIED_NAMES, ExperimentSettings, settings_table
+from nni_gumbel.pipeline.settings import (
+    VARIED_NAMES,
+    ExperimentSettings,
+    setting_rows,
+    settings_markdown,
+)
 from nni_gumbel.pipeline.task import Task
-from nni_gumbel.search.settings import BUDGETS, SearchSettings
+from nni_gumbel.search.presets import PRESETS
+from nni_gumbel.search.settings import BUDGETS, COUPLINGS, SearchSettings
 
 DEFAULTS = ExperimentSettings()
+ROOT = Path(__file__).parent.parent.parent
+
+
+def settings_or_none(values):
+    try:
+        return ExperimentSettings.from_flat(values)
+    except UsageError:
+        return None
 
 
 def test_flat_values_make_the_same_settings_again():
@@ -93,10 +110,43 @@ def test_a_search_space_may_vary_neither_seeds_nor_the_judgement():
     assert not {"seed", "train_seeds", "metric", "optimize_mode", "samples", "attempts"} & set(VARIED_NAMES)
 
 
-def test_the_table_has_every_setting_once():
-    rows = settings_table().splitlines()[2:]
-    assert [row.split("`")[1] for row in rows] == list(DEFAULTS.flat())
-    assert all(row.count("|") == 5 for row in rows)
+def test_every_setting_is_either_basic_or_for_experts():
+    names = [row[0] for basic in (True, False) for row in setting_rows(basic)]
+    assert sorted(names) == sorted(DEFAULTS.flat())
+    assert {"search_epochs", "max_params", "cost_weight"} <= {row[0] for row in setting_rows(basic=True)}
+
+
+def test_every_row_of_the_markdown_tables_has_as_many_cells_as_its_head():
+    rows = [line for line in settings_markdown().splitlines() if line.startswith("|")]
+    assert {row.count("|") for row in rows} == {6, 3}
+
+
+@pytest.mark.parametrize("path", ["experiment.yml", "examples/mnist.yml", "examples/cifar10.yml"])
+def test_what_our_own_experiments_set_is_basic(path):
+    config = yaml.safe_load((ROOT / path).read_text())
+    given = {*config["tuner"]["classArgs"], *config["searchSpace"]}
+    assert given <= {row[0] for row in setting_rows(basic=True)}
+
+
+def test_settings_that_refuse_each_others_values_share_the_word_of_a_coupling():
+    coupled = {
+        row[0]: set(row[4].split(", ")) - {""} for basic in (True, False) for row in setting_rows(basic)
+    }
+    assert set().union(*coupled.values()) == set(COUPLINGS)
+    values = ["single", "sampled", "two", "constant", "probabilities", "gdas", "darts", 0.05, 2, 8, 9]
+    alone = [(name, value) for name in coupled for value in values if settings_or_none({name: value})]
+    refused = {
+        frozenset((one, other))
+        for (one, value), (other, other_value) in itertools.combinations(alone, 2)
+        if one != other and settings_or_none({one: value, other: other_value}) is None
+    }
+    assert {"level", "samples_per_step"} in refused and {"search_epochs", "warmup_epochs"} in refused
+    assert [pair for pair in refused if not set.intersection(*(coupled[name] for name in pair))] == []
+
+
+def test_what_a_preset_fills_in_is_coupled_with_it():
+    coupled = {row[0] for basic in (True, False) for row in setting_rows(basic) if "preset" in row[4]}
+    assert coupled == {"preset"}.union(*PRESETS.values())
 
 
 def test_a_preset_that_is_varied_fills_in_its_own_values():

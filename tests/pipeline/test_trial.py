@@ -10,19 +10,22 @@ import torch
 
 import nni_gumbel.results.front
 from nni_gumbel.complexity.cost import count_parameters
+from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.export import run_export
-from nni_gumbel.pipeline.ledger import Trial
+from nni_gumbel.pipeline.plan import Trial, next_tasks
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.stages import next_tasks
 from nni_gumbel.pipeline.task import Task
-from nni_gumbel.results.bundle import FACTS, README, write_bundle
+from nni_gumbel.results.bundle import FACTS, README, load, write_bundle
+from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference
 
 COMMAND = TrialCommand("spaces_of_trials:Widths", data="npz:tiny.npz")
 SPACE = """
 import torch
+from nni.nas.evaluator.pytorch import DataLoader, Lightning, LightningModule, Trainer
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from pytorch_lightning import LightningDataModule
 
 class Widths(ModelSpace):
     def __init__(self):
@@ -34,8 +37,67 @@ class Widths(ModelSpace):
     def forward(self, x):
         return self.activation(self.width(x.flatten(1)))
 
+class Tied(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Linear(64, 64, bias=False)
+        again = [torch.nn.Sequential(self.first, torch.nn.Tanh()), self.first]
+        self.again = LayerChoice(again, label="again")
+        self.head = torch.nn.Linear(64, 2)
+
+    def forward(self, x):
+        return self.head(self.again(self.first(x.flatten(1))))
+
 def fewest(sample):
     return 1.0 + sample["width"]
+
+class Table(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = torch.nn.Embedding(5, 3), torch.nn.Linear(8, 3)
+        relu = torch.nn.Sequential(torch.nn.Linear(7, 8), torch.nn.ReLU())
+        self.layer = LayerChoice([torch.nn.Linear(7, 8), relu], label="layer")
+
+    def forward(self, categories, numbers):
+        return self.head(self.layer(torch.cat([self.embedding(categories), numbers], 1)))
+
+class Rows(LightningDataModule):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def setup(self, stage):
+        rows = [(torch.randint(0, 5, ()), torch.randn(4), torch.randint(0, 3, ())) for _ in range(32)]
+        arrange = {
+            "flat": lambda a, b, y: (a, b, y),
+            "pairs": lambda a, b, y: ((a, b), y),
+            "named": lambda a, b, y: ({"numbers": b, "categories": a}, y),
+        }[self.kind]
+        self.rows = [arrange(*row) for row in rows]
+
+    def train_dataloader(self):
+        return DataLoader(self.rows, 8)
+
+    val_dataloader = test_dataloader = train_dataloader
+
+def flat(): return Rows("flat")
+def pairs(): return Rows("pairs")
+def named(): return Rows("named")
+
+class OwnSteps(LightningModule):
+    def training_step(self, batch, batch_idx):
+        *inputs, labels = batch
+        return torch.nn.functional.cross_entropy(self.model(*inputs), labels)
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_acc", -self.training_step(batch, batch_idx))
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters())
+
+def own(data, epochs):
+    trainer = Trainer(max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False)
+    return Lightning(OwnSteps(), trainer, datamodule=data)
 """
 # 64 n + n of the first layer, 2 n + 2 of the second.
 SIZES = {0: 69, 1: 337, 2: 1342}
@@ -82,19 +144,22 @@ def reported(monkeypatch):
     return kept
 
 
-@pytest.fixture
-def experiment(folder):
-    """A whole experiment but for its export: the manager, the task, the output directory of the export trial."""
-    class_args = {"train_seeds": 2, "random_baseline": 2}
+def before_the_export(folder, class_args, found=lambda seed: {"width": 1, "activation": "relu"}, **results):
+    """A whole experiment but for its export: the manager, the task, the output directory of the export trial.
+
+    ``found`` is the network that a search finds; ``results``, by its width, are reported beside those of a training.
+    """
     settings = ExperimentSettings.from_flat(class_args)
     reference = SpaceReference.parse(COMMAND.space)
     trials = []
     while (tasks := next_tasks(settings, [{}], trials))[0].stage != "export":
         for task in tasks:
-            architecture = task.architecture or {"width": 1, "activation": "relu"}
+            architecture = task.architecture or found(task.seed)
+            size = SIZES[architecture["width"]]
             result = {
-                "default": 0.9 - 0.01 * task.seed, "test": 0.8, "key": task.key, "parameters": 337, "flops": 337,
+                "default": 0.9 - 0.01 * task.seed, "test": 0.8, "key": task.key, "parameters": size, "flops": size,
                 "validation_size": 40, "architecture": json.dumps(architecture),
+                **{name: by_width[architecture["width"]] for name, by_width in results.items()},
             }  # fmt: skip
             trial_id = f"t{len(trials)}"
             trials.append(Trial(trial_id, len(trials), "succeeded", task.parameters(), result, 0.0, 1.0))
@@ -105,12 +170,67 @@ def experiment(folder):
                     network,
                     architecture,
                     reference,
-                    torch.zeros(2, 64),
+                    Example((torch.zeros(2, 64),)),
                     {},
                 )
     output = folder / "trials" / "export"
     output.mkdir()
     return Manager(class_args, trials), tasks[0], output
+
+
+@pytest.fixture
+def experiment(folder):
+    return before_the_export(folder, {"train_seeds": 2, "random_baseline": 2})
+
+
+@pytest.mark.parametrize(
+    ("priced", "results", "width"),
+    [
+        ({}, {}, 1),
+        ({"cost": "latency"}, {"table_latency_ms": {1: 9.0, 2: 2.0}}, 2),
+        ({}, {"pruned_parameters": {1: 337, 2: 300}, "pruned_flops": {1: 337, 2: 300}}, 2),
+        ("spaces_of_trials:fewest", {"own_cost": {1: 3.0, 2: 2.0}}, 2),
+    ],
+)
+def test_of_equal_networks_the_one_is_exported_that_costs_less_of_what_the_searches_price(
+    folder, reported, priced, results, width
+):
+    own = priced if isinstance(priced, str) else None
+    class_args = {"search_seeds": 2, "train_seeds": 1, **({} if own else priced)}
+    manager, task, output = before_the_export(
+        folder, class_args, lambda seed: {"width": 1 + seed, "activation": "relu"}, **results
+    )
+    run_export(task, TrialCommand(COMMAND.space, data=COMMAND.data, cost=own), manager, output)
+    exported = json.loads((output / "gumbel-export" / "architecture.json").read_text())
+    assert exported["width"] == width
+
+
+def test_a_training_reports_what_a_cost_of_ones_own_says_of_its_network(folder, reported):
+    from nni_gumbel.pipeline.trial import run_training
+
+    settings = ExperimentSettings.from_flat({"train_epochs": 1}).train_values()
+    task = Task("train", 0, 1, settings, {"width": 1, "activation": "relu"})
+    output = folder / "trials" / "training"
+    output.mkdir(parents=True)
+    command = TrialCommand(COMMAND.space, data=COMMAND.data, cost="spaces_of_trials:fewest")
+    run_training(task, command, Manager({}), output)
+    assert reported["own_cost"] == 2.0
+
+
+def test_what_is_tied_is_searched_trained_and_loaded_as_one(folder, reported):
+    from nni_gumbel import load
+    from nni_gumbel.pipeline.trial import run_training
+
+    command = TrialCommand("spaces_of_trials:Tied", data=COMMAND.data)
+    parameters = 64 * 64 + 130
+    search({"max_params": parameters}, folder, command)
+    assert (reported["parameters"], reported["max_params_used"]) == (parameters, 1.0)
+    settings = ExperimentSettings.from_flat({"train_epochs": 1}).train_values()
+    task = Task("train", 0, 1, settings, json.loads(reported["architecture"]))
+    output = folder / "trials" / "training"
+    output.mkdir(parents=True)
+    run_training(task, command, Manager({}), output)
+    assert reported["parameters"] == parameters == count_parameters(load(output / "bundle"))
 
 
 def test_an_export_has_the_front_in_both_of_its_folders(experiment, reported, folder):
@@ -182,8 +302,6 @@ def test_a_search_reports_its_network_and_the_share_of_each_budget_that_it_uses(
 
 
 def test_a_search_whose_budget_no_network_can_meet_ends_before_it_begins(folder, reported):
-    from nni_gumbel.errors import UsageError
-
     for budget, least in (({"max_params": 68}, "69"), ({"max_flops": 60}, "max_flops: 60")):
         with pytest.raises(UsageError, match=least):
             search(budget, folder)
@@ -253,8 +371,6 @@ def test_a_training_reports_its_latency_again_and_by_the_table_where_latency_pla
 
 
 def test_a_latency_that_no_network_reaches_ends_the_search_before_it_begins(folder, reported):
-    from nni_gumbel.errors import UsageError
-
     with pytest.raises(UsageError, match="max_latency_ms: .*smallest"):
         search({"max_latency_ms": 1e-9}, folder)
     assert not reported
@@ -264,3 +380,50 @@ def test_parameters_counted_in_this_file_are_those_of_the_space(folder):
     space = SpaceReference.parse(COMMAND.space)
     for width, size in SIZES.items():
         assert count_parameters(space.build().freeze({"width": width, "activation": "relu"})) == size
+
+
+# -- networks with several inputs, data that does not tell its classes --------------------------------
+
+
+def train(folder, command, architecture):
+    from nni_gumbel.pipeline.trial import run_training
+
+    settings = ExperimentSettings.from_flat({"train_epochs": 1, "batch_size": 8}).train_values()
+    task = Task("train", 0, 1, settings, architecture)
+    output = folder / "trials" / task.key
+    output.mkdir(parents=True)
+    run_training(task, command, Manager({}), output)
+    return output
+
+
+@pytest.mark.parametrize(("data", "evaluator"), [("flat", "own"), ("pairs", None), ("named", None)])
+def test_a_network_with_several_inputs_is_searched_trained_and_given_back(folder, reported, data, evaluator):
+    command = TrialCommand(
+        "spaces_of_trials:Table",
+        data=f"spaces_of_trials:{data}",
+        evaluator=evaluator and f"spaces_of_trials:{evaluator}",
+    )
+    search({"max_flops": 10_000}, folder, command)
+    architecture = json.loads(reported["architecture"])
+    assert reported["flops"] > 0
+    output = train(folder, command, architecture)
+    network = load(output / "bundle")
+    assert network(torch.zeros(2, dtype=torch.int64), torch.zeros(2, 4)).shape == (2, 3)
+    assert reported["parameters"] == count_parameters(network)
+
+
+def test_a_step_that_does_not_fit_the_batches_is_told_in_one_line(folder, reported):
+    command = TrialCommand(
+        "spaces_of_trials:Table", data="spaces_of_trials:named", evaluator="spaces_of_trials:own"
+    )
+    with pytest.raises(
+        UsageError, match="--(evaluator|space): .*fails on (the first batch|inputs of shape)"
+    ) as caught:
+        search({}, folder, command)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_built_in_evaluator_says_which_batches_it_takes(folder, reported):
+    command = TrialCommand("spaces_of_trials:Table", data="spaces_of_trials:flat")
+    with pytest.raises(UsageError, match=r"--data: a batch is a list of 3; give \(inputs, labels\)"):
+        search({}, folder, command)

@@ -9,7 +9,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_copy_is_of_the_time_when_it_was_ordered(device):
+def test_a_copy_has_the_values_of_the_moment_at_which_it_was_made(device):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
     tensor = torch.arange(4.0, device=device, requires_grad=True)

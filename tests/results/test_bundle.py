@@ -13,6 +13,7 @@ from torch import nn
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.results.bundle import copy_bundle, load, write_bundle
+from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference
 
 
@@ -75,7 +76,14 @@ def trained(architecture, reference=REFERENCE):
 
 def written(directory, architecture=NESTED, reference=REFERENCE):
     network = trained(architecture, reference)
-    write_bundle(directory, network, architecture, reference, torch.randn(5, 3), {"metric": "acc", "seed": 1})
+    write_bundle(
+        directory,
+        network,
+        architecture,
+        reference,
+        Example((torch.randn(5, 3),)),
+        {"metric": "acc", "seed": 1},
+    )
     return network
 
 
@@ -134,7 +142,7 @@ def test_a_given_instance_is_left_as_it_is(bundle):
 def test_writing_leaves_the_network_as_it_is(tmp_path):
     network = trained(NESTED).train()
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    write_bundle(tmp_path / "bundle", network, NESTED, REFERENCE, torch.randn(5, 3), {})
+    write_bundle(tmp_path / "bundle", network, NESTED, REFERENCE, Example((torch.randn(5, 3),)), {})
     assert network.training
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
@@ -142,7 +150,7 @@ def test_writing_leaves_the_network_as_it_is(tmp_path):
 def test_tied_weights_are_written(tmp_path):
     network = trained(SKIP)
     network.stem[0].bias = network.stem[1].bias
-    write_bundle(tmp_path / "bundle", network, SKIP, REFERENCE, torch.randn(5, 3), {})
+    write_bundle(tmp_path / "bundle", network, SKIP, REFERENCE, Example((torch.randn(5, 3),)), {})
     x = torch.randn(4, 3)
     torch.testing.assert_close(load(tmp_path / "bundle")(x), network.eval()(x))
 
@@ -164,7 +172,9 @@ def test_an_older_bundle_is_replaced_and_nothing_is_left_beside_it(bundle):
 def test_a_write_that_fails_leaves_the_older_bundle(bundle):
     before = {path.name: path.read_bytes() for path in bundle.iterdir()}
     with pytest.raises(TypeError):
-        write_bundle(bundle, trained(NESTED), NESTED, REFERENCE, torch.randn(5, 3), {"seed": object()})
+        write_bundle(
+            bundle, trained(NESTED), NESTED, REFERENCE, Example((torch.randn(5, 3),)), {"seed": object()}
+        )
     assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
 
@@ -244,4 +254,4 @@ def test_a_network_that_does_not_return_one_tensor_is_refused(tmp_path):
     network = trained(SKIP)
     network.head = nn.LSTM(6, 2)
     with pytest.raises(UsageError, match="one tensor"):
-        write_bundle(tmp_path / "bundle", network, SKIP, REFERENCE, torch.randn(5, 3), {})
+        write_bundle(tmp_path / "bundle", network, SKIP, REFERENCE, Example((torch.randn(5, 3),)), {})

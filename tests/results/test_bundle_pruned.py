@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.results.bundle import load, write_bundle
+from nni_gumbel.results.example import Example
 from nni_gumbel.results.pruning import prune
 from nni_gumbel.results.space import SpaceReference
 
@@ -47,7 +48,7 @@ def trained(architecture):
 def written(directory, architecture, with_pruning=True):
     network, example = trained(architecture), torch.randn(5, 3)
     pruned = prune(network, example) if with_pruning else None
-    write_bundle(directory, network, architecture, REFERENCE, example, FACTS, pruned)
+    write_bundle(directory, network, architecture, REFERENCE, Example((example,)), FACTS, pruned)
     return network, json.loads((directory / "bundle.json").read_text())
 
 
@@ -61,7 +62,7 @@ def test_a_pruned_network_is_given_back_pruned(tmp_path):
 
 def test_a_bundle_says_what_was_pruned(tmp_path):
     _, facts = written(tmp_path / "bundle", ONE_GATE)
-    assert facts["pruned"] == {"example_shape": [5, 3], "removed_layers": ["second", "norm"]}
+    assert facts["pruned"] == {"removed_layers": ["second", "norm"]}
     assert (facts["parameters"], facts["pruned_parameters"]) == (34, 26)
 
 

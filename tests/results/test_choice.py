@@ -125,6 +125,47 @@ def test_a_mean_over_tests_needs_a_test_of_every_seed():
     assert every.test_std == pytest.approx(0.1 / math.sqrt(2))
 
 
+def priced(name, **costs):
+    return replace(network(name, [0.9], size=100), **costs)
+
+
+@pytest.mark.parametrize(
+    ("price", "cheap", "dear", "words"),
+    [
+        ("latency", {"table_latency_ms": 2.0, "parameters": 900}, {"table_latency_ms": 9.0}, "2 ms"),
+        ("latency", {"latency_ms": 2.0, "parameters": 900}, {"latency_ms": 9.0}, "2 ms"),
+        ("flops", {"flops": 200, "parameters": 900}, {"flops": 900}, "200 FLOPs"),
+        ("cost", {"own_cost": -1.5, "parameters": 900}, {"own_cost": 7.0}, "a cost of -1.5"),
+        ("params", {"parameters": 90, "flops": 900}, {}, "90 parameters"),
+    ],
+)
+def test_of_equal_networks_the_one_wins_that_costs_less_of_what_the_experiment_prices(
+    price, cheap, dear, words
+):
+    found = [replace(priced("dear", **dear), runs=network("dear", [0.91]).runs), priced("cheap", **cheap)]
+    choice = choose(found, "acc", "maximize", price)
+    assert choice.network.name == "cheap" and choice.best.name == "dear"
+    assert f"cheap has {words}" in choice.reason
+
+
+def test_a_network_whose_price_could_not_be_told_is_the_dearest():
+    found = [priced("unknown", parameters=1), priced("known", table_latency_ms=9.0)]
+    assert choose(found, "acc", "maximize", "latency").network.name == "known"
+
+
+def test_equal_prices_are_decided_by_parameters_and_then_by_flops():
+    found = [priced("large", own_cost=1.0, parameters=101), priced("small", own_cost=1.0)]
+    assert choose(found, "acc", "maximize", "cost").network.name == "small"
+
+
+def test_sizes_are_those_of_what_is_exported_without_unreachable_layers():
+    found = [priced("whole", parameters=90), priced("pruned", pruned_parameters=80, pruned_flops=50)]
+    choice = choose(found, "acc", "maximize")
+    assert choice.network.name == "pruned" and choice.best.name == "pruned"
+    better = replace(found[0], runs=network("whole", [0.91]).runs)
+    assert "pruned has 80 parameters" in choose([better, found[1]], "acc", "maximize").reason
+
+
 def test_no_network_is_an_error():
     with pytest.raises(ValueError, match="no trained network"):
         choose([], "acc", "maximize")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.search.multipliers import UNUSED, Multipliers
+from nni_gumbel.search.multipliers import SLACK, Multipliers
 
 
 def optimum(pull, budget=1.0, steps=400):
@@ -82,8 +82,8 @@ def test_its_state_goes_on_where_it_was():
     ("saved", "present", "line"),
     [
         (
-            ("max_params", UNUSED),
-            ("max_params", "max_flops", UNUSED),
+            ("max_params", SLACK),
+            ("max_params", "max_flops", SLACK),
             "max_flops: the checkpoint is of a search with max_params without a cost weight or penalty, this one has "
             "max_params and max_flops without a cost weight or penalty; give it the settings of the checkpoint, or "
             "start anew without it",
@@ -95,7 +95,7 @@ def test_its_state_goes_on_where_it_was():
         ),
         (("max_flops",), (), "max_flops: the checkpoint is of a search with max_flops beside a cost weight"),
         (
-            ("max_params", UNUSED),
+            ("max_params", SLACK),
             ("max_params",),
             "cost_weight: the checkpoint is of a search with max_params without",
         ),

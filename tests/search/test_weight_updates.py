@@ -35,6 +35,34 @@ def every_second_step(parameters):
     }
 
 
+class Sam(torch.optim.SGD):
+    """Sharpness-aware minimisation (arXiv 2010.01412): the gradient where the loss near the weights is worst."""
+
+    def step(self, closure):
+        self.zero_grad()  # of nobody's concern: the closure computes the gradient
+        closure()
+        weights = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.stack([p.grad.norm() for p in weights]).norm()
+        ascents = [p.grad * (0.5 / (norm + 1e-12)) for p in weights]
+        with torch.no_grad():
+            for p, ascent in zip(weights, ascents):
+                p.add_(ascent)
+        loss = closure()
+        with torch.no_grad():
+            for p, ascent in zip(weights, ascents):
+                p.sub_(ascent)
+        super().step()
+        return loss
+
+
+def sam(parameters):
+    return Sam(parameters, lr=0.05)
+
+
+def lbfgs(parameters):
+    return torch.optim.LBFGS(parameters, lr=0.1, max_iter=4)
+
+
 def epoch_wise(parameters):
     optimizer = adam(parameters)
     return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.3)]
@@ -71,6 +99,9 @@ def ordered():
         (every_second_step, {}),
         (epoch_wise, {"limit_train_batches": 3, "accumulate_grad_batches": 2}),
         (step_wise, {"accumulate_grad_batches": 2, "max_steps": 4}),
+        (sam, {}),
+        (sam, {"gradient_clip_val": 0.05}),
+        (lbfgs, {}),
     ],
 )
 def test_a_space_with_one_candidate_is_trained_as_lightning_trains_it(optimizer, trainer):
@@ -119,7 +150,6 @@ def test_the_trainers_limit_on_gradients_wins_over_that_of_the_search(trainer):
     [
         (lambda parameters: [sgd(parameters), adam(parameters)], "it gives 2 optimisers of the weights; give one"),
         (lambda parameters: [], "it gives 0 optimisers of the weights; give one"),
-        (torch.optim.LBFGS, "LBFGS needs the loss several times"),
     ],
 )  # fmt: skip
 def test_other_than_one_optimiser_of_the_weights_is_refused(optimizers, words):
@@ -129,6 +159,25 @@ def test_other_than_one_optimiser_of_the_weights_is_refused(optimizers, words):
 
     with pytest.raises(UsageError, match=f"configure_optimizers: {words}"):
         search(evaluator(Own()))
+
+
+@pytest.mark.parametrize(
+    ("trainer", "settings", "words"),
+    [({"accumulate_grad_batches": 2}, {}, "accumulate_grad_batches: 2 batches belong together, and Sam asks"),
+     ({}, {"level": "single"}, "level: 'single' takes one pass a step, and Sam asks")],
+)  # fmt: skip
+def test_an_optimiser_that_needs_several_passes_is_refused_where_there_is_one(trainer, settings, words):
+    with pytest.raises(UsageError, match=words):
+        searched(sam, trainer, **settings)
+
+
+def test_an_optimizer_step_that_computes_no_loss_is_refused_in_one_line():
+    class Own(Minimal):
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+            optimizer.step()
+
+    with pytest.raises(UsageError, match="optimizer_step: it does not call its optimizer_closure"):
+        search(evaluator(Own()), OneCandidate)
 
 
 def test_an_optimizer_step_of_ones_own_gets_a_closure_as_from_lightning():

@@ -10,16 +10,17 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.pipeline.ledger import Trial, judged
-from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.stages import (
+from nni_gumbel.pipeline.plan import (
+    Trial,
     failure,
     finished,
     given_up,
+    judged,
     largest_trial_count,
     networks,
     next_tasks,
 )
+from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import Task
 
 SETTINGS = ExperimentSettings.from_flat({"search_seeds": 2, "train_seeds": 2})
@@ -430,7 +431,7 @@ def test_parameters_that_are_not_a_tasks_are_refused(change):
         )
 
 
-def test_the_largest_number_of_trials_is_that_of_the_readme():
+def test_the_largest_number_of_trials_is_that_of_the_guide():
     assert largest_trial_count(ExperimentSettings(), NOTHING_VARIED) == 1 * 1 * (1 + 3) * 2 + 1
     assert largest_trial_count(SETTINGS, [{}, {"batch_size": 8}]) == 2 * 2 * (1 + 2) * 2 + 1
     assert largest_trial_count(WITH_BASELINE, [{}, {"batch_size": 8}]) == 2 * 1 * (1 + 2 + 2) * 2 + 1

@@ -1,0 +1,96 @@
+"""The documents and the examples in docstrings tell the truth: links, commands, settings, results."""
+
+import ast
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from small_searches import evaluator
+from torch import nn
+
+from nni_gumbel.cli import main
+from nni_gumbel.pipeline.settings import settings_markdown
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("examples/**/*.md"), *ROOT.glob("tests/**/*.md")])
+of_each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "nni_gumbel").rglob("*.py")
+    if ">>> " in path.read_text()
+)
+
+
+def blocks(path, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def anchors(path):
+    """The names that the headings of a document have in links, as they are made on the web."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_has_at_most_150_lines():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@of_each_document
+def test_lines_have_at_most_120_characters_outside_tables(path):
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("|")]
+    assert [line for line in lines if len(line) > 120] == []
+
+
+@of_each_document
+def test_links_lead_to_files_and_headings_that_exist(path):
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", path.read_text()):
+        file, _, anchor = link.partition("#")
+        target = path.parent / file if file else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@of_each_document
+def test_commands_and_python_are_ones_that_exist(path, capsys):
+    text = path.read_text()
+    for word in set(re.findall(r"(?:`|^|&& )nni-gumbel (\w+)", text, re.MULTILINE)):
+        with pytest.raises(SystemExit) as ended:
+            main([word, "--help"])
+        assert ended.value.code == 0, word
+    for block in blocks(path, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names), block
+
+
+def test_the_page_of_settings_is_what_the_command_writes():
+    written = (ROOT / "examples" / "SETTINGS.md").read_text()
+    assert written == settings_markdown() + "\n", (
+        "run `nni-gumbel settings --markdown > examples/SETTINGS.md`"
+    )
+
+
+class MySpace(ModelSpace):
+    """The space of the examples in docstrings: four numbers in, one out."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = LayerChoice({"linear": nn.Linear(4, 4), "identity": nn.Identity()}, label="layer")
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(self.layer(x))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_in_docstrings_give_what_they_say(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))  # where NNI keeps its experiments
+    names = {"MySpace": MySpace, "evaluator": evaluator(), "torch": torch}
+    failed, run = doctest.testmod(importlib.import_module(name), extraglobs=names)
+    assert run and not failed
