@@ -132,7 +132,7 @@ class Distribution(nn.Module):
         on_host, logits = self._on_host(), self.logits
         draws, pairs, noises = {}, {}, {}
         for label, law in self.laws.items():
-            if isinstance(law, categorical.Categorical):
+            if law.is_softmax:
                 pairs[label], noises[label] = draw_pair(on_host[label], temperature)
             else:
                 draws[label] = estimate(law, logits[label], temperature)
@@ -178,13 +178,13 @@ class Distribution(nn.Module):
         """Soft draws; the noise is drawn label after label, the choices of one are then computed together."""
         draws, noise = {}, {}
         for label, law in self.laws.items():
-            if isinstance(law, categorical.Categorical):
+            if law.is_softmax:
                 noise[label] = torch.empty_like(logits[label], dtype=torch.float64, requires_grad=False)
                 noise[label].exponential_()
             else:
                 draws[label] = estimate(law, logits[label], temperature)
         for law, labels in self._labels_of.items():
-            if isinstance(law, categorical.Categorical):
+            if law.is_softmax:
                 together, exponential = (
                     torch.stack([of[label] for label in labels]) for of in (logits, noise)
                 )
@@ -247,12 +247,7 @@ class Distribution(nn.Module):
     def _rows_of(self, outcomes: Mapping[str, Tensor]) -> dict[str, Rows]:
         """What runs at outcomes, ``(n,)`` of 0 and 1 a label."""
         members = nonzero_rows(outcomes)
-        return {
-            label: [[member] for member in members[label][0]]
-            if isinstance(law, subset.KSubset)
-            else members[label]
-            for label, law in self.laws.items()
-        }
+        return {label: law.rows(members[label][0]) for label, law in self.laws.items()}
 
     def _zeros(self, device: str | None = None) -> dict[str, Tensor]:
         return {label: torch.zeros_like(logits, device=device) for label, logits in self.logits.items()}

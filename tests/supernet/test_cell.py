@@ -309,7 +309,7 @@ def test_a_consumer_of_fixed_width_is_searched_at_full_width_as_in_nnis_supernet
     )
     distribution.sample(1.0)
     space(x).sum().backward()
-    assert all((logits.grad != 0).any() for logits in distribution.logits.values())
+    assert all(len(logits) == 1 or logits.grad.any() for logits in distribution.logits.values())
     distribution.use_architecture(distribution.mode())
     assert space(x).shape == (len(x), 2)
 
