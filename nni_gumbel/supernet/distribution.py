@@ -38,7 +38,7 @@ NEGLIGIBLE = 1e-9
 class Distribution(nn.Module):
     """One independent random variable per label of a space.
 
-    Copies of a distribution and of its supernet share the joint sample: a draw from one is a draw for all.
+    A copy shares nothing with the original: to copy a supernet with its distribution, copy the two together.
 
     Args:
         space: an NNI model space, not yet mutated.
@@ -68,6 +68,11 @@ class Distribution(nn.Module):
         self.refresh_rows()
         with torch.no_grad():
             self.use_probabilities()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distribution:
+        super()._apply(fn, recurse)
+        check_float64(next(iter(self.logits.values())).device)
+        return self
 
     @property
     def logits(self) -> dict[str, nn.Parameter]:
@@ -176,7 +181,7 @@ class Distribution(nn.Module):
         on_host, logits = self._on_host(), self.logits
         draws, pairs, noises = {}, {}, {}
         for label, law in self.laws.items():
-            if isinstance(law, categorical.Categorical):
+            if law.is_softmax:
                 pairs[label], noises[label] = draw_pair(on_host[label], temperature)
             else:
                 draws[label] = estimate(law, logits[label], temperature)
@@ -222,13 +227,13 @@ class Distribution(nn.Module):
         """Soft draws; the noise is drawn label after label, the choices of one are then computed together."""
         draws, noise = {}, {}
         for label, law in self.laws.items():
-            if isinstance(law, categorical.Categorical):
+            if law.is_softmax:
                 noise[label] = torch.empty_like(logits[label], dtype=torch.float64, requires_grad=False)
                 noise[label].exponential_()
             else:
                 draws[label] = estimate(law, logits[label], temperature)
         for law, labels in self._labels_of.items():
-            if isinstance(law, categorical.Categorical):
+            if law.is_softmax:
                 together, exponential = (
                     torch.stack([of[label] for label in labels]) for of in (logits, noise)
                 )
@@ -291,12 +296,7 @@ class Distribution(nn.Module):
     def _rows_of(self, outcomes: Mapping[str, Tensor]) -> dict[str, Rows]:
         """What runs at outcomes, ``(n,)`` of 0 and 1 a label."""
         members = nonzero_rows(outcomes)
-        return {
-            label: [[member] for member in members[label][0]]
-            if isinstance(law, subset.KSubset)
-            else members[label]
-            for label, law in self.laws.items()
-        }
+        return {label: law.rows(members[label][0]) for label, law in self.laws.items()}
 
     def _zeros(self, device: str | None = None) -> dict[str, Tensor]:
         return {label: torch.zeros_like(logits, device=device) for label, logits in self.logits.items()}
@@ -369,7 +369,7 @@ class Distribution(nn.Module):
         candidates = list(variable.values)
         is_list = isinstance(variable, CategoricalMultiple) and isinstance(value, (list, tuple))
         chosen = list(value) if is_list else [value]
-        if not all(v in candidates for v in chosen):
+        if not all(v in candidates for v in chosen) or (law.least and not chosen):
             raise UsageError(
                 f"choice {label!r}: {value!r} is none of its candidates; give one of {candidates}"
             )
@@ -402,6 +402,21 @@ class Distribution(nn.Module):
             together = torch.stack([logits[label] for label in labels])
             found.update(zip(labels, function(law, together).unbind()))
         return {label: found[label] for label in self.laws}
+
+
+def check_float64(device: torch.device) -> None:
+    """Refuse a device that has no float64, in which all laws are computed.
+
+    Raises:
+        UsageError: it has none; names it.
+    """
+    try:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError) as error:
+        raise UsageError(
+            f"device {str(device)!r}: the logits of a search are computed with in float64, which it does not "
+            "have; give accelerator: cpu, or a device that has it"
+        ) from error
 
 
 def _law_of(label: str, variable: Any) -> Law:
