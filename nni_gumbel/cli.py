@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 2 for a mistake, which is told in one line on stderr."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["trial"] and not {"-h", "--help"} & set(words[1:]):
-        from nni_gumbel.pipeline.trial import main as run_trial
+        from nni_gumbel.pipeline.launch import main as run_trial
 
         return run_trial(words[1:])
     from nni_gumbel.errors import UsageError, first_line

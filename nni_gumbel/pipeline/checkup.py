@@ -82,12 +82,12 @@ def _rehearsal(command: TrialCommand, searches: Sequence[SearchSettings]) -> str
 
 
 def _costs(command: TrialCommand, searches: Sequence[SearchSettings]) -> str:
-    from nni_gumbel.pipeline.costs import check_costs, own_cost
+    from nni_gumbel.pipeline.rehearsal import check_costs
     from nni_gumbel.supernet.mutation import relax
 
     space = SpaceReference.parse(command.space, command.space_arguments).build()
     example = _example(command)[0] if _data_is_at_hand(command) else _stand_in(command)
-    check_costs(space, relax(space), searches, own_cost(command), example)
+    check_costs(space, relax(space), searches, command.own_cost(), example)
     left = {"max_latency_ms": any(settings.max_latency_ms is not None for settings in searches)}
     left["max_flops"] = example is None and any(settings.max_flops is not None for settings in searches)
     later = " and ".join(name for name in ("max_flops", "max_latency_ms") if left[name])
