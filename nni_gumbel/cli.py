@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _register(_: argparse.Namespace) -> int:
-    from nni_gumbel.pipeline.registration import NAME, register
+    from nni_gumbel.pipeline.manager import NAME, register
 
     register()
     print(f"{NAME} is registered: experiment.yml can say `tuner: {{name: {NAME}}}`.")
@@ -101,7 +101,7 @@ def _register(_: argparse.Namespace) -> int:
 
 
 def _unregister(_: argparse.Namespace) -> int:
-    from nni_gumbel.pipeline.registration import NAME, unregister
+    from nni_gumbel.pipeline.manager import NAME, unregister
 
     unregister()
     print(f"{NAME} is not registered any more.")
@@ -197,7 +197,7 @@ def _wait(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from nni_gumbel.errors import UsageError
-    from nni_gumbel.pipeline.experiments import find_experiment
+    from nni_gumbel.pipeline.manager import find_experiment
     from nni_gumbel.pipeline.watch import follow
 
     if arguments.timeout is not None and not arguments.timeout > 0:

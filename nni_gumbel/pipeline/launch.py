@@ -23,7 +23,7 @@ import nni
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.export import run_export
-from nni_gumbel.pipeline.host import usable_cores
+from nni_gumbel.pipeline.machine import usable_cores
 from nni_gumbel.pipeline.manager import Manager
 from nni_gumbel.pipeline.task import EXPORT, TENSORBOARD, Task
 
