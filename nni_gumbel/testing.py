@@ -90,13 +90,14 @@ def assert_supernet_equals_frozen(
 
 
 def random_samples(space: ModelSpace, number: int, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Draw NNI samples that name every label, by NNI's own random choice; subsets of inputs are not empty."""
+    """Draw NNI samples that name every label, by NNI's own random choice; subsets of several inputs are not empty."""
     random = RandomState(seed)
     variables = space.simplify()
     for _ in range(number):
         sample = {label: variable.random(random_state=random) for label, variable in variables.items()}
         for label, variable in variables.items():
-            if isinstance(variable, CategoricalMultiple) and not sample[label]:
+            multiple = isinstance(variable, CategoricalMultiple)
+            if multiple and not sample[label] and len(variable.values) > 1:
                 sample[label] = [variable.values[random.randint(len(variable.values))]]
         yield sample
 

@@ -309,6 +309,7 @@ class _Choice:
         """``listed``: one column for each outcome, whose number is exponential for a subset."""
         law, logits = distribution.laws[label], distribution.logits[label].detach().double()
         theta = logits.tolist()
+        listed = listed or law.outcomes <= law.size + 1
         members = list(law.sets()) if listed else [(i,) for i in range(law.size)]
         number = 1
         if not listed and isinstance(law, OpenSubset):

@@ -155,6 +155,7 @@ def rehearse(
             f"--space: {reference} gives numbers that are not finite; {culprit or 'look for a division by zero'}; "
             "mend or remove it"
         )
+    distribution.joint_sample.tell_unread()
     check_loose_ends(space, distribution, lambda: example(space))
     network_of(space, distribution.mode())  # as a network that is found will be built, to be trained
     if classes is None:

@@ -23,6 +23,16 @@ class Categorical(Law):
     """
 
     @property
+    def least(self) -> int:
+        """``1``."""
+        return 1
+
+    @property
+    def most(self) -> int:
+        """``1``."""
+        return 1
+
+    @property
     def outcomes(self) -> int:
         """``n``."""
         return self.size

@@ -1,9 +1,10 @@
-"""Any candidates of ``n``, but at least one: the law of an input choice without a number.
+"""Any candidates of ``n``: the law of an input choice without a number.
 
-Each candidate has a gate that is open with probability ``sigmoid(theta_i)``, independent of the others;
-the whole is conditioned on at least one open gate, since NNI's frozen module has no output for the empty
-set. What makes the conditioning easy is to sort outcomes by their *first* open gate ``i``: the gates before
-it are closed, those after it free, so ``Z = sum_i exp(theta_i) prod_{j > i} (1 + exp(theta_j))``.
+Each candidate has a gate that is open with probability ``sigmoid(theta_i)``, independent of the others. An optional
+input, the only one of its choice, is there or not. Among several, the whole is conditioned on at least one open gate,
+since NNI's frozen module has no output for the empty set. What makes the conditioning easy is to sort outcomes by their
+*first* open gate ``i``: the gates before it are closed, those after it free, so
+``Z = sum_i exp(theta_i) prod_{j > i} (1 + exp(theta_j))``.
 
 Source: the gates' relaxation is the binary Concrete variable of Maddison, Mnih, Teh (arXiv 1611.00712);
 that its noise can be drawn after the outcome is from Tucker et al. (arXiv 1703.07370, REBAR).
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.gumbel import gumbel_noise
 from nni_gumbel.relaxation.law import Law, check_temperature
 from nni_gumbel.relaxation.lexicographic import place_of, set_at
@@ -29,48 +31,73 @@ from nni_gumbel.relaxation.lexicographic import place_of, set_at
 @final
 @dataclass(frozen=True)
 class OpenSubset(Law):
-    """``P(s) = exp(sum_{i in s} theta_i) / Z`` over all sets of candidates but the empty one.
+    """``P(s) = exp(sum_{i in s} theta_i) / Z`` over all sets of candidates, or all but the empty one.
 
     Outcomes and draws are ``(..., n)``: the gate of each candidate, in [0, 1]; no need to sum to anything.
+
+    Args:
+        size: ``n >= 1``, the number of candidates.
+        least: how many are chosen at least, 0 or 1.
+
+    Raises:
+        UsageError: ``least`` is neither.
     """
+
+    least: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.least not in (0, 1):
+            raise UsageError(f"least: {self.least} open gates cannot be asked for; give 0 or 1")
+
+    @property
+    def most(self) -> int:
+        """``n``."""
+        return self.size
 
     @property
     def outcomes(self) -> int:
-        """``2^n - 1``."""
-        return 2**self.size - 1
+        """``2^n``, or one less without the empty set."""
+        return 2**self.size - self.least
 
     def sets(self) -> Iterator[tuple[int, ...]]:
-        """The sets of one candidate, of two, … each in lexicographic order."""
-        sizes = range(1, self.size + 1)
+        """The empty set if it is one, the sets of one candidate, of two, … each in lexicographic order."""
+        sizes = range(self.least, self.size + 1)
         return (members for size in sizes for members in itertools.combinations(range(self.size), size))
 
     def index_of(self, members: tuple[int, ...]) -> int:
         """The number of smaller sets, and the place among those of the same size."""
-        smaller = sum(math.comb(self.size, size) for size in range(1, len(members)))
+        smaller = sum(math.comb(self.size, size) for size in range(self.least, len(members)))
         return smaller + place_of(members, self.size)
 
     def members_of(self, index: int) -> tuple[int, ...]:
         """The set at its place among those of the same size."""
-        size = 1
+        size = self.least
         while index >= (number := math.comb(self.size, size)):
             index, size = index - number, size + 1
         return set_at(index, self.size, size)
 
     def log_partition(self, logits: Tensor) -> Tensor:
-        """``(...)``, ``log(prod_i (1 + exp(theta_i)) - 1)``; differentiable."""
-        return torch.logsumexp(_first_open(logits.double()), -1).to(logits.dtype)
+        """``(...)``, ``log(prod_i (1 + exp(theta_i)) - least)``; differentiable."""
+        theta = logits.double()
+        log_sum = torch.logsumexp(_first_open(theta), -1) if self.least else _softplus(theta).sum(-1)
+        return log_sum.to(logits.dtype)
 
     def probs(self, logits: Tensor) -> Tensor:
-        """``(..., n)``, ``sigmoid(theta_i) / P(at least one is open)``; differentiable."""
+        """``(..., n)``, ``sigmoid(theta_i)``, divided by P(at least one is open) if one has to be; differentiable."""
         theta = logits.double()
+        if not self.least:
+            return torch.sigmoid(theta).to(logits.dtype)
         log_any = torch.logsumexp(_first_open(theta), -1, keepdim=True) - _softplus(theta).sum(
             -1, keepdim=True
         )
         return (logsigmoid(theta) - log_any).exp().clamp_max(1).to(logits.dtype)
 
     def mode(self, logits: Tensor) -> Tensor:
-        """``(..., n)`` of 0 and 1: all positive logits, else the first largest one; no gradient."""
+        """``(..., n)`` of 0 and 1: all positive logits, and the first largest one if one has to be; no gradient."""
         theta = logits.detach()
+        if not self.least:
+            return (theta > 0).to(theta.dtype)
         largest = torch.zeros_like(theta).scatter_(-1, theta.argmax(-1, keepdim=True), 1)
         return torch.maximum((theta > 0).to(theta.dtype), largest)
 
@@ -80,6 +107,8 @@ class OpenSubset(Law):
         ``P(first = i) ~ exp(theta_i) prod_{j > i} (1 + exp(theta_j))``.
         """
         theta = logits.detach().double()
+        if not self.least:
+            return (_uniform(theta, generator) < torch.sigmoid(theta)).to(logits.dtype)
         scores = _first_open(theta)
         first = (scores + gumbel_noise(scores, generator)).argmax(-1, keepdim=True)
         candidates = torch.arange(self.size, device=theta.device)
@@ -99,7 +128,7 @@ class OpenSubset(Law):
         1 and ``z_i < 0`` elsewhere, held constant in derivatives. By inversion, with ``v ~ Uniform(0, 1)``:
         open ``z = softplus(theta + log v) - log(1 - v)``; closed the negative of that at ``-theta``. Tends to
         ``outcome`` as the temperature tends to 0, to 1/2 as it grows; the open gates are never below 1/2,
-        so the sum of all gates is at least that.
+        so the sum of all gates is at least that where one is open.
 
         See :meth:`Law.soft`.
         """

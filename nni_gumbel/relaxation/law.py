@@ -51,6 +51,16 @@ class Law(ABC):
 
     @property
     @abstractmethod
+    def least(self) -> int:
+        """How many candidates an outcome has at least."""
+
+    @property
+    @abstractmethod
+    def most(self) -> int:
+        """How many candidates an outcome has at most."""
+
+    @property
+    @abstractmethod
     def outcomes(self) -> int:
         """The number of outcomes; the logarithm of it is the largest entropy."""
 

@@ -53,6 +53,16 @@ class KSubset(Law):
             raise UsageError(f"k: {self.k} of {self.size} candidates is impossible; give 1 to {self.size}")
 
     @property
+    def least(self) -> int:
+        """``k``."""
+        return self.k
+
+    @property
+    def most(self) -> int:
+        """``k``."""
+        return self.k
+
+    @property
     def outcomes(self) -> int:
         """``n! / (k! (n - k)!)``."""
         return math.comb(self.size, self.k)

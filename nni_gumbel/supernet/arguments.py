@@ -26,6 +26,8 @@ module updates them, if its weight is not 0.
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import itertools
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
@@ -37,12 +39,13 @@ from nni.nas.nn.pytorch import ParametrizedModule
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.supernet.joint_sample import JointSample
-from nni_gumbel.supernet.kept import derived, instance, keep_weights, reduced
+from nni_gumbel.supernet.kept import Additions, derived, instance, keep_weights, reduced
 from nni_gumbel.supernet.merging import merge_key, merged
-from nni_gumbel.supernet.mixture import mixture
+from nni_gumbel.supernet.mixture import is_float, mixture
 from nni_gumbel.supernet.slicing import Features, features, fill_up, restrict, tensors_of
 from nni_gumbel.supernet.variants import Variants, choices_of, refuse_hidden_choices
 
@@ -108,6 +111,7 @@ class MixedArguments(BaseSuperNetModule):
     _joint_sample: JointSample
     _features: tuple[Features, ...]  # of each variant
     _keys: tuple[Hashable | None, ...]  # with which of the others it is one operation
+    _added: Additions
     _built_momentum: float | None
     _plan: _Plan | None
 
@@ -126,14 +130,18 @@ class MixedArguments(BaseSuperNetModule):
             )
         variants = Variants(module, name)
         base: nn.Module = module
-        if {key: tuple(tensor.shape) for key, tensor in tensors_of(module).items()} != variants.full:
-            base = _like(variants.build(), module)
+        added = Additions.to(module, variants.templates[variants.built_as(module)])
+        tensors = tensors_of(module)
+        if any(name not in tensors or tensors[name].shape != shape for name, shape in variants.full.items()):
+            base = _like(variants.build(module), module)
+            added.hand_over(module, base)
         mixed = instance(derived(cls, variants.built_type), vars(base))
         mixed._mutables = list(choices_of(module).values())
         mixed._joint_sample = joint_sample
         mixed.variants = variants
         mixed._features = tuple(features(template) for template in variants.templates)
         mixed._keys = tuple(merge_key(template, variants.full) for template in variants.templates)
+        mixed._added = added
         mixed._built_momentum = getattr(base, "momentum", None)
         mixed._plan = None
         return mixed
@@ -158,7 +166,9 @@ class MixedArguments(BaseSuperNetModule):
     def freeze(self, sample: dict[str, Any]) -> nn.Module:
         """The module at a sample, of the type that NNI freezes it to, with a copy of its part of the weights."""
         k = self.variants.table.position(sample)
-        return self.variants.frozen(k, tensors_of(self)).train(self.training)
+        frozen = self.variants.frozen(k, tensors_of(self)).train(self.training)
+        self._added.hand_over(self, frozen)
+        return copy.deepcopy(frozen)
 
     def extra_repr(self) -> str:
         """The arguments that depend on choices."""
@@ -178,7 +188,9 @@ class MixedArguments(BaseSuperNetModule):
         if self._plan is None or self._plan.positions != tuple(positions):
             self._plan = self._plan_for(positions)
         self._check_inputs(args, kwargs)
-        buffers = [key for key, _ in self.named_buffers()] if self.training else []
+        buffers = (
+            [key for key, _ in self.named_buffers() if key in self.variants.full] if self.training else []
+        )
         outputs, scales, updates = [], [], []
         for group in self._plan.groups:
             members = [positions[i] for i in group]
@@ -201,7 +213,7 @@ class MixedArguments(BaseSuperNetModule):
         if len(outputs) == 1:
             return outputs[0]
         outputs = fill_up(outputs, self._features[positions[0]].outputs)
-        return mixture(outputs, scales, lambda shapes: self._describe(positions, shapes))
+        return mixture(outputs, scales, functools.partial(self._describe, positions))
 
     def _plan_for(self, positions: list[int]) -> _Plan:
         groups: dict[Any, list[int]] = {}
@@ -263,23 +275,24 @@ class MixedArguments(BaseSuperNetModule):
     def _check_inputs(self, args: tuple, kwargs: Mapping[str, Any]) -> None:
         for place, name, dim, size in self._plan.reads:
             x = args[place] if place < len(args) else kwargs.get(name)
-            if isinstance(x, Tensor) and x.shape[dim] != size:
-                raise UsageError(
-                    f"{self.variants.owner}: its input has {x.shape[dim]} features (dimension {dim} of "
-                    f"{tuple(x.shape)}), but with choice {self._labels()} it reads up to {size}; "
-                    "let what comes before it depend on the same choices"
-                )
+            for entry in filter(is_float, (x,) if isinstance(x, Tensor) else tree_leaves(x)):
+                if entry.shape[dim] != size:
+                    raise UsageError(
+                        f"{self.variants.owner}: its input has {entry.shape[dim]} features (dimension {dim} of "
+                        f"{tuple(entry.shape)}), but with choice {self._labels()} it reads up to {size}; "
+                        "let what comes before it depend on the same choices"
+                    )
 
-    def _describe(self, positions: list[int], shapes: list[Any]) -> str:
-        """Names the arguments that two variants with outputs of different shapes differ in."""
+    def _describe(self, positions: list[int], difference: str, found: list[str]) -> str:
+        """Names the arguments in which two variants differ whose outputs do."""
         first = [positions[group[0]] for group in self._plan.groups]
-        pairs = [(i, j) for i, j in itertools.combinations(range(len(shapes)), 2) if shapes[i] != shapes[j]]
+        pairs = [(i, j) for i, j in itertools.combinations(range(len(found)), 2) if found[i] != found[j]]
         i, j = min(pairs, key=lambda pair: len(self._differing(first[pair[0]], first[pair[1]])))
         names = ", ".join(map(repr, self._differing(first[i], first[j])))
         return (
-            f"{self.variants.owner}: argument {names} (choice {self._labels()}) makes outputs of different shapes "
-            f"({self.variants.describe(first[i])} gives {shapes[i]}, {self.variants.describe(first[j])} gives "
-            f"{shapes[j]}); make them equal, e.g. with padding, or express it as a LayerChoice"
+            f"{self.variants.owner}: argument {names} (choice {self._labels()}) makes {difference} "
+            f"({self.variants.describe(first[i])} gives {found[i]}, {self.variants.describe(first[j])} gives "
+            f"{found[j]}); make them equal, e.g. with padding, or express it as a LayerChoice"
         )
 
     def _differing(self, k: int, other: int) -> list[str]:
@@ -308,7 +321,7 @@ class MixedArguments(BaseSuperNetModule):
 
 
 def _like(module: nn.Module, other: nn.Module) -> nn.Module:
-    """Give a module the device, dtype, mode, hooks and frozen parameters of another."""
+    """Give a module the device, dtype, mode and frozen parameters of another."""
     tensors = tensors_of(other)
     for tensor in tensors.values():
         if tensor.is_floating_point():
@@ -317,7 +330,6 @@ def _like(module: nn.Module, other: nn.Module) -> nn.Module:
     for name, parameter in module.named_parameters():
         if name in tensors:
             parameter.requires_grad_(tensors[name].requires_grad)
-    vars(module).update({key: value for key, value in vars(other).items() if "hooks" in key})
     return module.train(other.training)
 
 

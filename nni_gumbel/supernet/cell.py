@@ -185,13 +185,12 @@ class MixedCell(Cell, BaseSuperNetModule):
             return outputs[0]
         v, w = self._joint_sample.weights(source), self._joint_sample.weights(op)
 
-        def describe(shapes: list[Any]) -> str:
+        def describe(difference: str, found: list[str]) -> str:
             given = ", ".join(
-                f"{self._op_names[o]!r} of input {j} gives {shape}" for (j, o), shape in zip(places, shapes)
+                f"{self._op_names[o]!r} of input {j} gives {output}" for (j, o), output in zip(places, found)
             )
             return (
-                f"choice {op!r}: the candidates of a cell give outputs of different shapes ({given}); "
-                "make all of them equal"
+                f"choice {op!r}: the candidates of a cell give {difference} ({given}); make all of them equal"
             )
 
         return mixture(outputs, [v[j] * w[o] for j, o in places], describe)

@@ -62,10 +62,10 @@ class MixedRepeat(Repeat, BaseSuperNetModule):
         if self._joint_sample.is_network:
             return x
 
-        def describe(shapes: list[Any]) -> str:
-            given = ", ".join(f"depth {depth} gives {shape}" for depth, shape in zip(outputs, shapes))
+        def describe(difference: str, found: list[str]) -> str:
+            given = ", ".join(f"depth {depth} gives {output}" for depth, output in zip(outputs, found))
             return (
-                f"choice {labels}: the depths of Repeat give outputs of different shapes ({given}); "
+                f"choice {labels}: the depths of Repeat give {difference} ({given}); "
                 "let every block keep the shape of its input"
             )
 

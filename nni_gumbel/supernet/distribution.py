@@ -316,17 +316,17 @@ class Distribution(nn.Module):
         Raises:
             UsageError: the value is none of the candidates, or not the right number of them.
         """
-        variable = self.variables[label]
+        law, variable = self.laws[label], self.variables[label]
         candidates = list(variable.values)
-        multiple = isinstance(variable, CategoricalMultiple)
-        chosen = list(value) if multiple and isinstance(value, (list, tuple)) else [value]
-        if not all(v in candidates for v in chosen) or (multiple and not chosen):
+        is_list = isinstance(variable, CategoricalMultiple) and isinstance(value, (list, tuple))
+        chosen = list(value) if is_list else [value]
+        if not all(v in candidates for v in chosen):
             raise UsageError(
                 f"choice {label!r}: {value!r} is none of its candidates; give one of {candidates}"
             )
-        number = variable.n_chosen if multiple else 1
         members = tuple(sorted({*map(candidates.index, chosen)}))
-        if len(members) != (number or len(chosen)):
+        if len(members) != len(chosen) or not law.least <= len(members) <= law.most:
+            number = f"{law.least}" if law.least == law.most else f"{law.least} to {law.most}"
             raise UsageError(f"choice {label!r}: {value!r} does not choose {number} of {candidates}")
         return members
 
@@ -358,7 +358,8 @@ class Distribution(nn.Module):
 def _law_of(label: str, variable: Any) -> Law:
     if isinstance(variable, CategoricalMultiple):
         if variable.n_chosen is None:
-            return gates.OpenSubset(len(variable.values))
+            # An optional input: NNI's frozen module gives None without it.
+            return gates.OpenSubset(len(variable.values), least=0 if len(variable.values) == 1 else 1)
         if variable.n_chosen == 1:
             return categorical.Categorical(len(variable.values))
         return subset.KSubset(len(variable.values), variable.n_chosen)

@@ -11,8 +11,9 @@ reduction   1 of n                  k of n                         any number of
 ``none``    a list of one           a list of the k places         refused
 ==========  ======================  =============================  ======================
 
-Place j is ``sum_i P(input i is the j-th of the chosen ones) x_i``. At a sample of weights 0 and 1 each
-is what NNI's frozen ``ChosenInputs`` computes.
+An optional input, the only one of any number, is ``w x``; a network without it gets ``None``, and what the input would
+be added to goes on alone. Place j is ``sum_i P(input i is the j-th of the chosen ones) x_i``. At a sample of weights 0
+and 1 each is what NNI's frozen ``ChosenInputs`` computes.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class MixedInput(InputChoice, BaseSuperNetModule):
         return None
 
     def forward(self, candidate_inputs: Sequence[Any]) -> Any:
-        """Takes all inputs, returns their reduction.
+        """Takes all inputs, returns their reduction; ``None`` for an optional input that a network leaves out.
 
         Raises:
             UsageError: the number of inputs is not ``n_candidates``, or inputs have different shapes.
@@ -68,6 +69,7 @@ class MixedInput(InputChoice, BaseSuperNetModule):
                 f"choice {self.label!r}: it chooses among {self.n_candidates} inputs and is given "
                 f"{len(candidate_inputs)}; give as many as n_candidates says"
             )
+        active = self._joint_sample.active(self.label)
         if self.n_chosen not in (None, 1) and self.reduction in ("concat", "none"):
             is_network = self._joint_sample.is_network
             places = [
@@ -77,22 +79,21 @@ class MixedInput(InputChoice, BaseSuperNetModule):
                 for active, weights in self._joint_sample.slots(self.label)
             ]
             return places if self.reduction == "none" else torch.cat(places, dim=1)
-        active = self._joint_sample.active(self.label)
+        if not active:
+            return None  # an optional input that is not chosen
         if self._joint_sample.is_network and len(active) == 1:
             # Its weight is 1, also in a mean.
             only = candidate_inputs[active[0]]
             return [only] if self.reduction == "none" else only
         weights = self._joint_sample.weights(self.label)
-        if self.reduction == "mean":
+        if self.reduction == "mean" and self.n_candidates > 1:
             weights = weights / (weights.sum() if self.n_chosen is None else self.n_chosen)
         mixed = self._mixture(candidate_inputs, active, weights)
         return [mixed] if self.reduction == "none" else mixed
 
     def _mixture(self, inputs: Sequence[Any], active: list[int], weights: Tensor) -> Any:
-        def describe(shapes: list[Any]) -> str:
-            given = ", ".join(f"input {i} is {shape}" for i, shape in zip(active, shapes))
-            return (
-                f"choice {self.label!r}: its inputs have different shapes ({given}); make all of them equal"
-            )
+        def describe(difference: str, found: list[str]) -> str:
+            given = ", ".join(f"input {i} is {value}" for i, value in zip(active, found))
+            return f"choice {self.label!r}: it is given {difference} ({given}); make all of them equal"
 
         return mixture([inputs[i] for i in active], [weights[i] for i in active], describe)

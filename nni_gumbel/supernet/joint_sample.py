@@ -5,11 +5,14 @@ So two modules that share a label always agree.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_log = logging.getLogger(__name__)
 
 # Per row of a draw, the candidates that have to run; a draw of weights has one row, one of slots has k.
 Rows = list[list[int]]
@@ -39,6 +42,8 @@ class JointSample:
     """
 
     def __init__(self) -> None:
+        self._read: set[str] = set()
+        self._is_told = False
         self._draws: dict[str, Tensor] = {}
         self._weights: dict[str, Tensor] = {}
         self._active: dict[str, list[int]] = {}
@@ -63,6 +68,7 @@ class JointSample:
                 weight is not 0, for which the draws are read: on a GPU that waits for the device.
             is_network: whether every weight is the constant 0 or 1.
         """
+        self.tell_unread()
         self._draws = dict(draws)
         self._weights = {label: draw.sum(0) if draw.dim() == 2 else draw for label, draw in draws.items()}
         self._active_slots = dict(nonzero_rows(draws) if rows is None else rows)
@@ -72,8 +78,23 @@ class JointSample:
         }
         self.is_network = is_network
 
+    def tell_unread(self) -> None:
+        """Tell, once, of choices that no module has read in a pass in which all candidates ran."""
+        labels = [label for label in self._draws if label not in self._read]
+        everything = all(len(self._active[label]) == len(self._weights[label]) for label in self._draws)
+        if self._read and labels and everything and not self._is_told:
+            self._is_told = True
+            _log.warning(
+                "choice %s: nothing that depends on it was called in a forward pass, so nothing can tell which of its "
+                "candidates is better; call it in forward(), or take it out of the space",
+                ", ".join(map(repr, labels)),
+            )
+        if everything:
+            self._read.clear()
+
     def weights(self, label: str) -> Tensor:
         """``(n,)``, the weight of each candidate of ``label``."""
+        self._read.add(label)
         return self._weights[label]
 
     def draw(self, label: str) -> Tensor:
@@ -82,6 +103,7 @@ class JointSample:
 
     def active(self, label: str) -> list[int]:
         """The candidates of ``label`` that have to run; one that is not among them must not."""
+        self._read.add(label)
         return self._active[label]
 
     def slots(self, label: str) -> list[tuple[list[int], Tensor]]:
@@ -89,4 +111,5 @@ class JointSample:
 
         The j-th of the chosen inputs, in the order of the inputs, stands at place j.
         """
+        self._read.add(label)
         return list(zip(self._active_slots[label], self._draws[label]))

@@ -1,8 +1,10 @@
-"""Modules whose arguments hold no choice: freezing a supernet keeps their weights.
+"""What was done to a module after it was built stays done: its initialisation, parametrizations, ties, buffers, hooks.
 
 NNI's ``freeze`` builds every ``ParametrizedModule`` anew, also where it has nothing to choose, and its
 weights are lost. Here such a module becomes, when the space is relaxed, what NNI would freeze it to, with
-the parameters and buffers that it has.
+the parameters and buffers that it has (:func:`keep_weights`). A module that another one takes the place of hands
+over what was added to it (:class:`Additions`); what cannot be handed over is refused
+(:mod:`nni_gumbel.supernet.refusals`).
 """
 
 from __future__ import annotations
@@ -11,27 +13,69 @@ import copy
 import functools
 import types
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from nni.nas.nn.pytorch import ParametrizedModule
 from nni.nas.nn.pytorch.base import recursive_freeze
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from nni_gumbel.supernet.variants import plain_attributes
 
 Mixin = TypeVar("Mixin", bound=BaseSuperNetModule)
 
+_ENTRIES = ("_parameters", "_buffers", "_modules")
+
+
+@dataclass(frozen=True)
+class Additions:
+    """What a module has that it was not built with, hooks aside.
+
+    Args:
+        names: in ``_parameters``, ``_buffers`` and ``_modules``.
+    """
+
+    names: Mapping[str, tuple[str, ...]]
+
+    @classmethod
+    def to(cls, module: nn.Module, fresh: nn.Module) -> Additions:
+        """Those to a module, which had the entries of ``fresh`` when it was built."""
+        own, built = vars(module), vars(fresh)
+        return cls({place: tuple(own[place].keys() - built[place].keys()) for place in _ENTRIES})
+
+    def hand_over(self, module: nn.Module, other: nn.Module) -> None:
+        """Give another module these entries, and all hooks."""
+        own, its = vars(module), vars(other)
+        for place, names in self.names.items():
+            its[place].update({name: own[place][name] for name in names})
+        hand_over_hooks(module, other)
+
+
+def hand_over_hooks(module: nn.Module, other: nn.Module) -> None:
+    """Give another module, which has none yet, the hooks of a module; a handle removes them from both."""
+    vars(other).update({key: value for key, value in vars(module).items() if "hook" in key and value})
+
 
 def keep_weights(module: ParametrizedModule) -> nn.Module:
     """What NNI would freeze a module without choices in its arguments to, with this module's weights.
 
-    ``MutableConv2d`` becomes ``nn.Conv2d``, as it was built from its arguments: what was changed on it
-    afterwards (an ``eps``, say) is not in NNI's frozen module either. Choices in submodules stay choices.
+    ``MutableConv2d`` becomes ``nn.Conv2d``. Its attributes are those that it was built with from its arguments: an
+    ``eps`` that was changed on it afterwards is not in NNI's frozen module either. Choices in submodules stay choices.
     """
-    if module._bound_type is None:
+    kind = module._bound_type
+    if kind is None:
         return instance(derived(KeptModule, type(module)), vars(module))
-    return instance(module._bound_type, vars(module) | plain_attributes(module))
+    if is_parametrized(module):
+        # Torch gave it a class of its own, whose properties compute what the parametrizations say.
+        own = vars(type(module))
+        names = [name for name in own if isinstance(own[name], property) or name in _COPYING]
+        kind = type(f"Parametrized{kind.__name__}", (kind,), {name: own[name] for name in names})
+    return instance(kind, vars(module) | plain_attributes(module))
+
+
+_COPYING = ("__getstate__", "__deepcopy__")
 
 
 class KeptModule(BaseSuperNetModule):

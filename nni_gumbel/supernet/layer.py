@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nni_gumbel.supernet.execution import Plan, call_alone, plan
 from nni_gumbel.supernet.joint_sample import JointSample
-from nni_gumbel.supernet.mixture import mixture, unchanged
+from nni_gumbel.supernet.mixture import Describe, mixture, unchanged
 
 # A cooling distribution meets few sets of active candidates; a bound for those that meet many.
 _PLANS_KEPT = 128
@@ -106,11 +106,11 @@ class MixedLayer(LayerChoice, BaseSuperNetModule):
         with unchanged(inputs, f"choice {self.label!r}: candidate {name!r}"):
             return function(*args, **kwargs)
 
-    def _describe(self, names: Sequence[Any]) -> Callable[[list[Any]], str]:
-        def describe(shapes: list[Any]) -> str:
-            given = ", ".join(f"{name!r} gives {shape}" for name, shape in zip(names, shapes))
+    def _describe(self, names: Sequence[Any]) -> Describe:
+        def describe(difference: str, found: list[str]) -> str:
+            given = ", ".join(f"{name!r} gives {output}" for name, output in zip(names, found))
             return (
-                f"choice {self.label!r}: its candidates give outputs of different shapes ({given}); "
+                f"choice {self.label!r}: its candidates give {difference} ({given}); "
                 "make all of them equal, e.g. with padding"
             )
 

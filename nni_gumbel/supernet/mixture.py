@@ -1,37 +1,61 @@
-"""The weighted sum that every mixed module ends in."""
+"""The weighted sum that every mixed module ends in, and what may be in it: floating-point tensors.
+
+All else that candidates return - masks, indices, lengths, numbers, words, ``None`` - decides *what* is computed
+behind them, and half of one mask and half of another is no mask. It passes through where the candidates agree:
+
+    >>> import torch
+    >>> weights = torch.tensor([0.25, 0.75]).unbind()
+    >>> mixture([(torch.ones(2), "same"), (torch.zeros(2), "same")], weights)
+    (tensor([0.2500, 0.2500]), 'same')
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, equal
 from torch.utils._pytree import tree_leaves
 
 from nni_gumbel.errors import UsageError
 
+Describe = Callable[[str, list[str]], str]
+"""Puts into the words of an error how outputs differ (``outputs of different shapes``), and what each of them is."""
+
 
 def mixture(
-    outputs: Sequence[Any], weights: Sequence[Tensor | None], describe: Callable[[list[Any]], str] = str
+    outputs: Sequence[Any], weights: Sequence[Tensor | None], describe: Describe = "{}: {}".format
 ) -> Any:
     """``sum_k weights_k * outputs_k``.
 
     Args:
-        outputs: one per candidate: tensors of one shape, or tuples, lists or dicts of such, entry by entry;
-            an entry may be ``None`` in all of them, or a number.
+        outputs: one per candidate: tensors of one shape, or tuples, lists or dicts of such, entry by entry, packed
+            sequences among them; an entry that is no tensor of floating-point or complex numbers must be equal in
+            all of them.
         weights: scalars, one per candidate; ``None`` for an output that has its weight already.
-        describe: puts the outputs' shapes into the words of an error.
+        describe: makes the error of outputs that differ.
 
     Returns:
-        What the outputs are, in their dtype; whole numbers of several candidates become floats.
+        What the outputs are, in their dtype.
 
     Raises:
-        UsageError: the shapes differ.
+        UsageError: the shapes differ, or entries that cannot be mixed.
     """
-    shapes = [_shape(output) for output in outputs]
-    if any(shape != shapes[0] for shape in shapes):
-        raise UsageError(describe(shapes))
-    return _weighted_sum(outputs, weights)
+    try:
+        return _mixed(outputs, weights)
+    except _Different as different:
+        raise UsageError(describe(*different.args)) from None
+
+
+def is_float(value: Any) -> bool:
+    """Whether a value can be mixed: a tensor of floating-point or complex numbers."""
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def rebuilt(like: Sequence[Any], entries: Iterable[Any]) -> Any:
+    """A tuple or list of the type of another; a named tuple, such as a packed sequence, takes entries one by one."""
+    return type(like)(*entries) if hasattr(like, "_fields") else type(like)(entries)
 
 
 class unchanged:
@@ -73,40 +97,68 @@ def _leaves(inputs: Any) -> Sequence[Any]:
     return tree_leaves(inputs)
 
 
-def _weighted_sum(outputs: Sequence[Any], weights: Sequence[Tensor | None]) -> Any:
+class _Different(Exception):
+    """How outputs differ, and what each of them is."""
+
+
+def _mixed(outputs: Sequence[Any], weights: Sequence[Tensor | None]) -> Any:
     first = outputs[0]
-    if first is None:
-        return None
-    if isinstance(first, dict):
-        return {key: _weighted_sum([output[key] for output in outputs], weights) for key in first}
-    if isinstance(first, (tuple, list)):
-        entries = [_weighted_sum(entry, weights) for entry in zip(*outputs)]
-        # A named tuple takes its entries one by one.
-        return type(first)(*entries) if hasattr(first, "_fields") else type(first)(entries)
-    if len(outputs) == 1 and not _is_float(first):
+    if all(map(is_float, outputs)):
+        if any(output.shape != first.shape for output in outputs):
+            raise _Different("outputs of different shapes", [str(tuple(output.shape)) for output in outputs])
+        total = _scaled(first, weights[0])
+        for output, weight in zip(outputs[1:], weights[1:]):
+            total = total + _scaled(output, weight)
+        return total
+    for container in (dict, (tuple, list)):
+        if all(isinstance(output, container) for output in outputs):
+            return _mixed_entries(outputs, weights)
+    agrees = [_agree(output, first) for output in outputs]
+    if all(agrees):
         return first
-    total = _scaled(first, weights[0])
-    for output, weight in zip(outputs[1:], weights[1:]):
-        total = total + _scaled(output, weight)
-    return total
+    found = [_kind(output) for output in outputs]
+    if len(set(found)) == 1:
+        found = [kind if agree else f"another {kind}" for kind, agree in zip(found, agrees)]
+    raise _Different(
+        "outputs that differ in what cannot be mixed, which is all but floating-point tensors", found
+    )
 
 
-def _scaled(output: Any, weight: Tensor | None) -> Tensor:
-    if weight is None:
-        return output
-    # In whole numbers a weight below 1 would be 0.
-    return output * (weight.to(output.dtype) if _is_float(output) else weight)
+def _mixed_entries(outputs: Sequence[Any], weights: Sequence[Tensor | None]) -> Any:
+    first = outputs[0]
+    keys = [set(output) if isinstance(output, dict) else len(output) for output in outputs]
+    if any(own != keys[0] for own in keys):
+        raise _Different(
+            "outputs of different shapes", [f"a {_kind(o)} of {k}" for o, k in zip(outputs, keys)]
+        )
+    if not isinstance(first, dict):
+        return rebuilt(first, [_mixed(entries, weights) for entries in zip(*outputs)])
+    whole = copy.copy(first)
+    for key in first:
+        whole[key] = _mixed([output[key] for output in outputs], weights)
+    return whole
 
 
-def _is_float(output: Any) -> bool:
-    return isinstance(output, Tensor) and (output.is_floating_point() or output.is_complex())
+def _scaled(output: Tensor, weight: Tensor | None) -> Tensor:
+    return output if weight is None else output * weight.to(output.dtype)
 
 
-def _shape(output: Any) -> Any:
-    if output is None:
-        return None
-    if isinstance(output, dict):
-        return {key: _shape(entry) for key, entry in output.items()}
-    if isinstance(output, (tuple, list)):
-        return tuple(_shape(entry) for entry in output)
-    return tuple(output.shape) if isinstance(output, Tensor) else ()
+def _agree(value: Any, first: Any) -> bool:
+    """Whether two values are the same; on a GPU two masks that are not one object are waited for."""
+    if value is first:
+        return True
+    if type(value) is not type(first):
+        return False
+    if isinstance(value, Tensor):
+        alike = (value.shape, value.dtype, value.device) == (first.shape, first.dtype, first.device)
+        return alike and equal(value, first)
+    try:
+        return bool(value == first)
+    except (ValueError, RuntimeError):  # of arrays, or objects with tensors in them, it is not known
+        return False
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return repr(value) if isinstance(value, (bool, int, float, str, type(None))) else type(value).__name__

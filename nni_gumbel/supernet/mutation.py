@@ -21,13 +21,15 @@ from torch.nn.parameter import UninitializedParameter
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.supernet.architecture import freeze_with_weights
-from nni_gumbel.supernet.arguments import mix_arguments
+from nni_gumbel.supernet.arguments import MixedArguments, mix_arguments
 from nni_gumbel.supernet.cell import MixedCell
 from nni_gumbel.supernet.depth import MixedRepeat
 from nni_gumbel.supernet.distribution import Distribution
-from nni_gumbel.supernet.hub import hooks_for
+from nni_gumbel.supernet.hub import FullWidthCell, hooks_for
 from nni_gumbel.supernet.inputs import MixedInput
+from nni_gumbel.supernet.kept import hand_over_hooks
 from nni_gumbel.supernet.layer import MixedLayer
+from nni_gumbel.supernet.refusals import refuse_what_cannot_be_relaxed
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +77,7 @@ def relax(space: ModelSpace, hooks: Sequence[MutationHook] = (), merged: bool = 
             raise UsageError(
                 f"module {name.rpartition('.')[0]!r}: its sizes are not known before it runs; give them"
             )
+    refuse_what_cannot_be_relaxed(space)
     distribution = Distribution(space)
     all_hooks = [*hooks, *hooks_for(space), *_HOOKS]
     arguments = {"joint_sample": distribution.joint_sample, "merged": merged}
@@ -124,6 +127,10 @@ def _mutate_children(
             )
         if child not in replacements:
             replacement = _run_hooks(child, path, hooks, memo, arguments)
+            if type(replacement) in _CONTAINERS:
+                hand_over_hooks(child, replacement)
+            if type(replacement) in _CONTAINERS or isinstance(replacement, MixedArguments):
+                child.forward = functools.partial(_refuse_call, path, child)
             replacements[child] = replacements[replacement] = replacement
             _mutate_children(replacement, path, hooks, memo, arguments, replacements)
         if replacements[child] is not child:
@@ -176,6 +183,17 @@ def _labels(module: MutableModule) -> str:
     labels: Iterator[str] = (label for mutable in module.mutables for label in mutable.simplify())
     return ", ".join(map(repr, labels))
 
+
+def _refuse_call(path: str, module: MutableModule, *_: Any, **__: Any) -> None:
+    """The forward of a module that has been replaced: it would run its defaults."""
+    raise UsageError(
+        f"choice {_labels(module)}: {type(module).__name__} at {path!r} is called from where it cannot be replaced (a "
+        "global variable, an object that is no module); call it by its name in the module that it belongs to"
+    )
+
+
+_CONTAINERS = (MixedLayer, MixedInput, MixedRepeat, MixedCell, FullWidthCell)
+"""Modules that are built anew in the place of others."""
 
 _HOOKS: tuple[MutationHook, ...] = (
     MixedLayer.mutate,

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from nni_gumbel.supernet.mixture import is_float, rebuilt
+
 Shape = tuple[int, ...]
 
 # RMSNorm is new in torch 2.4.
@@ -148,21 +150,22 @@ def features(module: nn.Module) -> Features:
 
 
 def restrict(value: Any, read: Sequence[tuple[int, int]]) -> Any:
-    """The features that a module reads of an input: a tensor, or a tuple of tensors."""
+    """The features that a module reads of an input: a tensor, a tuple of tensors, or a packed sequence."""
     if isinstance(value, (tuple, list)):
-        return type(value)(restrict(entry, read) for entry in value)
-    for dim, size in read:
-        value = value.narrow(dim, 0, size)
+        return rebuilt(value, [restrict(entry, read) for entry in value])
+    if is_float(value):
+        for dim, size in read:
+            value = value.narrow(dim, 0, size)
     return value
 
 
 def fill_up(outputs: Sequence[Any], dims: Sequence[int]) -> list[Any]:
-    """Append zeros along ``dims`` to tensors, or tuples of tensors, so that they are as large as the largest."""
+    """Append zeros along ``dims`` to floating-point tensors, also in tuples: each as large as the largest."""
     first = outputs[0]
     if isinstance(first, (tuple, list)):
         columns = [fill_up(entries, dims) for entries in zip(*outputs)]
-        return [type(first)(entries) for entries in zip(*columns)]
-    if not isinstance(first, Tensor) or len({tensor.shape for tensor in outputs}) == 1:
+        return [rebuilt(first, entries) for entries in zip(*columns)]
+    if not all(map(is_float, outputs)) or len({tensor.shape for tensor in outputs}) == 1:
         return list(outputs)
     for dim in dims:
         largest = max(tensor.shape[dim] for tensor in outputs)

@@ -105,13 +105,51 @@ class Variants:
         return {name: (self.table.labels, count[self.table.index]) for name, count in counts.items()}
 
     def frozen(self, k: int, state: Mapping[str, Tensor]) -> nn.Module:
-        """Variant ``k`` as a module of its own, with copies of its parts of the supernet's tensors."""
+        """Variant ``k`` as a module of its own, with its parts of the supernet's tensors."""
         module = copy.deepcopy(self.templates[k])
         for name, value in self.parts(k, state).items():
-            _put(module, name, value.detach().clone(), self.templates[k], value.requires_grad)
+            _put(module, name, value.detach(), self.templates[k], value.requires_grad)
         return module
 
-    def build(self) -> nn.Module:
+    def built_as(self, module: nn.Module) -> int:
+        """The variant as which NNI built a module, the one of the candidates that are its defaults.
+
+        Raises:
+            UsageError: its tensors are not those that it was built with.
+        """
+        shapes = _shapes(module)
+        for k, built in enumerate(self.shapes):
+            if all(shapes.get(name) == shape for name, shape in built.items()):
+                return k
+        missing = [name for name in self.shapes[0] if name not in shapes] or list(shapes)
+        raise UsageError(
+            f"{self.owner}: its {missing[0]!r} is not what it was built with - a parametrization, or a "
+            f"tensor of another shape - and choice {', '.join(map(repr, self.table.labels))} decides its size; "
+            "give the module constants, or leave its tensors as they are"
+        )
+
+    def build(self, module: nn.Module) -> nn.Module:
+        """A module that holds the supernet's tensors, initialised as another one is.
+
+        Args:
+            module: of some size. Tensors of it that were changed after it was built are kept as parts of the
+                supernet's; the entries that only larger variants have are drawn from theirs, so that zeros stay
+                zeros, and a normal distribution stays what it was.
+        """
+        whole, default = self._built(), self.built_as(module)
+        with torch.random.fork_rng([]):
+            built = dict(self._stored(default, tensors_of(self._construct(default))))
+        state = tensors_of(whole)
+        for name, value in self._stored(default, tensors_of(module)):
+            if name in built and _was_changed(value, built[name]):
+                with torch.no_grad():
+                    if value.shape != state[name].shape:
+                        entries = torch.randint(value.numel(), state[name].shape, device=value.device)
+                        state[name].copy_(value.flatten()[entries])
+                    paste(self.templates[default], name, state[name], value)
+        return whole
+
+    def _built(self) -> nn.Module:
         """A module that holds the supernet's tensors, freshly initialised.
 
         It is the variant with the most entries. Where that is not the largest in every dimension, the
@@ -196,6 +234,31 @@ class Variants:
             if covers and (other != mine or j > k):
                 return True
         return False
+
+
+def _was_changed(value: Tensor, built: Tensor) -> bool:
+    """Whether a tensor was initialised anew after its module was built.
+
+    Args:
+        value: of the module.
+        built: that of another module, which was built in the same way. Where both are random they are compared by
+            their means and their spreads: a difference that shows in neither does not matter.
+    """
+    if value._version > built._version:
+        return True
+    value, built = (tensor.detach().double().cpu() for tensor in (value, built))
+    if value.numel() < 2:
+        return value.dim() == 0 and not torch.equal(
+            value, built
+        )  # a counter; one random number tells nothing
+    if built.std() == 0 or value.std() == 0:
+        return not torch.equal(value, built)
+    # Six standard errors: of the difference of two means, and, for a uniform distribution, of two spreads.
+    error = 6 * math.sqrt(2 / value.numel())
+    spread = float(value.std() / built.std())
+    return abs(math.log(spread)) > error / 2 or float((value.mean() - built.mean()).abs()) > error * float(
+        built.std()
+    )
 
 
 def choices_of(module: ParametrizedModule) -> dict[str, Mutable]:
@@ -284,10 +347,14 @@ def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def _put(module: nn.Module, name: str, value: Tensor, like: nn.Module, requires_grad: bool = True) -> None:
-    """Set a parameter or a buffer, whichever it is in ``like``."""
-    owner, entry = _place(module, name)
-    if entry in _place(like, name)[0]._parameters:
-        # Recurrent layers keep a second list of their parameters, which setattr updates.
-        setattr(owner, entry, nn.Parameter(value, requires_grad=requires_grad))
-    else:
+    """Set a parameter or a buffer, whichever it is in ``like``, and at all places where it is one tensor there."""
+    owner, entry = _place(like, name)
+    if entry in owner._buffers:
+        owner, entry = _place(module, name)
         owner._buffers[entry] = value
+        return
+    parameter, tied = nn.Parameter(value, requires_grad=requires_grad), owner._parameters[entry]
+    aliases = [alias for alias, other in like.named_parameters(remove_duplicate=False) if other is tied]
+    for alias in aliases or [name]:
+        # Recurrent layers keep a second list of their parameters, which setattr updates.
+        setattr(*_place(module, alias), parameter)

@@ -23,6 +23,8 @@ LAWS = [
     OpenSubset(1),
     OpenSubset(2),
     OpenSubset(4),
+    OpenSubset(1, least=0),
+    OpenSubset(3, least=0),
 ]
 
 
@@ -31,7 +33,7 @@ def all_outcomes(law: Law) -> Tensor:
     sets = torch.tensor(list(itertools.product((0.0, 1.0), repeat=law.size)), dtype=torch.float64)
     sizes = sets.sum(-1)
     if isinstance(law, OpenSubset):
-        return sets[sizes > 0]
+        return sets[sizes >= law.least]
     return sets[sizes == (law.k if isinstance(law, KSubset) else 1)]
 
 

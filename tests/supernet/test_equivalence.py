@@ -11,7 +11,7 @@ import pytest
 import torch
 from generated_spaces import GeneratedSpace, example_batch, plans, samples_of
 from hypothesis import HealthCheck, given, settings
-from nni.nas.nn.pytorch import Cell, LayerChoice, ModelSpace, MutableLinear, Repeat
+from nni.nas.nn.pytorch import Cell, InputChoice, LayerChoice, ModelSpace, MutableLinear, Repeat
 from torch import nn
 
 from nni_gumbel.errors import UsageError
@@ -112,13 +112,6 @@ def test_a_mixture_of_named_tuples_is_one():
     outputs = [Pair(torch.ones(2), torch.zeros(1)), Pair(torch.zeros(2), torch.ones(1))]
     mixed = mixture(outputs, [torch.tensor(0.25), torch.tensor(0.75)])
     assert type(mixed) is Pair and torch.equal(mixed.spread, torch.tensor([0.75]))
-
-
-def test_whole_numbers_are_not_rounded_away():
-    lengths = [torch.tensor([3, 5]), torch.tensor([1, 5])]
-    assert mixture(lengths, [torch.tensor(0.5)] * 2).tolist() == [2.0, 5.0]
-    assert mixture([2, 4], [torch.tensor(0.5)] * 2).item() == 3.0
-    assert mixture(lengths[:1], [torch.tensor(1.0)]) is lengths[0]
 
 
 def test_candidates_take_keyword_arguments():
@@ -263,3 +256,39 @@ def test_a_candidate_that_writes_into_its_input_is_refused_by_name(make):
     relax(space)
     with pytest.raises(UsageError, match="choice 'name.*changes its input in place"):
         space(example_batch(torch.float32))
+
+
+class Optional(ModelSpace):
+    """NNI's own guide: choose one or none; what is not chosen is ``None``."""
+
+    def __init__(self, reduction="sum"):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.skip = InputChoice(1, n_chosen=None, reduction=reduction, label="skip")
+
+    def forward(self, x):
+        y, skipped = self.layer(x), self.skip([x])
+        return y if skipped is None else y + skipped
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_an_optional_input_is_there_or_not(reduction):
+    assert_supernet_equals_frozen(Optional(reduction), example_batch(), [{"skip": []}, {"skip": [0]}])
+
+
+def test_a_search_can_find_an_optional_input_either_way():
+    space = Optional()
+    distribution = relax(space)
+    distribution.sample(1.0)
+    (space(torch.ones(2, 3)) - space.layer(torch.ones(2, 3))).sum().backward()
+    (logit,) = distribution.logits.values()
+    assert logit.grad > 0
+    found = []
+    for value in (3.0, -3.0):
+        with torch.no_grad():
+            logit.fill_(value)
+        found.append(distribution.mode())
+    assert found == [{"skip": [0]}, {"skip": []}]
+    assert distribution.log_prob({"skip": []}).exp().item() == pytest.approx(
+        torch.sigmoid(torch.tensor(3.0)).item()
+    )
