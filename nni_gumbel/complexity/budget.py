@@ -101,7 +101,9 @@ def ranked_within(
         network is within the limits.
 
     Example:
-        >>> best = itertools.islice(ranked_within(space, distribution, []), 10)  # doctest: +SKIP
+        >>> space = MySpace()
+        >>> networks = ranked_within(space, Distribution(space), [])
+        >>> sample, log_probability = next(networks)
     """
     networks = _Networks(distribution, [limit.cost for limit in limits])
     maxima = [limit.maximum for limit in limits]
