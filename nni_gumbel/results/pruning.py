@@ -39,7 +39,7 @@ _KEEP_ZERO_BY_NAME = (
 _IN_PLACE = ("setitem", "iadd", "isub", "imul", "itruediv", "append", "extend")
 
 
-def prune(network: nn.Module, example: Tensor) -> nn.Module:
+def prune(network: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
     """A network with the same outputs, without the layers that cannot reach them.
 
     Outputs are bit for bit the same in evaluation; in training, too, as far as no random numbers are drawn
@@ -47,18 +47,22 @@ def prune(network: nn.Module, example: Tensor) -> nn.Module:
 
     Args:
         network: without choices, as it is trained; left as it is.
-        example: a batch of inputs, first dimension the batch, on the network's device.
+        args, kwargs: what its forward takes: a batch, on its device.
 
     Returns:
         A ``torch.fx.GraphModule`` with weights of its own, in the mode of ``network``; the network itself if
-        nothing can go, if its forward cannot be traced, or if the outputs were not the same (the last two are logged).
+        nothing can go, if it takes other than one tensor, if its forward cannot be traced, or if the outputs were not
+        the same (the last three are logged).
     """
+    if kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
+        _logger.warning("The network is not pruned: only networks that take one tensor are")
+        return network
     root = copy.deepcopy(network)
     modes = {name: module.training for name, module in root.named_modules()}
     try:
         graph = _traced(root)
         before = _layers(graph, root)
-        _leave_out_zeros(graph, root.eval(), example)
+        _leave_out_zeros(graph, root.eval(), args[0])
     except Exception as error:  # a forward fails in any way that Python allows
         name = type(network).__name__
         _logger.warning("The network is not pruned: %s cannot be traced: %s", name, first_line(error))
@@ -72,7 +76,7 @@ def prune(network: nn.Module, example: Tensor) -> nn.Module:
     fewer = sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in network.parameters())
     if not fewer and _layers(graph, root) == before:
         return network
-    difference = _difference(network, pruned, example)
+    difference = _difference(network, pruned, args[0])
     if difference is not None:
         _logger.warning("The network is not pruned: without its unreachable layers %s", difference)
         return network
