@@ -8,7 +8,7 @@ segments              what happens in each
 the last one          the network found is trained
 ====================  ======================================================================================
 
-The rounds have an eighth of the steps, in which all candidates run: about half of the time.
+The rounds have a sixteenth of the steps, in which all candidates run: about a third of the time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 # The part of the steps that the rounds have.
-_ROUNDS = 0.12
+_ROUNDS = 0.06
 # Steps of a segment; a training of fewer says nothing.
 SHORTEST = 25
 # The part of a round in which the weights learn alone: gradients of its first steps say what suits random weights.

@@ -4,7 +4,7 @@ Weights adapt to the structure that they are trained in, and a structure that fo
 they like: candidates without parameters. The gradient at an undecided mixture of *young* weights ranks candidates
 with the truth (figures: ``examples/benchmarks/RESULTS.md``). So weights start anew in every round, the gradient of the
 objective in the logits is averaged while the structure stays as it is, and then the worst candidates are rejected. The
-next round measures the others without them. Two candidates of every choice are left: which one of them is better
+next round measures the others without them. Three candidates of every choice are left: which one of them is better
 depends on the rest of the network, and is told by networks that are trained alone
 (:mod:`~nni_gumbel.search.finals`).
 
@@ -35,6 +35,9 @@ from nni_gumbel.supernet.distribution import Distribution
 
 # What the evidence of a round counts in the next one: it was measured beside candidates that are rejected now.
 _DISCOUNT = 0.7
+# How many candidates more than a network has are left of each choice. With one, the noise of a short search rejects
+# what the best networks have.
+_SPARE = 2
 # A variance of less is that of a candidate that is decided.
 _DECIDED = 1e-6
 
@@ -90,7 +93,7 @@ class Evidence:
     def _kept(self) -> dict[str, int]:
         """How many candidates the rounds leave, of the choices that have a fixed number of them."""
         return {
-            label: law.most + 1 for label, law in self._distribution.laws.items() if law.least == law.most
+            label: law.most + _SPARE for label, law in self._distribution.laws.items() if law.least == law.most
         }
 
     def _reject_one(self, label: str) -> None:

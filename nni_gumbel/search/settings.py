@@ -173,7 +173,7 @@ class SearchSettings:
         "pair, or the drawn one alone", choices=STRUCTURE_CANDIDATES, coupled="step",
     )  # fmt: skip
     rounds: int = setting(
-        3, "short trainings of all candidates, behind each of which the worst are rejected; 0, and no `finalists`: the "
+        2, "short trainings of all candidates, behind each of which the worst are rejected; 0, and no `finalists`: the "
         "logits follow their gradient at every step", minimum=0, coupled="preset course",
     )  # fmt: skip
     finalists: int = setting(
