@@ -1,8 +1,22 @@
-"""The Lightning module of a search: a structure step and a weight step for every pair of batches.
+"""The Lightning module of a search: structure steps and weight steps.
 
 The structure step draws one joint sample, measures the evaluator's loss on a *validation* batch, adds
-what the structure costs and how undecided it is, and moves the logits. The weight step draws another
-sample and trains the weights on a *training* batch, exactly as the evaluator says. Temperature and
+what the structure costs and how undecided it is, and takes the gradient in the logits. The weight step draws another
+sample and trains the weights on a *training* batch, exactly as the evaluator says.
+
+By default a search has a course (:mod:`~nni_gumbel.search.course`) of short trainings. Each begins with the weights
+that the search began with (:mod:`~nni_gumbel.search.restart`):
+
+1. In a round all candidates are trained by weight steps. From a quarter of the round on, a structure step stands before
+   each of them, whose gradient is collected and moves nothing. At the end of the round the candidates are rejected for
+   which the gradients speak least (:mod:`~nni_gumbel.search.evidence`).
+2. A finalist is one network of the candidates left. It is trained alone, by weight steps. In the last quarter of its
+   training its loss is measured on validation batches. The next finalist is drawn by what is known of those before it
+   (:mod:`~nni_gumbel.search.finals`); the temperature falls from one finalist to the next.
+3. The best of the finalists is the network found, which is trained in the rest of the search.
+
+:mod:`~nni_gumbel.search.tournament` knows where in its course a search is. With ``rounds: 0`` there is no course: a
+structure step stands before every weight step after the warm-up, its gradient moves the logits, and temperature and
 entropy weight follow the progress of the search, step by step.
 
 Which candidates a step sees is a matter of the settings ``execution`` and ``structure_candidates``:
@@ -19,7 +33,8 @@ An estimator that draws single networks trains the weights on one in any executi
 execution ``sampled`` it is drawn from the tempered law, uniformly during a warm-up, so that all candidates learn
 before the search takes sides; see :mod:`~nni_gumbel.relaxation.partial`, also for what pairs and single networks do
 to the gradient of the logits. At level ``single`` the one pass is that of the structure step, drawn from the law
-itself: a warm-up is then the only fair time. The noise-free mixture is validated in all of them.
+itself: a warm-up is then the only fair time. The noise-free mixture is validated in all of them, and while a network is
+trained alone, that network.
 
 What the steps are made of stands in files of its own: :mod:`~nni_gumbel.search.objective`,
 :mod:`~nni_gumbel.search.structure`, :mod:`~nni_gumbel.search.unrolled`, :mod:`~nni_gumbel.search.weights`.
