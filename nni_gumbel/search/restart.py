@@ -9,6 +9,7 @@ knows how its network is initialised.
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 from pytorch_lightning import LightningModule
@@ -41,7 +42,7 @@ class ShortTrainings:
         updates = total_batches(trainer) / trainer.accumulate_grad_batches
         for index, config in enumerate(trainer.lr_scheduler_configs):
             whole = updates if config.interval == "step" else last_epoch(trainer) + 1
-            due = round(place * whole / config.frequency)
+            due = math.floor(place * whole / config.frequency + 1e-9)
             for _ in range(due - self._strides[index]):
                 self._search.training_module.lr_scheduler_step(config.scheduler, None)
             self._strides[index] = max(due, self._strides[index])

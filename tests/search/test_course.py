@@ -75,11 +75,13 @@ def test_the_first_steps_of_a_round_are_the_weights_alone_and_a_finalist_is_judg
 
 
 def test_a_search_that_is_too_short_for_all_of_them_says_how_long_it_should_be(caplog):
+    found = kinds(short := segments(100, 6, 20))
     with caplog.at_level(logging.WARNING):
         warn_if_short(segments(steps_for(6, 20), 6, 20), 6, 20)
         assert not caplog.text
-        warn_if_short(segments(100, 6, 20), 6, 20)
-    assert "100 steps are too few for 6 and 20, so there are 1 and 2" in caplog.text
+        warn_if_short(short, 6, 20)
+    told = f"so there are {found.count('round')} and {found.count('finalist')}"
+    assert f"100 steps are too few for 6 and 20, {told}" in caplog.text
     assert f"about {steps_for(6, 20)} steps" in caplog.text
 
 

@@ -145,13 +145,22 @@ def test_every_network_is_within_the_budget():
     assert all(count_parameters(Sized().freeze(network)) <= 60 for network in finals._networks)
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_a_network_that_spends_the_budget_is_found_whatever_is_decided(seed):
-    space, generator = Nested(), torch.Generator().manual_seed(seed)
+@pytest.mark.parametrize(
+    ("outer", "inner"),
+    # With the first two, HiGHS's presolve ends in a solve error; the others are decided.
+    [
+        ((-5.0, 5.0), (-2.85, 2.85)),
+        ((5.0, -5.0), (0.64, -0.64)),
+        ((30.0, -30.0), (30.0, -30.0)),
+        ((-30.0, 30.0), (0, 0)),
+    ],
+)
+def test_the_network_that_uses_most_of_a_budget_is_found_whatever_is_decided(outer, inner):
+    space = Nested()
     distribution = Distribution(space)
     with torch.no_grad():
-        for logits in distribution.logits.values():
-            logits.copy_(torch.randn(2, generator=generator) * (30 if seed % 2 else 1))
+        for label, logits in {"outer": outer, "inner": inner}.items():
+            distribution.logits[label].copy_(torch.tensor(logits))
     limit = Limit("max_params", expected_parameters(space), 30)
     network = best_spending(space, distribution, [limit])
     sizes = []
