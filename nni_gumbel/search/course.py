@@ -13,6 +13,8 @@ The rounds have a sixteenth of the steps, in which all candidates run: about a t
 
 from __future__ import annotations
 
+import logging
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -24,6 +26,8 @@ SHORTEST = 25
 _GATHERS_FROM = 0.25
 # The part of a finalist's training behind which it is judged.
 _JUDGED_FROM = 0.75
+
+_logger = logging.getLogger(__name__)
 
 
 class Kind(Enum):
@@ -48,7 +52,7 @@ class Segment:
 
     def gathers(self, step: int) -> bool:
         """Whether the gradient of the structure counts at a step."""
-        return self.kind is Kind.ROUND and self.place(step) >= _GATHERS_FROM
+        return self.kind is Kind.ROUND and (self.place(step) >= _GATHERS_FROM or step == self.end - 1)
 
     def judges(self, step: int) -> bool:
         """Whether the loss of the network counts at a step."""
@@ -56,10 +60,12 @@ class Segment:
 
 
 def segments(steps: int, rounds: int, finalists: int, shortest: int = SHORTEST) -> tuple[Segment, ...]:
-    """Divide a search; where it is too short there are fewer rounds and finalists, at least one of each.
+    """Divide a search; where it is too short there are fewer rounds and finalists.
+
+    At least one of each: of 2 steps there is no finalist, and of a single step no round either.
 
     Args:
-        steps: of the search, without its warm-up.
+        steps: of the search, without its warm-up; at least 1.
         rounds: how many are wanted, at least 1.
         finalists: likewise.
         shortest: steps that a segment should have.
@@ -67,7 +73,7 @@ def segments(steps: int, rounds: int, finalists: int, shortest: int = SHORTEST) 
     >>> [(s.kind.value, s.first, s.end) for s in segments(400, 2, 3)][2:]
     [('finalist', 100, 175), ('finalist', 175, 250), ('finalist', 250, 325), ('found', 325, 400)]
     """
-    of_rounds = round(_ROUNDS * steps)
+    of_rounds = min(max(round(_ROUNDS * steps), 1), steps - 1)
     rounds = max(min(rounds, of_rounds // shortest), 1)
     finalists = max(min(finalists, (steps - of_rounds) // shortest - 1), 1)
     kinds = [Kind.ROUND] * rounds + [Kind.FINALIST] * finalists + [Kind.FOUND]
@@ -76,3 +82,25 @@ def segments(steps: int, rounds: int, finalists: int, shortest: int = SHORTEST) 
     return tuple(
         Segment(kind, first, end) for kind, first, end in zip(kinds, [0, *ends], ends) if end > first
     )
+
+
+def warn_if_short(course: tuple[Segment, ...], rounds: int, finalists: int) -> None:
+    """Say that a search is too short for all of its rounds and finalists.
+
+    Args:
+        course: from :func:`segments`.
+        rounds: how many are wanted.
+        finalists: likewise.
+    """
+    kinds = [segment.kind for segment in course]
+    had = kinds.count(Kind.ROUND), kinds.count(Kind.FINALIST)
+    if had != (rounds, finalists):
+        _logger.warning(
+            "rounds, finalists: %d steps are too few for %d and %d, so there are %d and %d; raise search_epochs (or "
+            "max_epochs), for about %d steps", course[-1].end, rounds, finalists, *had, steps_for(rounds, finalists),
+        )  # fmt: skip
+
+
+def steps_for(rounds: int, finalists: int, shortest: int = SHORTEST) -> int:
+    """How many steps a search with so many rounds and finalists needs."""
+    return math.ceil(max(rounds * shortest / _ROUNDS, (finalists + 1) * shortest / (1 - _ROUNDS)))

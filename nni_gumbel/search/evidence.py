@@ -56,15 +56,17 @@ class Evidence:
         self._distribution = distribution
         self._count, self._weight = 0, 0.0
         self._directions, self.by_label = self._zeros(), self._zeros()
-        self._lengths = dict.fromkeys(distribution.laws, 0.0)
+        self._lengths = self._no_lengths()
 
     def add(self, gradients: Sequence[Tensor]) -> None:
         """Count the gradient of the objective in the logits, per label ``(n,)``, of one step."""
         for label, gradient in zip(self._directions, gradients):
-            gradient = gradient.detach().cpu().float()
-            length = float(gradient.norm())
-            self._lengths[label] += length
-            self._directions[label] += gradient / max(length, 1e-12)
+            gradient = gradient.detach().float()
+            length = gradient.norm()
+            # Where the gradient is: a number read from a device would be waited for, label after label.
+            self._lengths[label] = self._lengths[label].to(length) + length
+            direction = gradient / length.clamp_min(1e-12)
+            self._directions[label] = self._directions[label].to(direction) + direction
         self._count += 1
 
     def reject(self, later: int) -> None:
@@ -77,10 +79,10 @@ class Evidence:
         variances = self._variances()
         count = max(self._count, 1)
         for label, directions in self._directions.items():
-            mean = directions / count * (self._lengths[label] / count)
+            mean = (directions / count * (self._lengths[label] / count)).cpu()
             gain = -mean / variances[label].clamp_min(_DECIDED)
             self.by_label[label] += (gain - self.by_label[label]) / self._weight
-        self._directions, self._lengths, self._count = self._zeros(), dict.fromkeys(self._lengths, 0.0), 0
+        self._directions, self._lengths, self._count = self._zeros(), self._no_lengths(), 0
         for label, kept in self._kept().items():
             surplus = len(self.undecided(label)) - kept
             for _ in range(surplus - surplus * later // (later + 1)):
@@ -88,7 +90,9 @@ class Evidence:
 
     def undecided(self, label: str) -> list[int]:
         """The candidates of a choice that may be in a network or not."""
-        return [k for k, variance in enumerate(self._variances()[label].tolist()) if variance > _DECIDED]
+        law, logits = self._distribution.laws[label], self._distribution.logits[label].detach()
+        p = law.probs(logits)
+        return [k for k, variance in enumerate((p * (1 - p)).tolist()) if variance > _DECIDED]
 
     def _kept(self) -> dict[str, int]:
         """How many candidates the rounds leave, of the choices that have a fixed number of them."""
@@ -107,6 +111,9 @@ class Evidence:
 
     def _zeros(self) -> dict[str, Tensor]:
         return {label: torch.zeros(law.size) for label, law in self._distribution.laws.items()}
+
+    def _no_lengths(self) -> dict[str, Tensor]:
+        return {label: torch.zeros(()) for label in self._distribution.laws}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed search must know."""

@@ -102,10 +102,8 @@ class Finals:
         prior = np.concatenate([-evidence.double().numpy() for evidence in self._evidence.by_label.values()])
         effects, spread = prior, float(np.abs(prior).max(initial=0.0))
         if len(self._networks) > 2:
-            features, objectives = (
-                np.stack([*map(self._features, self._networks)]),
-                np.array(self._objectives),
-            )
+            features = np.stack([*map(self._features, self._networks)])
+            objectives = np.array(self._objectives)
             spread = float(objectives.std())
             features = features - features.mean(0)
             rest = objectives - objectives.mean() - features @ prior
@@ -137,17 +135,16 @@ class Finals:
             if not free.any():
                 continue
             values = tensor.to(own)[free]
-            if (
-                law.least == law.most
-            ):  # then the logits' mean says nothing, and must not make one look decided
+            if law.least == law.most:
+                # The logits' mean says nothing, and must not make a candidate look decided.
                 values = values - values.mean()
             own[free] = values.clamp(-SETTLED / 2, SETTLED / 2)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed search must know."""
         return {
-            "networks": [_plain(network) for network in self._networks], "objectives": list(self._objectives),
-            "current": None if self.current is None else _plain(self.current),
+            "networks": [plain(network) for network in self._networks], "objectives": list(self._objectives),
+            "current": None if self.current is None else plain(self.current),
             "total": self._total, "count": self._count,
         }  # fmt: skip
 
@@ -157,6 +154,6 @@ class Finals:
         self.current, self._total, self._count = state["current"], state["total"], state["count"]
 
 
-def _plain(network: Mapping[str, Any]) -> dict[str, Any]:
-    # NNI's labels are of a class of its own, which a checkpoint would need to be trusted for.
+def plain(network: Mapping[str, Any]) -> dict[str, Any]:
+    """A network with plain strings: NNI's labels are of a class that a checkpoint would need to be trusted for."""
     return {str(label): value for label, value in network.items()}

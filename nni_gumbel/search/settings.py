@@ -37,6 +37,8 @@ COUPLINGS = {
     "seeds": "searches and trainings are seeded from `seed` upwards; the seeds of random networks come after these",
     "epochs": "`search_epochs` is greater than `warmup_epochs`",
     "preset": "a preset fills in these settings where you give none",
+    "course": "`rounds` and `finalists` are both above 0 or both 0; a search too short for all of them has fewer, and "
+    "the log says so",
     "temperature": "`temperature_start` is at least `temperature_end`; with schedule `constant` they are equal, and "
     "one of them is enough",
     "step": "`structure_candidates` other than `all` need execution `sampled`; `two` needs estimator `soft`; `sampled` "

@@ -6,17 +6,18 @@ makes the steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nni.mutable import Sample
 from pytorch_lightning import LightningModule
 
+from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.temperature import progress_of
 from nni_gumbel.search.course import Kind, Segment
 from nni_gumbel.search.distributed import of_all_ranks
 from nni_gumbel.search.evidence import Evidence
-from nni_gumbel.search.finals import Finals
+from nni_gumbel.search.finals import Finals, plain
 from nni_gumbel.search.restart import ShortTrainings
 from nni_gumbel.supernet.distribution import Distribution
 
@@ -54,6 +55,7 @@ class Tournament:
         self._objective, self._temperature = objective, temperature
         self._at = -1  # before the first segment
         self._found: dict[str, Any] | None = None
+        self._network: dict[str, Any] | None = None
         self.evidence = Evidence(distribution)
         self.finals = Finals(distribution, self.evidence, best)
         self._trainings = ShortTrainings(search)
@@ -74,25 +76,18 @@ class Tournament:
     @property
     def network(self) -> Sample | None:
         """The network that is trained alone; every label is named. ``None`` in a round."""
-        network = self.finals.current if self.segment.kind is Kind.FINALIST else self._found
-        return None if network is None else self._distribution.mode() | network
+        return self._network
 
-    def enter(self, step: int) -> bool:
-        """Go on to the segment of a step.
+    def begins(self, step: int) -> bool:
+        """Whether a segment begins at a step, and has not been entered."""
+        return self._at < 0 or (step - self._first >= self.segment.end and self._at + 1 < len(self._course))
 
-        Args:
-            step: of the search.
-
-        Returns:
-            Whether a segment begins.
-        """
-        began = False
-        while self._at < 0 or (step - self._first >= self.segment.end and self._at + 1 < len(self._course)):
+    def enter(self, step: int) -> None:
+        """Go on to the segment of a step."""
+        while self.begins(step):
             self._end()
             self._at += 1
             self._begin()
-            began = True
-        return began
 
     def gathers(self, step: int) -> bool:
         """Whether the gradient of the structure counts at a step."""
@@ -115,16 +110,28 @@ class Tournament:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed search must know."""
         return {
+            "course": self._described(),
             "at": self._at,
             "found": self._found,
             "evidence": self.evidence.state_dict(),
             "finals": self.finals.state_dict(),
+            "network": self._network,
             "trainings": self._trainings.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
-        self._at, self._found = state["at"], state["found"]
+        """Go on from :meth:`state_dict`.
+
+        Raises:
+            UsageError: it is of a search with another course.
+        """
+        if state["course"] != self._described():
+            raise UsageError(
+                f"rounds, finalists: the checkpoint is of a search with {_in_words(state['course'])}, this one has "
+                f"{_in_words(self._described())}; give it the length and the settings of the checkpoint, or start "
+                "anew without it"
+            )
+        self._at, self._found, self._network = state["at"], state["found"], state["network"]
         self.evidence.load_state_dict(state["evidence"])
         self.finals.load_state_dict(state["finals"])
         self._trainings.load_state_dict(state["trainings"])
@@ -147,7 +154,21 @@ class Tournament:
             self.finals.current = of_all_ranks(self.finals.current, self._search.trainer)[0]
         elif self.segment.kind is Kind.FOUND:
             self._decide()
+        network = self.finals.current if self.segment.kind is Kind.FINALIST else self._found
+        # Once a segment: on a device every label would be waited for.
+        self._network = None if network is None else plain(self._distribution.mode() | network)
         self._distribution.copy_to_host()
 
     def _decide(self) -> None:
-        self._found = {str(label): value for label, value in self.finals.decide().items()}
+        self._found = plain(self.finals.decide())
+
+    def _described(self) -> list[list[Any]]:
+        return [
+            [segment.kind.value, segment.first + self._first, segment.end + self._first]
+            for segment in self._course
+        ]
+
+
+def _in_words(course: Sequence[Sequence[Any]]) -> str:
+    kinds = [kind for kind, *_ in course]
+    return f"{kinds.count('round')} rounds and {kinds.count('finalist')} finalists in {course[-1][-1]} steps"
