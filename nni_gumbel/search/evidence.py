@@ -97,7 +97,9 @@ class Evidence:
     def _kept(self) -> dict[str, int]:
         """How many candidates the rounds leave, of the choices that have a fixed number of them."""
         return {
-            label: law.most + _SPARE for label, law in self._distribution.laws.items() if law.least == law.most
+            label: law.most + _SPARE
+            for label, law in self._distribution.laws.items()
+            if law.least == law.most
         }
 
     def _reject_one(self, label: str) -> None:

@@ -81,6 +81,15 @@ class Finals:
             self._objectives.append(objective(self._total / self._count, self.current))
         self.current = None
 
+    def ranked(self) -> list[dict[str, Any]]:
+        """The networks that were judged, the best first; each once."""
+        order = np.argsort(self._objectives, kind="stable")
+        ranked: list[dict[str, Any]] = []
+        for index in order:
+            if self._networks[index] not in ranked:
+                ranked.append(self._networks[index])
+        return ranked
+
     def found(self) -> dict[str, Any]:
         """The best network of those that were judged; without any, the one that the evidence speaks for."""
         if not self._networks:

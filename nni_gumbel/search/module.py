@@ -447,6 +447,10 @@ class GumbelSearchModule(WrappingModule):
         """The network found: an NNI sample with the labels that it uses; within the budgets, if there are any."""
         return self.objective.best(self.model)
 
+    def finalists(self) -> list[Sample]:
+        """The networks that were trained alone, the best first."""
+        return [] if self._tournament is None else self._tournament.finals.ranked()
+
     def export_probs(self) -> Sample:
         """Per label, the probability of each candidate, without noise."""
         variables = self.distribution.variables
