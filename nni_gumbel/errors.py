@@ -1,4 +1,4 @@
-"""The one exception that is written for people."""
+"""The exceptions that are written for people."""
 
 
 class UsageError(ValueError):
@@ -6,6 +6,10 @@ class UsageError(ValueError):
 
     Whoever catches it prints ``str(error)`` alone, without a traceback.
     """
+
+
+class UnsupportedError(UsageError, TypeError):
+    """A limit of this project: NNI can express it, and no relaxation of it is known here. A TypeError, as NNI's is."""
 
 
 def first_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 from nni_gumbel.complexity.table import ONE, Table
 from nni_gumbel.supernet.cell import MixedCell
 from nni_gumbel.supernet.expressions import Tabulated
+from nni_gumbel.supernet.hub import MixedStage
 
 
 def children_of(module: nn.Module) -> Iterator[tuple[nn.Module, Table]]:
@@ -26,6 +27,8 @@ def children_of(module: nn.Module) -> Iterator[tuple[nn.Module, Table]]:
         labels, depths = depths_of(module)
         for index, block in enumerate(module.blocks):
             yield block, Table.of(labels, np.int64(depths > index))
+        if isinstance(module, MixedStage) and module.transformation is not None:
+            yield module.transformation, Table.of(labels, np.int64(depths == 1))
     elif isinstance(module, MixedCell) and module.op_candidates_factory is not None:
         sizes = {label: len(variable.values) for label, variable in module.simplify().items()}
         for candidate, *choices in module.candidates_of_factories():

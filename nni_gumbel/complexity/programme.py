@@ -26,8 +26,6 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from nni_gumbel.complexity.table import ExpectedSum, Table
-from nni_gumbel.relaxation.gates import OpenSubset
-from nni_gumbel.relaxation.subset import KSubset
 from nni_gumbel.supernet.architecture import Part, parts_of
 from nni_gumbel.supernet.distribution import Distribution
 
@@ -311,11 +309,8 @@ class _Choice:
         theta = logits.tolist()
         listed = listed or law.outcomes <= law.size + 1
         members = list(law.sets()) if listed else [(i,) for i in range(law.size)]
-        number = 1
-        if not listed and isinstance(law, OpenSubset):
-            number = None
-        elif not listed and isinstance(law, KSubset):
-            number = law.k
+        of_candidates = law.least if law.least == law.most else None
+        number = 1 if listed else of_candidates
         scores = [math.fsum(theta[i] for i in indices) for indices in members]
         columns = range(first, first + len(members))
         candidates = list(distribution.variables[label].values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -21,6 +21,16 @@ class Categorical(Law):
     The relaxed sample is the Gumbel-softmax (Jang, Gu, Poole, arXiv 1611.01144): drawn at once by
     :meth:`relaxed`, or by :meth:`draw` and then :meth:`soft`, which gives the same law.
     """
+
+    estimators: ClassVar[tuple[str, ...]] = (
+        "soft",
+        "straight-through",
+        "straight-through-gumbel",
+        "reinmax",
+        "gumbel-rao",
+    )
+    hard_soft: ClassVar[str] = "straight-through-gumbel"
+    is_softmax: ClassVar[bool] = True
 
     @property
     def least(self) -> int:

@@ -53,9 +53,8 @@ from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.categorical import Categorical
 from nni_gumbel.relaxation.law import Law, check_temperature
 
-ESTIMATORS = ("soft", "straight-through", "straight-through-gumbel", "reinmax", "gumbel-rao")
-SUBSET_ESTIMATORS = ("soft", "straight-through")
-"""Those that are derived for every law; the others are for one candidate of n."""
+ESTIMATORS = Categorical.estimators
+"""All of them; for other laws than that of one candidate of n only some are derived."""
 
 GUMBEL_RAO_SAMPLES = 100
 """Relaxed samples that Gumbel-Rao averages given one hard outcome."""
@@ -133,11 +132,11 @@ def check_supported(law: Law, estimator: str, label: str | None = None) -> None:
     """
     if estimator not in ESTIMATORS:
         raise UsageError(f"estimator: {estimator!r} is unknown; give one of {', '.join(ESTIMATORS)}")
-    if not isinstance(law, Categorical) and estimator not in SUBSET_ESTIMATORS:
+    if estimator not in law.estimators:
         choice = "a choice" if label is None else f"choice {label!r}"
         raise UsageError(
             f"estimator: {estimator!r} is not derived for subsets, which {choice} draws; "
-            f"give one of {', '.join(SUBSET_ESTIMATORS)}"
+            f"give one of {', '.join(law.estimators)}"
         )
 
 

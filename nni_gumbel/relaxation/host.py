@@ -28,6 +28,9 @@ class HostCopy:
         else:
             self._tensor = tensor.to("cpu", copy=True)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> HostCopy:
+        return HostCopy(self.read())  # an event of the device cannot be copied
+
     def read(self) -> Tensor:
         """The copy; waits until the device has made it, and not for work that was queued later."""
         if self._arrived is not None:

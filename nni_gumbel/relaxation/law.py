@@ -8,7 +8,8 @@ natural parameters,
 
 so marginals are ``dA/dtheta`` and the entropy is ``A - theta . marginals``. The laws differ in their set of
 outcomes alone: :class:`~nni_gumbel.relaxation.categorical.Categorical`,
-:class:`~nni_gumbel.relaxation.subset.KSubset`, :class:`~nni_gumbel.relaxation.gates.OpenSubset`.
+:class:`~nni_gumbel.relaxation.subset.KSubset`, :class:`~nni_gumbel.relaxation.gates.OpenSubset`. What follows from that
+is said by the laws themselves: nobody asks which law one is.
 
 Conventions of every method: ``logits`` is ``(..., n)``, of any float dtype, finite; leading dimensions are
 a batch of independent variables. The maths is done in float64, the result has the dtype of the logits.
@@ -26,6 +27,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,11 +42,19 @@ class Law(ABC):
     Args:
         size: ``n >= 1``, the number of candidates.
 
+    Attributes:
+        estimators: names of the gradient estimators (:mod:`nni_gumbel.relaxation.estimators`) derived for the law.
+        hard_soft: the one of them with a hard value and the derivative of a soft draw, or what stands for it.
+        is_softmax: whether a relaxed sample is the softmax of perturbed logits: that of one candidate of n.
+
     Raises:
         UsageError: there is no candidate.
     """
 
     size: int
+    estimators: ClassVar[tuple[str, ...]] = ("soft", "straight-through")
+    hard_soft: ClassVar[str] = "straight-through"
+    is_softmax: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -126,6 +136,10 @@ class Law(ABC):
     def hard(self, outcome: Tensor) -> Tensor:
         """Draw-shaped: an outcome ``(..., n)`` as a draw."""
         return outcome
+
+    def rows(self, members: list[int]) -> list[list[int]]:
+        """Per row of the draw that an outcome is (:meth:`hard`), the candidates of weight 1."""
+        return [members]
 
     def weights(self, draw: Tensor) -> Tensor:
         """``(..., n)``: how much of each candidate is in a draw, in [0, 1]."""

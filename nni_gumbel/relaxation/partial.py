@@ -26,7 +26,6 @@ import math
 import torch
 from torch import Tensor
 
-from nni_gumbel.relaxation.categorical import Categorical
 from nni_gumbel.relaxation.estimators import estimate
 from nni_gumbel.relaxation.gumbel import gumbel_noise
 from nni_gumbel.relaxation.law import Law, check_temperature
@@ -103,5 +102,5 @@ def estimate_sampled(
         As there.
     """
     if estimator == "soft":
-        estimator = "straight-through-gumbel" if isinstance(law, Categorical) else "straight-through"
+        estimator = law.hard_soft
     return estimate(law, logits, temperature, estimator, generator, outcome)

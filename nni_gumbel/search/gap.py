@@ -30,6 +30,7 @@ from nni_gumbel.copies import copied
 from nni_gumbel.errors import first_line
 from nni_gumbel.search.randomness import unchanged_randomness
 from nni_gumbel.search.steps import training_step, validation_step
+from nni_gumbel.supernet.cell import MixedCell
 
 _logger = logging.getLogger(__name__)
 
@@ -50,6 +51,11 @@ def discretisation_gap(search: LightningModule) -> dict[str, float]:
     trainer = search.trainer
     loaders = trainer.val_dataloaders
     if not sum(trainer.num_val_batches):
+        return {}
+    if not all(cell.runs_frozen for cell in search.model.modules() if isinstance(cell, MixedCell)):
+        _logger.warning(
+            "the discretisation gap is left out: a cell with loose ends is searched at full width"
+        )
         return {}
     with unchanged_randomness([trainer.train_dataloader, loaders]), _rehearsing(trainer), torch.no_grad():
         try:
@@ -83,7 +89,8 @@ def _rehearsing(trainer: Trainer) -> Iterator[None]:
 def _copy_of(search: LightningModule) -> LightningModule:
     """A copy of the evaluator's module with its model; the Trainer and the search are not copied with it."""
     module = search.training_module
-    kept = {id(search): search, id(search.trainer): search.trainer}
+    # The search sets the sample, for the copy, too.
+    kept = {id(shared): shared for shared in (search, search.trainer, search.distribution.joint_sample)}
     for part in module.modules():
         for value in tree_leaves(dict(vars(part))):
             if isinstance(value, Tensor) and not value.is_leaf:

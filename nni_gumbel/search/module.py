@@ -38,6 +38,7 @@ from torch import Tensor
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.temperature import progress_of, temperature_at
 from nni_gumbel.search.costs import SearchCosts
+from nni_gumbel.search.course import segments
 from nni_gumbel.search.diagnosis import LossCheck, loss_of
 from nni_gumbel.search.distributed import draw_own_samples, of_all_ranks
 from nni_gumbel.search.dropout import dropout_off
@@ -51,6 +52,7 @@ from nni_gumbel.search.selection import warn_if_undecided
 from nni_gumbel.search.settings import SearchSettings
 from nni_gumbel.search.steps import training_step
 from nni_gumbel.search.structure import LogitsUpdate
+from nni_gumbel.search.tournament import Tournament
 from nni_gumbel.search.unrolled import unrolled_gradient
 from nni_gumbel.search.weights import (
     check_weight_optimisation,
@@ -115,6 +117,8 @@ class GumbelSearchModule(WrappingModule):
         self._total_steps = 1  # known when the training starts
         self._update = LogitsUpdate(distribution.logits, settings.logits_clip_val)
         self._randomness: list[dict[str, Any]] | None = None  # of a checkpoint, until the first step
+        self._tournament: Tournament | None = None  # made when the length of the search is known
+        self._loaded: dict[str, Any] | None = None  # its state in a checkpoint, until then
 
     # -- progress ------------------------------------------------------------------------------
 
@@ -126,10 +130,15 @@ class GumbelSearchModule(WrappingModule):
     @property
     def temperature(self) -> float:
         """The temperature of the current step."""
+        if self._tournament is not None:
+            return self._tournament.temperature
+        return self._temperature_at(self.progress)
+
+    def _temperature_at(self, progress: float) -> float:
         s, logits = self.settings, self.distribution.logits
         choices = [(law, logits[label]) for label, law in self.distribution.laws.items()]
         return temperature_at(
-            self.progress, s.temperature_start, s.temperature_end, s.temperature_schedule, choices
+            progress, s.temperature_start, s.temperature_end, s.temperature_schedule, choices
         )
 
     # -- hooks around the training ---------------------------------------------------------------
@@ -143,6 +152,7 @@ class GumbelSearchModule(WrappingModule):
         if scales_losses(trainer):
             self._update.expect_half_precision()
         draw_own_samples(trainer)
+        self._tournament = self._prepared_tournament()
         super().on_train_start()
 
     def on_train_epoch_start(self) -> None:
@@ -159,6 +169,8 @@ class GumbelSearchModule(WrappingModule):
 
     def on_train_end(self) -> None:
         self._check_losses()
+        if self._tournament is not None:
+            self._tournament.finish()
         if self.trainer.is_global_zero:
             warn_if_undecided(self.structure_summary()["chosen_probability"])
         super().on_train_end()
@@ -170,6 +182,7 @@ class GumbelSearchModule(WrappingModule):
             "objective": self.objective.state_dict(),
             "logits_on_host": self.distribution.copies_on_host(),
             "randomness": randomness_of_ranks(self.trainer),
+            "tournament": None if self._tournament is None else self._tournament.state_dict(),
         }
         super().on_save_checkpoint(checkpoint)
 
@@ -179,6 +192,7 @@ class GumbelSearchModule(WrappingModule):
         self._update.load_state_dict(saved["update"])
         self.objective.load_state_dict(saved["objective"])
         self.distribution.restore_copies(saved["logits_on_host"])
+        self._loaded = saved["tournament"]
         super().on_load_checkpoint(checkpoint)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -202,9 +216,16 @@ class GumbelSearchModule(WrappingModule):
                 lambda: self._run(batch["train"], batch_idx, "first pass", mute),
             )
         self._prepare(batch["train"], batch_idx)
+        warms_up = self.trainer.current_epoch < self.settings.warmup_epochs
+        if self._tournament is not None and not warms_up and self._tournament.enter(self._step):
+            self._check_losses()
         temperature = self.temperature
-        if self.trainer.current_epoch < self.settings.warmup_epochs:
+        if warms_up:
             result = self._weight_step(batch["train"], batch_idx, temperature, uniform=True)
+        elif self._tournament is not None and not self._tournament.gathers(self._step):
+            result = self._weight_step(batch["train"], batch_idx, temperature)
+            if self._tournament.judges(self._step):
+                self._judge(batch, batch_idx)
         elif self.settings.level == "single":
             result = self._joint_step(batch["train"], batch_idx, temperature)
         else:
@@ -215,6 +236,31 @@ class GumbelSearchModule(WrappingModule):
             self.log_probs(self.export_probs())
         self._step, self._randomness = self._step + 1, None
         return result
+
+    def _prepared_tournament(self) -> Tournament | None:
+        settings, trainer = self.settings, self.trainer
+        if not settings.rounds or all(law.outcomes == 1 for law in self.distribution.laws.values()):
+            return None
+        epochs = settings.warmup_epochs
+        warm_up = epochs and int(epochs * trainer.num_training_batches)
+        tournament = Tournament(
+            self, self.distribution,
+            segments(self._total_steps - warm_up, settings.rounds, settings.finalists), warm_up,
+            best=self.export, objective=self.objective.of_network, temperature=self._temperature_at,
+        )  # fmt: skip
+        if self._loaded is not None:
+            tournament.load_state_dict(self._loaded)
+            self._loaded = None
+        return tournament
+
+    def _judge(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """The loss of the network that is trained alone, where the structure has its data."""
+        with torch.no_grad():
+            self.distribution.use_architecture(self._tournament.network)
+            judged = batch.get("val", batch["train"])
+            _, loss = self._run(judged, batch_idx, "judgement", under_structure(self.trainer))
+        self._check_losses()
+        self._tournament.finals.judge(float(loss))
 
     def _structure_step(self, batch: dict[str, Any], batch_idx: int, temperature: float) -> None:
         for _ in range(self.settings.samples_per_step):
@@ -230,7 +276,12 @@ class GumbelSearchModule(WrappingModule):
     def _weight_step(self, batch: Any, batch_idx: int, temperature: float, uniform: bool = False) -> Any:
         with torch.no_grad():
             self._draw_for_weights(temperature, uniform)
-        result = update_weights(self, lambda: self._run(batch, batch_idx, "weight step"), batch_idx)
+        tournament = self._tournament
+        result = update_weights(
+            self, lambda: self._run(batch, batch_idx, "weight step"), batch_idx, schedules=tournament is None
+        )
+        if tournament is not None and not uniform:
+            tournament.advance(self._step)
         self._check_losses()  # no optimiser has stepped, where several batches belong together
         return result
 
@@ -251,7 +302,9 @@ class GumbelSearchModule(WrappingModule):
             return result, loss
 
         with self._update.gradients_of_backward(scale_of_backward(self.trainer)) as through_loss:
-            result = update_weights(self, forward, batch_idx)
+            result = update_weights(self, forward, batch_idx, schedules=self._tournament is None)
+        if self._tournament is not None:
+            self._tournament.advance(self._step)
         beside, factor = parts
         self._check_losses()
         self._update.add([b + factor * g for b, g in zip(beside, through_loss)])
@@ -297,7 +350,10 @@ class GumbelSearchModule(WrappingModule):
 
     def _draw_for_weights(self, temperature: float, uniform: bool) -> None:
         distribution, settings = self.distribution, self.settings
-        if settings.execution == "sampled":
+        network = None if self._tournament is None else self._tournament.network
+        if network is not None:
+            distribution.use_architecture(network)
+        elif settings.execution == "sampled":
             distribution.sample_network(temperature, uniform)
         elif settings.estimator == "probabilities":
             # During a warm-up they are uniform: no structure step has moved the logits from 0 yet.
@@ -339,7 +395,8 @@ class GumbelSearchModule(WrappingModule):
     def _move_logits(self, batch_idx: int) -> None:
         """Step, unless more batches belong to the step."""
         if (batch_idx + 1) % self.settings.batches_per_step == 0 or self.trainer.is_last_batch:
-            self._update.step(self.trainer, self._step)
+            gather = None if self._tournament is None else self._tournament.evidence.add
+            self._update.step(self.trainer, self._step, gather)
             self.distribution.copy_to_host()
             self.objective.follow(self.progress, self.settings.batches_per_step / self._total_steps)
 

@@ -8,6 +8,7 @@ once into a tree of :class:`Part`; all questions about used labels are answered 
 from __future__ import annotations
 
 import itertools
+import types
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
@@ -125,6 +126,9 @@ class _Replacement:
             return module
         network = shallow_copy(module)
         network._modules = children
+        for name, value in vars(network).items():
+            if isinstance(value, types.MethodType) and value.__self__ is module:
+                vars(network)[name] = types.MethodType(value.__func__, network)  # its own, not the supernet's
         if isinstance(network, NDS):
             fit_to_loose_ends(network)
         return network

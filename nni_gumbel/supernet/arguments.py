@@ -25,11 +25,10 @@ module updates them, if its weight is not 0.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import itertools
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +40,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
-from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.errors import UnsupportedError, UsageError, first_line
 from nni_gumbel.supernet.joint_sample import JointSample
 from nni_gumbel.supernet.kept import Additions, derived, instance, keep_weights, reduced
 from nni_gumbel.supernet.merging import merge_key, merged
@@ -113,6 +112,7 @@ class MixedArguments(BaseSuperNetModule):
     _keys: tuple[Hashable | None, ...]  # with which of the others it is one operation
     _added: Additions
     _built_momentum: float | None
+    _runners: dict[int, nn.Module]
     _plan: _Plan | None
 
     @classmethod
@@ -143,6 +143,7 @@ class MixedArguments(BaseSuperNetModule):
         mixed._keys = tuple(merge_key(template, variants.full) for template in variants.templates)
         mixed._added = added
         mixed._built_momentum = getattr(base, "momentum", None)
+        mixed._runners = {}
         mixed._plan = None
         return mixed
 
@@ -155,13 +156,12 @@ class MixedArguments(BaseSuperNetModule):
         """
         positions, weights = self.variants.table.weighted(self._joint_sample)
         state = tensors_of(self)
-        with self._momentum_of_today():
-            if len(positions) == 1:
-                output = self._run(positions[0], state, args, kwargs)
-                # A network that is drawn for the structure alone: its weight is 1, and has a derivative.
-                alone = weights.requires_grad and len(self.variants.table.distinct) > 1
-                return mixture([output], [weights[0]]) if alone else output
-            return self._mixture(positions, weights, state, args, kwargs)
+        if len(positions) == 1:
+            output = self._run(positions[0], state, args, kwargs)
+            # A network that is drawn for the structure alone: its weight is 1, and has a derivative.
+            alone = weights.requires_grad and len(self.variants.table.distinct) > 1
+            return mixture([output], [weights[0]]) if alone else output
+        return self._mixture(positions, weights, state, args, kwargs)
 
     def freeze(self, sample: dict[str, Any]) -> nn.Module:
         """The module at a sample, of the type that NNI freezes it to, with a copy of its part of the weights."""
@@ -203,9 +203,7 @@ class MixedArguments(BaseSuperNetModule):
                 scales.append(chosen[0])
             else:
                 (x,) = (*args, *kwargs.values())
-                for k in members:
-                    self._template(k)
-                outputs.append(merged(self.variants, members, chosen, own, x))
+                outputs.append(merged(self.variants, members, chosen, own, x, self._runner))
                 scales.append(torch.ones((), dtype=weights.dtype, device=weights.device))
             updates.append((members, chosen.detach(), own))
         for key in buffers:
@@ -230,14 +228,21 @@ class MixedArguments(BaseSuperNetModule):
 
     def _run(self, k: int, state: Mapping[str, Tensor], args: tuple, kwargs: Mapping[str, Any]) -> Any:
         """Variant ``k``, with its part of the weights."""
-        return functional_call(self._template(k), self.variants.parts(k, state), args, dict(kwargs))
+        return functional_call(self._runner(k), self.variants.parts(k, state), args, dict(kwargs))
 
-    def _template(self, k: int) -> nn.Module:
-        """Variant ``k`` without weights, in this module's mode; other modules may share it."""
-        template = self.variants.templates[k]
-        if template.training != self.training:
-            template.train(self.training)
-        return template
+    def _runner(self, k: int) -> nn.Module:
+        """Variant ``k`` without weights, in this module's mode, with the momentum that a person has given it."""
+        if k not in self._runners:
+            template = self.variants.templates[k]
+            self._runners[k] = copy.deepcopy(template, {id(t): t for t in tensors_of(template).values()})
+        runner = self._runners[k]
+        if runner.training != self.training:
+            runner.train(self.training)
+        if "momentum" in vars(runner):
+            # One that was set after the mutation counts: so statistics are estimated anew.
+            built = self.momentum == self._built_momentum
+            runner.momentum = self.variants.templates[k].momentum if built else self.momentum
+        return runner
 
     def _run_beside_others(
         self, k: int, state: Mapping[str, Tensor], args: tuple, kwargs: Mapping[str, Any]
@@ -248,9 +253,10 @@ class MixedArguments(BaseSuperNetModule):
             if self.variants.is_of_torch or isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
             # What a module of a person's own reads and writes is not known: it got the whole input.
-            raise UsageError(
-                f"{self.variants.owner}: {self.variants.built_type.__name__} with {self.variants.describe(k)} "
-                f"(choice {self._labels()}) does not run on the input of the largest: {first_line(error)}; "
+            raise UnsupportedError(
+                f"{self.variants.owner}: a mixture of {self.variants.built_type.__name__} is not supported: with "
+                f"{self.variants.describe(k)} (choice {self._labels()}) it does not run on the input of the largest: "
+                f"{first_line(error)}; "
                 "build it from modules of nni.nas.nn.pytorch, or give a mutation hook"
             ) from error
 
@@ -301,23 +307,6 @@ class MixedArguments(BaseSuperNetModule):
 
     def _labels(self) -> str:
         return ", ".join(map(repr, self.variants.table.labels))
-
-    @contextlib.contextmanager
-    def _momentum_of_today(self) -> Iterator[None]:
-        """Let a momentum that was set after the mutation count, as re-estimating statistics does."""
-        today = getattr(self, "momentum", None)
-        if today == self._built_momentum:
-            yield
-            return
-        templates = self.variants.templates
-        built = [template.momentum for template in templates]
-        try:
-            for template in templates:
-                template.momentum = today
-            yield
-        finally:
-            for template, momentum in zip(templates, built):
-                template.momentum = momentum
 
 
 def _like(module: nn.Module, other: nn.Module) -> nn.Module:

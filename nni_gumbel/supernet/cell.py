@@ -9,12 +9,15 @@ Node ``i`` of a cell sums ``num_ops_per_node`` operations, each of one candidate
 - With ``merge_op="loose_end"`` the output concatenates the nodes that no other node takes as its input.
   In a mixture these are all nodes that may be loose, each times the weight that it is:
   ``prod (1 - v_i)`` over the inputs of later nodes. The width of the output depends on the sample, so what
-  follows the cell must accept every width; :func:`check_loose_ends` tries.
+  follows the cell must accept every width; :func:`check_loose_ends` tries. Where that takes the width of all nodes
+  only, every node has its place in the output, one that is not loose as zeros (*full width*): what is searched is then
+  what NNI's supernet is, and no network with fewer loose ends runs.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -31,6 +34,8 @@ from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.joint_sample import JointSample
 from nni_gumbel.supernet.mixture import mixture, unchanged
+
+_log = logging.getLogger(__name__)
 
 
 class MixedCell(Cell, BaseSuperNetModule):
@@ -49,6 +54,7 @@ class MixedCell(Cell, BaseSuperNetModule):
         # Cell's own constructor would call the factories with inputs that are not known.
         super(Cell, self).__init__()
         self._joint_sample = joint_sample
+        self.is_full_width = False
         self.label_scope = cell.label_scope
         self.num_nodes, self.num_ops_per_node = cell.num_nodes, cell.num_ops_per_node
         self.num_predecessors, self.concat_dim = cell.num_predecessors, cell.concat_dim
@@ -142,7 +148,20 @@ class MixedCell(Cell, BaseSuperNetModule):
     @property
     def width_varies(self) -> bool:
         """Whether the width of the output depends on the sample."""
-        return self.merge_op == "loose_end"
+        return self.merge_op == "loose_end" and not self.is_full_width
+
+    @property
+    def runs_frozen(self) -> bool:
+        """Whether what follows the cell takes what a frozen one gives."""
+        return not self.is_full_width
+
+    def get_extra_state(self) -> Tensor:
+        """Whether it is of full width: what a checkpoint keeps besides its tensors."""
+        return torch.tensor(self.is_full_width)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """The inverse of :meth:`get_extra_state`."""
+        self.is_full_width = bool(state)
 
     def candidates_of_factories(self) -> Iterator[tuple[nn.Module, tuple[str, int], tuple[str, int]]]:
         """Every candidate built by a factory, with the (label, index) of its input and of its operation."""
@@ -200,6 +219,11 @@ class MixedCell(Cell, BaseSuperNetModule):
         nodes = [states[index] for index in self.output_node_indices]
         if self.merge_op == "all":
             return nodes
+        if self.is_full_width:
+            return [
+                node if weight is None else node * weight.to(node.dtype)
+                for node, weight in zip(nodes, self.loose_weights())
+            ]
         if self._joint_sample.is_network:
             taken = {self._joint_sample.active(source)[0] for slots in self.labels for source, _ in slots}
             loose = [k for k in range(self.num_nodes - 1) if self.num_predecessors + k not in taken]
@@ -233,7 +257,9 @@ class MixedCell(Cell, BaseSuperNetModule):
 def check_loose_ends(supernet: nn.Module, distribution: Distribution, run: Callable[[], Any]) -> None:
     """Try whether what follows the cells with loose ends accepts every width.
 
-    Every such cell in turn has each possible number of loose ends, all else being the noise-free mixture.
+    Every such cell in turn has each possible number of loose ends, all else being the noise-free mixture. One for
+    which that fails becomes a cell of full width, and a warning says so.
+
     Nothing is learnt: ``run`` is called in ``eval()`` and without gradients, the modes and the random
     state are as before, and so is the current sample, if it was the noise-free mixture.
 
@@ -243,7 +269,7 @@ def check_loose_ends(supernet: nn.Module, distribution: Distribution, run: Calla
         run: calls the supernet on some batch.
 
     Raises:
-        UsageError: it does not; names the cell. Whatever else ``run`` raises stays as it is.
+        Exception: whatever ``run`` raises with all cells as the noise-free mixture.
     """
     cells = {
         cell.label: cell for cell in supernet.modules() if isinstance(cell, MixedCell) and cell.width_varies
@@ -263,11 +289,17 @@ def check_loose_ends(supernet: nn.Module, distribution: Distribution, run: Calla
                     try:
                         run()
                     except Exception as error:  # whatever a layer raises that gets another width
-                        raise UsageError(
-                            f"choice {label!r}: merge_op 'loose_end' gives an output of {number} to "
-                            f"{cell.num_nodes} nodes, and what follows the cell does not accept {number} "
-                            f"({first_line(error)}); use merge_op='all', or layers that accept every width"
-                        ) from error
+                        _log.warning(
+                            "choice %r: merge_op 'loose_end' gives an output of 1 to %d nodes, and what follows the "
+                            "cell does not accept %d (%s): it is searched at full width, as in NNI's supernet, and a "
+                            "network with fewer loose ends cannot be frozen so that it runs; use merge_op='all', or "
+                            "layers that accept every width",
+                            label, cell.num_nodes, number, first_line(error),
+                        )  # fmt: skip
+                        for module in supernet.modules():
+                            if isinstance(module, MixedCell) and module.label == label:
+                                module.is_full_width = True
+                        break
     finally:
         for module, training in modes.items():
             module.training = training

@@ -43,6 +43,10 @@ class MixedRepeat(Repeat, BaseSuperNetModule):
             return cls(module, mutate_kwargs["joint_sample"])
         return None
 
+    def of_depth(self, depth: int, x: Any) -> Any:
+        """What a network of some depth returns, from what its last block does."""
+        return x
+
     def forward(self, x: Any) -> Any:
         """Takes and returns what a block takes and returns: a tensor, or a tuple or list of tensors.
 
@@ -57,10 +61,10 @@ class MixedRepeat(Repeat, BaseSuperNetModule):
                 with unchanged(x, f"choice {labels}: block {depth - 1}"):
                     x = self.blocks[depth - 1](x)
             if depth in weights:
-                outputs[depth] = x
+                outputs[depth] = self.of_depth(depth, x)
 
         if self._joint_sample.is_network:
-            return x
+            return outputs[depth]
 
         def describe(difference: str, found: list[str]) -> str:
             given = ", ".join(f"depth {depth} gives {output}" for depth, output in zip(outputs, found))

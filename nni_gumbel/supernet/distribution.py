@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,11 +29,16 @@ from nni_gumbel.relaxation.partial import draw_pair, estimate_sampled, tempered,
 from nni_gumbel.results.space import variables_of
 from nni_gumbel.supernet.joint_sample import JointSample, Rows, nonzero_rows
 
+# The logit of a candidate that is decided: its probability differs from 0 or 1 by 1e-13, and no sample sees that.
+SETTLED = 30.0
+# A smaller expected weight is that of a rejected candidate.
+NEGLIGIBLE = 1e-9
+
 
 class Distribution(nn.Module):
     """One independent random variable per label of a space.
 
-    Copies of a distribution and of its supernet share the joint sample: a draw from one is a draw for all.
+    A copy shares nothing with the original: to copy a supernet with its distribution, copy the two together.
 
     Args:
         space: an NNI model space, not yet mutated.
@@ -59,16 +65,64 @@ class Distribution(nn.Module):
         self.joint_sample = JointSample()
         # A list, not a ParameterDict: labels may contain dots, names of parameters may not.
         self._logits = nn.ParameterList(nn.Parameter(torch.zeros(law.size)) for law in self.laws.values())
+        self.refresh_rows()
         with torch.no_grad():
-            # At uniform logits everything that is possible has a probability.
-            self._all_rows = nonzero_rows(self._per_label(lambda law, logits: law.exact(logits)))
             self.use_probabilities()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distribution:
+        super()._apply(fn, recurse)
+        check_float64(next(iter(self.logits.values())).device)
+        return self
 
     @property
     def logits(self) -> dict[str, nn.Parameter]:
         """``(n,)`` float32 per label, the natural parameters of its law."""
         # Asked for many times a step: a ParameterList takes its time to name its entries.
         return dict(zip(self.variables, self._logits._parameters.values()))
+
+    # -- what is decided -------------------------------------------------------------------------
+
+    def settle(self, label: str, candidate: int, chosen: bool) -> None:
+        """Decide for good whether a candidate is in every network; one that is not does not run any more.
+
+        Args:
+            label: of the choice.
+            candidate: its index.
+            chosen: whether it is in, or rejected.
+        """
+        with torch.no_grad():
+            self.logits[label][candidate] = SETTLED if chosen else -SETTLED
+        self.refresh_rows()
+
+    @contextmanager
+    def certain_of(self, architecture: Mapping[str, Any]) -> Iterator[None]:
+        """Have all probability at one network for a while.
+
+        Args:
+            architecture: an NNI sample that names every label.
+        """
+        outcomes, logits = self._outcomes(architecture), self.logits
+        kept = {label: tensor.detach().clone() for label, tensor in logits.items()}
+        with torch.no_grad():
+            for label, outcome in outcomes.items():
+                logits[label].copy_(SETTLED * (2 * outcome - 1))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for label, tensor in kept.items():
+                    logits[label].copy_(tensor)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the logits are."""
+        return next(iter(self.logits.values())).device
+
+    @torch.no_grad()
+    def refresh_rows(self) -> None:
+        """See anew which candidates have to run, after the logits were set from outside."""
+        exact = self._per_label(lambda law, logits: law.exact(logits))
+        self._all_rows = nonzero_rows({label: draw * (draw > NEGLIGIBLE) for label, draw in exact.items()})
 
     # -- the current sample ----------------------------------------------------------------------
 
@@ -127,7 +181,7 @@ class Distribution(nn.Module):
         on_host, logits = self._on_host(), self.logits
         draws, pairs, noises = {}, {}, {}
         for label, law in self.laws.items():
-            if isinstance(law, categorical.Categorical):
+            if law.is_softmax:
                 pairs[label], noises[label] = draw_pair(on_host[label], temperature)
             else:
                 draws[label] = estimate(law, logits[label], temperature)
@@ -173,13 +227,13 @@ class Distribution(nn.Module):
         """Soft draws; the noise is drawn label after label, the choices of one are then computed together."""
         draws, noise = {}, {}
         for label, law in self.laws.items():
-            if isinstance(law, categorical.Categorical):
+            if law.is_softmax:
                 noise[label] = torch.empty_like(logits[label], dtype=torch.float64, requires_grad=False)
                 noise[label].exponential_()
             else:
                 draws[label] = estimate(law, logits[label], temperature)
         for law, labels in self._labels_of.items():
-            if isinstance(law, categorical.Categorical):
+            if law.is_softmax:
                 together, exponential = (
                     torch.stack([of[label] for label in labels]) for of in (logits, noise)
                 )
@@ -242,12 +296,7 @@ class Distribution(nn.Module):
     def _rows_of(self, outcomes: Mapping[str, Tensor]) -> dict[str, Rows]:
         """What runs at outcomes, ``(n,)`` of 0 and 1 a label."""
         members = nonzero_rows(outcomes)
-        return {
-            label: [[member] for member in members[label][0]]
-            if isinstance(law, subset.KSubset)
-            else members[label]
-            for label, law in self.laws.items()
-        }
+        return {label: law.rows(members[label][0]) for label, law in self.laws.items()}
 
     def _zeros(self, device: str | None = None) -> dict[str, Tensor]:
         return {label: torch.zeros_like(logits, device=device) for label, logits in self.logits.items()}
@@ -320,7 +369,7 @@ class Distribution(nn.Module):
         candidates = list(variable.values)
         is_list = isinstance(variable, CategoricalMultiple) and isinstance(value, (list, tuple))
         chosen = list(value) if is_list else [value]
-        if not all(v in candidates for v in chosen):
+        if not all(v in candidates for v in chosen) or (law.least and not chosen):
             raise UsageError(
                 f"choice {label!r}: {value!r} is none of its candidates; give one of {candidates}"
             )
@@ -353,6 +402,21 @@ class Distribution(nn.Module):
             together = torch.stack([logits[label] for label in labels])
             found.update(zip(labels, function(law, together).unbind()))
         return {label: found[label] for label in self.laws}
+
+
+def check_float64(device: torch.device) -> None:
+    """Refuse a device that has no float64, in which all laws are computed.
+
+    Raises:
+        UsageError: it has none; names it.
+    """
+    try:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError) as error:
+        raise UsageError(
+            f"device {str(device)!r}: the logits of a search are computed with in float64, which it does not "
+            "have; give accelerator: cpu, or a device that has it"
+        ) from error
 
 
 def _law_of(label: str, variable: Any) -> Law:

@@ -3,8 +3,9 @@
 They are one class, ``NDS``, whose networks are built anew at every ``freeze``: what a cell takes in, and how
 wide it is, follows from the cells before it.
 
-- A stage of chosen depth is mixed like any ``Repeat``, as long as it has two cells or more. After a stage of
-  one cell NNI builds another kind of layer (``nasnet.py``, ``last_cell_reduce`` and ``C_pprev``).
+- A stage of chosen depth is mixed like any ``Repeat``. After a stage of one cell NNI builds another kind of layer
+  (``nasnet.py``, ``last_cell_reduce`` and ``C_pprev``). As in NNI's own supernet, a layer gives what a single cell
+  passes on the shape that it has in deeper stages (:class:`MixedStage`), and an export has it, too.
 - With ``merge_op="loose_end"`` the layer after a cell is as wide as the loose nodes need. In the supernet it
   is as wide as all nodes, and a node counts by the weight that it is loose; since these layers are linear
   in what they take in, a network's narrower layer is the part of it that reads the loose nodes.
@@ -13,17 +14,23 @@ wide it is, follows from the cells before it.
 from __future__ import annotations
 
 import copy
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 from nni.mutable import Mutable
 from nni.nas.hub.pytorch.nasnet import NDS, NDSStage
 from nni.nas.nn.pytorch import Cell, ModelSpace
+from nni.nas.nn.pytorch.base import recursive_freeze
 from nni.nas.oneshot.pytorch.strategy import MutationHook
 from torch import Tensor, nn
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.supernet.cell import MixedCell
 from nni_gumbel.supernet.depth import MixedRepeat
+from nni_gumbel.supernet.joint_sample import JointSample
+
+_log = logging.getLogger(__name__)
 
 
 def hooks_for(space: ModelSpace) -> tuple[MutationHook, ...]:
@@ -43,6 +50,15 @@ def hooks_for(space: ModelSpace) -> tuple[MutationHook, ...]:
 class FullWidthCell(MixedCell):
     """A cell with loose ends whose output has a place for every node; a node that is not loose is 0."""
 
+    def __init__(self, cell: Cell, joint_sample: JointSample) -> None:
+        super().__init__(cell, joint_sample)
+        self.is_full_width = True
+
+    @property
+    def runs_frozen(self) -> bool:
+        """``True``: :func:`fit_to_loose_ends` narrows what follows."""
+        return True
+
     @classmethod
     def mutate(cls, module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
         """NNI's mutation hook: replaces ``Cell`` with loose ends."""
@@ -50,17 +66,54 @@ class FullWidthCell(MixedCell):
             return cls(module, mutate_kwargs["joint_sample"])
         return None
 
-    @property
-    def width_varies(self) -> bool:
-        """``False``."""
-        return False
 
-    def _outputs(self, states: list[Any]) -> list[Tensor]:
-        nodes = [states[index] for index in self.output_node_indices]
-        return [
-            node if weight is None else node * weight.to(node.dtype)
-            for node, weight in zip(nodes, self.loose_weights())
-        ]
+class ShortStage(nn.Module):
+    """A stage of a single cell, with the layer that gives what it passes on the shape of a cell of the stage.
+
+    Args:
+        cell: takes and returns two tensors, those before it and its own.
+        transformation: of the former.
+    """
+
+    def __init__(self, cell: nn.Module, transformation: nn.Module) -> None:
+        super().__init__()
+        self.cell, self.transformation = cell, transformation
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter((self.cell,))
+
+    def forward(self, states: list[Tensor]) -> list[Tensor]:
+        """Two tensors in, two out."""
+        before, own = self.cell(states)
+        return [self.transformation(before), own]
+
+
+class MixedStage(MixedRepeat):
+    """A stage of chosen depth that may have a single cell.
+
+    Attributes:
+        transformation: NNI's layer for what a single cell passes on; ``None`` where it has the right shape.
+    """
+
+    def __init__(self, stage: NDSStage, joint_sample: JointSample) -> None:
+        super().__init__(stage, joint_sample)
+        transformation = stage.first_cell_transformation_factory()
+        like = next(stage.parameters(), None)
+        self.transformation = transformation and transformation.to(like).train(stage.training)
+
+    def of_depth(self, depth: int, states: list[Tensor]) -> list[Tensor]:
+        """What a stage of some depth returns, from what its last cell does."""
+        if depth != 1 or self.transformation is None:
+            return states
+        return [self.transformation(states[0]), states[1]]
+
+    def freeze(self, sample: dict[str, Any]) -> nn.Module:
+        """The cells at a sample; a single one with its transformation, which NNI's own network has not."""
+        cells = super().freeze(sample)
+        if len(cells) != 1 or self.transformation is None:
+            return cells
+        frozen = copy.deepcopy(recursive_freeze(self.transformation, sample)[0])
+        return ShortStage(cells[0], frozen)
 
 
 def fit_to_loose_ends(network: NDS) -> None:
@@ -72,15 +125,24 @@ def fit_to_loose_ends(network: NDS) -> None:
     if network.merge_op != "loose_end":
         return
     before: list[Cell | None] = [None, None]  # the stem gives both inputs of the first cell
-    for cell in (cell for stage in network.stages for cell in stage):
-        cell.preprocessor = copy.deepcopy(cell.preprocessor)
-        for layer, source in zip((cell.preprocessor.pre0, cell.preprocessor.pre1), before[-2:]):
-            for conv in layer.modules():
-                if source is not None and isinstance(conv, nn.Conv2d):
-                    conv.weight, conv.in_channels = _read_only(source, conv.weight)
-        before.append(cell)
+    for stage in network.stages:
+        for cell in stage:
+            cell.preprocessor = copy.deepcopy(cell.preprocessor)
+            _narrow(cell.preprocessor.pre0, before[-2])
+            _narrow(cell.preprocessor.pre1, before[-1])
+            before.append(cell)
+        if isinstance(stage, ShortStage):
+            _narrow(stage.transformation, before[-2])
+            before[-2] = None  # the transformation passes on all that it makes
     network.classifier = classifier = copy.deepcopy(network.classifier)
     classifier.weight, classifier.in_features = _read_only(before[-1], classifier.weight)
+
+
+def _narrow(layer: nn.Module, source: Cell | None) -> None:
+    """Let the convolutions of a layer read the loose nodes of a cell alone; ``None`` is no such cell."""
+    for conv in layer.modules():
+        if source is not None and isinstance(conv, nn.Conv2d):
+            conv.weight, conv.in_channels = _read_only(source, conv.weight)
 
 
 def _read_only(source: Cell, weight: nn.Parameter) -> tuple[nn.Parameter, int]:
@@ -97,10 +159,17 @@ def _mix_stage(
     """NNI's mutation hook for ``NDSStage``, in place of NNI's own, which knows only NNI's logits."""
     if not (isinstance(module, NDSStage) and isinstance(module.depth_choice, Mutable)):
         return None
-    if module.min_depth < 2:
-        labels = ", ".join(map(repr, module.depth_choice.simplify()))
+    labels = ", ".join(map(repr, module.depth_choice.simplify()))
+    if module.min_depth < 1:
         raise UsageError(
-            f"choice {labels}: stage {name!r} may have {module.min_depth} cells, and after fewer than 2 NNI "
-            "builds another kind of layer; let num_cells be at least 6"
+            f"choice {labels}: stage {name!r} may have no cell at all; let num_cells be at least 3"
         )
-    return MixedRepeat(module, mutate_kwargs["joint_sample"])
+    if module.min_depth > 1:
+        return MixedRepeat(module, mutate_kwargs["joint_sample"])
+    _log.warning(
+        "choice %s: stage %r may have a single cell, after which NNI builds another kind of layer. In the search, and "
+        "in what it exports, there is a layer that gives what the cell passes on its shape, as in NNI's supernet: a "
+        "network that is built anew at such a sample is not exactly the one that was searched",
+        labels, name,
+    )  # fmt: skip
+    return MixedStage(module, mutate_kwargs["joint_sample"])

@@ -5,6 +5,7 @@ So two modules that share a label always agree.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -51,8 +52,11 @@ class JointSample:
         self.is_network = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> JointSample:
-        # A copy of a supernet (NNI's freeze makes one) follows the same distribution.
-        return self
+        # Torch copies no tensors with a history; a copy has the numbers, and nothing that leads back to the logits.
+        memo[id(self)] = copied = JointSample()
+        draws = {label: draw.detach().clone() for label, draw in self._draws.items()}
+        copied.set(draws, copy.deepcopy(self._active_slots), self.is_network)
+        return copied
 
     def set(
         self,

@@ -16,7 +16,7 @@ width of the input, in biases and in borders, too.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -58,7 +58,12 @@ def merge_key(template: nn.Module, full: Mapping[str, Shape]) -> Hashable | None
 
 
 def merged(
-    variants: Variants, members: Sequence[int], weights: Tensor, state: Mapping[str, Tensor], x: Tensor
+    variants: Variants,
+    members: Sequence[int],
+    weights: Tensor,
+    state: Mapping[str, Tensor],
+    x: Tensor,
+    runner: Callable[[int], nn.Module],
 ) -> Tensor:
     """``sum_v weight_v pad(M_v(x))`` over variants with one :func:`merge_key`, as one operation.
 
@@ -68,12 +73,13 @@ def merged(
         weights: ``(len(members),)``.
         state: the supernet's tensors; running statistics are updated in place, as by the largest member.
         x: the input.
+        runner: a variant without weights, as it runs now: in ``train()`` or ``eval()``.
 
     Returns:
         As large as the outputs of the largest members, in the dtype that they have.
     """
     if isinstance(variants.templates[members[0]], _BATCH_NORMS):
-        return _merged_batch_norm(variants, members, weights, state, x)
+        return _merged_batch_norm(variants, members, weights, state, x, runner)
     weight, bias = (_expected(variants, name, members, weights, state) for name in ("weight", "bias"))
     if variants.built_type is nn.Linear:
         return functional.linear(restrict(x, [(-1, weight.shape[1])]), weight, bias)
@@ -131,10 +137,15 @@ def _full_padding(convolution: nn.Module, full_kernel: Shape) -> list[tuple[int,
 
 
 def _merged_batch_norm(
-    variants: Variants, members: Sequence[int], weights: Tensor, state: Mapping[str, Tensor], x: Tensor
+    variants: Variants,
+    members: Sequence[int],
+    weights: Tensor,
+    state: Mapping[str, Tensor],
+    x: Tensor,
+    runner: Callable[[int], nn.Module],
 ) -> Tensor:
     largest = max(members, key=lambda k: variants.templates[k].num_features)
-    template, tensors = variants.templates[largest], variants.parts(largest, state)
+    template, tensors = runner(largest), variants.parts(largest, state)
     channels = template.num_features
     survival = variants.survival("channels")(members, weights, (channels,))
     if template.affine:

@@ -19,13 +19,13 @@ from nni.nas.oneshot.pytorch.strategy import MutationHook, MutationHookReturnTyp
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from nni_gumbel.errors import UsageError
+from nni_gumbel.errors import UnsupportedError, UsageError
 from nni_gumbel.supernet.architecture import freeze_with_weights
 from nni_gumbel.supernet.arguments import MixedArguments, mix_arguments
 from nni_gumbel.supernet.cell import MixedCell
 from nni_gumbel.supernet.depth import MixedRepeat
 from nni_gumbel.supernet.distribution import Distribution
-from nni_gumbel.supernet.hub import FullWidthCell, hooks_for
+from nni_gumbel.supernet.hub import FullWidthCell, MixedStage, hooks_for
 from nni_gumbel.supernet.inputs import MixedInput
 from nni_gumbel.supernet.kept import hand_over_hooks
 from nni_gumbel.supernet.layer import MixedLayer
@@ -172,8 +172,8 @@ def _refuse_other_choices(
 ) -> bool:
     """The last hook: nothing that has a choice of its own gets here unless it cannot be relaxed."""
     if isinstance(module, MutableModule) and module.mutables:
-        raise UsageError(
-            f"choice {_labels(module)}: {type(module).__name__} at {name!r} cannot be relaxed; "
+        raise UnsupportedError(
+            f"choice {_labels(module)}: {type(module).__name__} at {name!r} is not supported and cannot be relaxed; "
             "express it with LayerChoice, InputChoice, Repeat, Cell or a Mutable module, or give a mutation hook"
         )
     return True
@@ -192,7 +192,7 @@ def _refuse_call(path: str, module: MutableModule, *_: Any, **__: Any) -> None:
     )
 
 
-_CONTAINERS = (MixedLayer, MixedInput, MixedRepeat, MixedCell, FullWidthCell)
+_CONTAINERS = (MixedLayer, MixedInput, MixedRepeat, MixedStage, MixedCell, FullWidthCell)
 """Modules that are built anew in the place of others."""
 
 _HOOKS: tuple[MutationHook, ...] = (

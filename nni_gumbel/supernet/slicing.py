@@ -9,7 +9,7 @@ module uses a part of each tensor, the same part in the supernet and in the froz
   attention, the gates of a recurrent layer, the two directions under its upper layers.
 
 It reads the first features of its input and writes the first features of its output; which dimensions
-those are is known here for the layers of ``torch.nn``.
+those are is known here for the layers of ``torch.nn`` and for those of NNI's hub.
 """
 
 from __future__ import annotations
@@ -95,6 +95,14 @@ def _blocks(template: nn.Module, name: str, dim: int) -> int:
     return 1
 
 
+# NNI's own modules that read and write a chosen width, with the parameter that is as wide; by name, because importing
+# the hub takes longer than everything else here.
+_OF_THE_HUB = {
+    ("nni.nas.hub.pytorch.autoformer", "ClassToken"): "cls_token",
+    ("nni.nas.hub.pytorch.autoformer", "AbsolutePositionEmbedding"): "pos_embed",
+}
+
+
 @dataclass(frozen=True)
 class Features:
     """The dimensions of a module's inputs and outputs that depend on its width.
@@ -146,6 +154,9 @@ def features(module: nn.Module) -> Features:
     if isinstance(module, nn.TransformerDecoderLayer):
         read = ((-1, module.linear1.in_features),)
         return Features((("tgt", read), ("memory", read)), (-1,))
+    entry = _OF_THE_HUB.get((type(module).__module__, type(module).__qualname__))
+    if entry is not None:
+        return Features((("x", ((-1, getattr(module, entry).shape[-1]),)),), (-1,))
     return Features()
 
 

@@ -12,7 +12,7 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class Variants:
     Attributes:
         built_type: of the modules: what NNI freezes the module to.
         table: the arguments that depend on choices.
-        templates: a module for each of ``table.distinct``; shared, never changed.
+        templates: a module for each of ``table.distinct``; never changed.
         shapes: per template, the shape of each of its parameters and buffers by name.
         full: shape of each of the supernet's tensors: the largest in every dimension.
 
@@ -70,9 +70,6 @@ class Variants:
         for k in range(len(self.templates)):
             for key, shape in self._stored(k, self.shapes[k]):
                 self.full[key] = tuple(map(max, shape, self.full.get(key, shape)))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Variants:
-        return self  # nothing in it changes but what is made on demand
 
     def describe(self, k: int) -> str:
         """The arguments of variant ``k`` that depend on choices, in words."""
@@ -311,20 +308,12 @@ def _positional_names(positional: tuple) -> list[str]:
 
 
 def _template(kind: type[nn.Module], positional: list[Any], arguments: dict[str, Any]) -> nn.Module:
-    """A module of ``torch.nn`` on the meta device; equal ones are built once."""
-    items = tuple(item for item in arguments.items() if item[0] != "device")
-    values = [*positional, *arguments.values()]
-    if any(isinstance(value, nn.Module) or not isinstance(value, Hashable) for value in values):
-        return _cached_template.__wrapped__(kind, tuple(positional), items)
-    return _cached_template(kind, tuple(positional), items)
-
-
-@functools.lru_cache(maxsize=1024, typed=True)
-def _cached_template(kind: type[nn.Module], positional: tuple, arguments: tuple) -> nn.Module:
+    """A module of ``torch.nn`` on the meta device."""
+    arguments = {name: value for name, value in arguments.items() if name != "device"}
     if _takes_device(kind):  # faster than a context
-        return kind(*positional, **dict(arguments), device="meta")
+        return kind(*positional, **arguments, device="meta")
     with torch.device("meta"):
-        return kind(*positional, **dict(arguments))
+        return kind(*positional, **arguments)
 
 
 @functools.cache

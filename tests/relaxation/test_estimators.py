@@ -16,7 +16,6 @@ from nni_gumbel.relaxation import estimators
 from nni_gumbel.relaxation.categorical import Categorical
 from nni_gumbel.relaxation.estimators import (
     ESTIMATORS,
-    SUBSET_ESTIMATORS,
     check_supported,
     estimate,
     surrogate,
@@ -24,11 +23,7 @@ from nni_gumbel.relaxation.estimators import (
 from nni_gumbel.relaxation.gates import OpenSubset
 from nni_gumbel.relaxation.subset import KSubset
 
-PAIRS = [
-    (law, name)
-    for law in LAWS
-    for name in (ESTIMATORS if isinstance(law, Categorical) else SUBSET_ESTIMATORS)
-]
+PAIRS = [(law, name) for law in LAWS for name in law.estimators]
 HARD = [(law, name) for law, name in PAIRS if name != "soft"]
 FOUR = LOGITS[:4]
 
@@ -227,7 +222,7 @@ def test_without_gradients_the_draw_is_the_same(law, estimator):
 
 
 @pytest.mark.parametrize("law", [KSubset(4, 2), OpenSubset(4)], ids=str)
-@pytest.mark.parametrize("estimator", [name for name in ESTIMATORS if name not in SUBSET_ESTIMATORS])
+@pytest.mark.parametrize("estimator", [name for name in ESTIMATORS if name not in KSubset.estimators])
 def test_an_estimator_that_is_not_derived_for_a_subset_is_refused_with_its_label(law, estimator):
     with pytest.raises(UsageError, match=f"estimator: '{estimator}' is not derived .* choice 'in' .* give"):
         check_supported(law, estimator, "in")

@@ -445,7 +445,7 @@ def test_what_cannot_be_mixed_is_refused_in_one_line(make, message):
         (
             lambda: Tokens(2, width()),
             (2, 6),
-            r"module 'net': Tokens with size=2 \(choice 'width'\) does not run on the input of the largest",
+            r"module 'net': a mixture of Tokens is not supported: with size=2 \(choice 'width'\) it does not run",
         ),
     ],
 )

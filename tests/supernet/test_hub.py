@@ -18,11 +18,13 @@ from nni.nas.hub.pytorch import (
     ShuffleNetSpace,
     proxylessnas,
 )
+from nni.nas.hub.pytorch.autoformer import AutoformerSpace
 from nni.nas.hub.pytorch.modules import AutoActivation
 from nni.nas.hub.pytorch.nasnet import NDS
 from nni.nas.nn.pytorch import ModelSpace, Repeat
 from torch import nn
 
+from nni_gumbel.complexity.cost import cost_of, count_parameters, expected_parameters
 from nni_gumbel.errors import UsageError
 from nni_gumbel.supernet.hub import FullWidthCell
 from nni_gumbel.supernet.mutation import relax
@@ -113,10 +115,38 @@ def test_a_step_on_cells_of_chosen_depth_and_width_moves_every_logit():
     assert_every_logit_moves(cells("loose_end", num_cells=(6, 7), width=(2, 4)), images())
 
 
-def test_a_stage_that_may_have_a_single_cell_is_refused_in_one_line():
-    with pytest.raises(UsageError, match="choice 'depth': stage 'stages.0' may have 1 cells") as caught:
-        relax(cells("all", num_cells=(3, 6)))
+@pytest.mark.parametrize("merge_op", ["all", "loose_end"])
+@pytest.mark.parametrize("width", [4, (2, 4)])
+def test_a_stage_may_have_a_single_cell_and_its_network_is_what_the_supernet_computes(
+    merge_op, width, caplog
+):
+    space = cells(merge_op, num_cells=(3, 6), width=width).double().eval()
+    distribution, x = relax(space), images().double()
+    assert "choice 'depth': stage 'stages.0' may have a single cell" in caplog.text
+    distribution.use_probabilities()
+    space(x).sum().backward()
+    assert all((logits.grad != 0).any() for logits in distribution.logits.values())
+    for sample in random_samples(space, 4):
+        distribution.use_architecture(sample)
+        network = space.freeze(sample)
+        assert torch.allclose(network(x), space(x), atol=1e-9)
+        price = cost_of(distribution, expected_parameters(space), sample)
+        assert price == count_parameters(network)
+
+
+def test_a_stage_without_cells_is_refused_in_one_line():
+    with pytest.raises(
+        UsageError, match="choice 'depth': stage 'stages.0' may have no cell at all"
+    ) as caught:
+        relax(cells("all", num_cells=(2, 6)))
     assert "\n" not in str(caught.value)
+
+
+def test_autoformer_is_the_frozen_network_class_token_and_positions_of_a_chosen_width_included():
+    space = AutoformerSpace(
+        (32, 64), (1.0, 2.0), (1, 2), (1, 2), img_size=32, num_labels=4, drop_path_rate=0.0
+    )
+    assert_supernet_equals_frozen(space, images(32), 2, continuous=False)
 
 
 def test_the_exported_network_is_nnis_own_and_shares_no_weights_with_the_supernet():

@@ -84,6 +84,13 @@ def test_what_leads_to_no_choice_may_be_held_anywhere(hold):
     relax(Peaceful())
 
 
+def test_a_network_calls_its_own_method_that_its_space_holds_under_another_name():
+    space = Space(choice, lambda space: space.forward)
+    relax(space)
+    network = space.freeze({"first": 1})
+    assert torch.equal(network.held(X), X) and network.held.__self__ is network
+
+
 def test_a_module_may_know_what_it_belongs_to():
     class Parent(ModelSpace):
         def __init__(self):

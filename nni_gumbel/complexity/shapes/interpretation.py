@@ -231,7 +231,7 @@ class Interpreter(JointValues):
                 if not possible:
                     break
                 x = block(x)
-            cases.append((Table.of(labels, np.int64(depths == depth)), partial(_same, x)))
+            cases.append((Table.of(labels, np.int64(depths == depth)), partial(module.of_depth, depth, x)))
         return self.cases(cases)
 
     def _input(self, module: MixedInput, candidate_inputs: Sequence[Any]) -> Any:
