@@ -81,6 +81,7 @@ from nni_gumbel.search.weights import (
 from nni_gumbel.search.wrapping import WrappingModule
 from nni_gumbel.supernet.cell import check_loose_ends
 from nni_gumbel.supernet.distribution import Distribution
+from nni_gumbel.supernet.refusals import misfit_behind
 
 
 def check_estimator(distribution: Distribution, settings: SearchSettings) -> None:
@@ -399,8 +400,14 @@ class GumbelSearchModule(WrappingModule):
     ) -> tuple[Any, Tensor]:
         """What the evaluator returns for a batch under the current sample, and the loss in it."""
         module = self.training_module
-        with logging_with(module, log):
-            result = training_step(module, batch, batch_idx)
+        try:
+            with logging_with(module, log):
+                result = training_step(module, batch, batch_idx)
+        except (RuntimeError, ValueError) as error:
+            misfit = misfit_behind(error, self.model)
+            if misfit is None:
+                raise
+            raise misfit from error
         loss = loss_of(result)
         self._checks.append(LossCheck(loss, f"{step} {self._step}", batch, module, batch_idx))
         return result, loss

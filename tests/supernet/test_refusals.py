@@ -10,6 +10,7 @@ from nni.nas.nn.pytorch import LayerChoice, ModelSpace, MutableLinear, Repeat
 from torch import nn
 
 from nni_gumbel import UsageError, relax
+from nni_gumbel.supernet.refusals import misfit_behind
 
 X = torch.ones(2, 4)
 
@@ -171,3 +172,36 @@ def test_a_choice_inside_a_candidate_that_was_not_drawn_is_no_choice_that_is_nev
         distribution.use_architecture({"outer": 1, "first": 0})
         space(X)
     assert not told(caplog)
+
+
+# -- layers of a constant size behind a chosen one -----------------------------------------------------
+
+
+@pytest.mark.parametrize("follower", [nn.BatchNorm1d, nn.LayerNorm, lambda width: nn.Linear(width, 1)])
+def test_a_layer_of_constant_size_behind_a_chosen_width_is_named_with_the_choice(follower):
+    def make():
+        layers = nn.Sequential(MutableLinear(4, nni.choice("width", [2, 4])), follower(2))
+        return LayerChoice([layers, nn.Tanh()], label="first")
+
+    space = Space(make, lambda space: None)
+    relax(space)
+    with pytest.raises(RuntimeError) as caught:
+        space(X)
+    told = str(misfit_behind(caught.value, space))
+    assert (
+        "module 'layer.0.1'" in told
+        and "reads 2 features and is given 4" in told
+        and "choice 'width'" in told
+    )
+
+
+def test_an_error_of_another_kind_is_left_as_it_is():
+    class Fails(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("something else")
+
+    space = Space(lambda: LayerChoice([Fails(), nn.Tanh()], label="first"), lambda space: None)
+    relax(space)
+    with pytest.raises(RuntimeError, match="something else") as caught:
+        space(X)
+    assert misfit_behind(caught.value, space) is None
