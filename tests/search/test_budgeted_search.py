@@ -41,9 +41,10 @@ def is_used(parameters, budget, sample, space=Sized):
     return parameters >= 0.85 * budget or not any(parameters < other <= budget for other in others)
 
 
+@pytest.mark.parametrize("preset", ["none", "gradual"])
 @pytest.mark.parametrize("budget", [10, 60, 150])
-def test_the_network_found_is_within_its_budget_and_uses_it(budget):
-    module = ends_with(max_params=budget)
+def test_the_network_found_is_within_its_budget_and_uses_it(budget, preset):
+    module = ends_with(max_params=budget, preset=preset)
     parameters = parameters_of(module)
     assert parameters <= budget and is_used(parameters, budget, module.export())
 

@@ -29,6 +29,7 @@ def healthy(module):
         {"estimator": "gumbel-rao", "level": "single"},
         {"level": "unrolled"},
         {"preset": "darts"},
+        {"preset": "none"},
     ],
 )
 def test_in_bfloat16_the_logits_stay_in_float32_and_everything_is_finite(settings):

@@ -74,7 +74,7 @@ class Inputs(ModelSpace):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_planted_answer_is_found(seed):
-    assert searched(Planted, seed, steps=280, finalists=4, cost_weight=0.0).export() == {
+    assert searched(Planted, seed, steps=280, finalists=6, cost_weight=0.0).export() == {
         "layer": 1,
         "last": 2,
     }
@@ -129,15 +129,15 @@ def test_what_a_network_costs_decides_where_it_is_dear():
 
 @pytest.mark.parametrize(
     ("settings", "epochs"),
-    # After 7, 28, 56 and 84 of the steps: in the round, in each finalist, and in the network found.
-    [({}, (0, 3, 7, 11)), ({"level": "single", "batches_per_step": 2}, (0,)), ({"max_params": 30}, (3,))],
+    # After 4, 24, 56 and 92 of the steps: in the round, in each finalist, and in the network found.
+    [({}, (0, 5, 13, 22)), ({"level": "single", "batches_per_step": 2}, (0,)), ({"max_params": 30}, (5,))],
 )
 def test_resumed_in_a_round_or_a_final_it_ends_as_one_that_was_never_interrupted(tmp_path, settings, epochs):
     saving = pl.callbacks.ModelCheckpoint(tmp_path, filename="{epoch}", every_n_epochs=1, save_top_k=-1)
-    whole = searched(epochs=16, trainer={"callbacks": [saving], "enable_checkpointing": True}, **settings)
+    whole = searched(epochs=28, trainer={"callbacks": [saving], "enable_checkpointing": True}, **settings)
     for epoch in epochs:
         path = tmp_path / f"epoch={epoch}.ckpt"
-        resumed = searched(epochs=16, seed=100 + epoch, resume_from=path, **settings)
+        resumed = searched(epochs=28, seed=100 + epoch, resume_from=path, **settings)
         expected, found = numbers(whole), numbers(resumed)
         assert all(torch.equal(expected[name], value) for name, value in found.items())
         assert resumed._tournament.finals._objectives == whole._tournament.finals._objectives

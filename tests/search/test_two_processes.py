@@ -47,6 +47,7 @@ def run(name, make=evaluator, resume_from=None, seed=0, **settings):
 run("soft", gap_every=1, warmup_epochs=1)
 run("path", estimator="straight-through", samples_per_step=2)
 run("resumed", estimator="straight-through", samples_per_step=2, resume_from=folder + "/path/epoch=0.ckpt", seed=7)
+run("course", preset="none", gap_every=1)
 run("single", level="single", estimator="straight-through")
 run("unrolled", level="unrolled", estimator="straight-through", make=regression, gap_every=1)
 """
@@ -78,7 +79,7 @@ SEARCHES = ["soft", "path", "single", "unrolled"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", [*SEARCHES, "course"])
 def test_both_processes_end_with_the_same_logits_weights_and_network(results, name):
     first, second = results[name]
     for key in ("logits", "weights", "network", "gap"):
