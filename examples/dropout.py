@@ -7,7 +7,7 @@ step of first order looks at the weights as they are, sees dropout as noise, and
 One of second order (`level: unrolled`) looks one step of the weights ahead, and judges them with dropout
 off. For it to see the rate:
 
-* the weights alone learn first (`warmup_epochs`), but not for long. The regulariser is the default: it
+* the weights alone learn first (`warmup_epochs`), but not for long. The regulariser is that of `preset: gradual`: it
   explores for the first third of a search and commits from then on. A structure that only then begins to
   learn is committed to noise;
 * the validation batch is large (all 1,000 digits), and `estimator: probabilities` adds no noise of its own;
@@ -134,8 +134,8 @@ def search(
         val_dataloaders=DataLoader(digits["validation"], 1000),
     )
     strategy = GumbelSearch(
-        level=level, warmup_epochs=epochs // 6, estimator="probabilities", temperature_schedule="constant",
-        gap_every=0,
+        preset="gradual", level=level, warmup_epochs=epochs // 6, estimator="probabilities",
+        temperature_schedule="constant", gap_every=0,
     )  # fmt: skip
     experiment = NasExperiment(Space(), evaluator, strategy)
     experiment.run()

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 2 for a mistake, which is told in one line on stderr."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["trial"] and not {"-h", "--help"} & set(words[1:]):
-        from nni_gumbel.pipeline.trial import main as run_trial
+        from nni_gumbel.pipeline.launch import main as run_trial
 
         return run_trial(words[1:])
     from nni_gumbel.errors import UsageError, first_line
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _register(_: argparse.Namespace) -> int:
-    from nni_gumbel.pipeline.registration import NAME, register
+    from nni_gumbel.pipeline.manager import NAME, register
 
     register()
     print(f"{NAME} is registered: experiment.yml can say `tuner: {{name: {NAME}}}`.")
@@ -101,7 +101,7 @@ def _register(_: argparse.Namespace) -> int:
 
 
 def _unregister(_: argparse.Namespace) -> int:
-    from nni_gumbel.pipeline.registration import NAME, unregister
+    from nni_gumbel.pipeline.manager import NAME, unregister
 
     unregister()
     print(f"{NAME} is not registered any more.")
@@ -197,7 +197,7 @@ def _wait(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from nni_gumbel.errors import UsageError
-    from nni_gumbel.pipeline.experiments import find_experiment
+    from nni_gumbel.pipeline.manager import find_experiment
     from nni_gumbel.pipeline.watch import follow
 
     if arguments.timeout is not None and not arguments.timeout > 0:

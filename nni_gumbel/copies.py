@@ -36,5 +36,5 @@ def copied(module: _Module, kept: Mapping[int, Any] = {}) -> _Module:
 def shallow_copy(module: _Module) -> _Module:
     """A module of the same class, with the same parameters, submodules and hooks."""
     twin = object.__new__(type(module))
-    twin.__setstate__(module.__getstate__())
+    vars(twin).update(vars(module))  # not its __getstate__: that of a parametrised module refuses
     return twin

@@ -165,7 +165,7 @@ def new_environment(home: Path) -> dict[str, str]:
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
     }
     subprocess.run(
-        [sys.executable, "-c", "from nni_gumbel.pipeline.registration import register; register()"],
+        [sys.executable, "-c", "from nni_gumbel.pipeline.manager import register; register()"],
         env=environment, check=True,
     )  # fmt: skip
     return environment

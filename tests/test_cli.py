@@ -114,7 +114,7 @@ def test_a_trial_imports_nothing_before_its_own_module():
         "import sys\n"
         "import nni_gumbel.cli\n"
         "print(*sorted({'argparse', 'torch', 'nni', 'rich', 'requests'} & set(sys.modules)))\n"
-        "import nni_gumbel.pipeline.trial\n"
+        "import nni_gumbel.pipeline.launch\n"
         "print(*sorted({'torch', 'pytorch_lightning', 'rich'} & set(sys.modules)))\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

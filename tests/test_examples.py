@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nni_gumbel.pipeline.doctor import config_findings, read_config
-from nni_gumbel.pipeline.host import FAIL
+from nni_gumbel.pipeline.machine import FAIL
 from search_spaces.cifar10 import Cifar10Space
 from search_spaces.mnist import MnistSpace
 

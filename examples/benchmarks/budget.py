@@ -39,7 +39,8 @@ def main() -> None:
     distribution, cost, largest = _space()
     limits = {fraction: int(fraction * largest) for fraction in FRACTIONS}
     common = [
-        {"seed": seed, "epochs": arguments.epochs, "warmup_epochs": 1} for seed in range(arguments.seeds)
+        {"seed": seed, "epochs": arguments.epochs, "preset": "gradual", "warmup_epochs": 1}
+        for seed in range(arguments.seeds)
     ]
     jobs = [{**one, "max_params": limit} for limit in limits.values() for one in common]
     jobs += [{**one, "cost_weight": weight} for weight in COST_WEIGHTS for one in common]

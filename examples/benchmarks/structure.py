@@ -2,10 +2,10 @@
 
     python examples/benchmarks/structure.py [--seeds 5] [--quick] [--workers 2] [--folder DIR]
 
-The default search of the MNIST space against one without the structural regulariser (lambda_H = 0), several seeds each:
-the mean probability of what was chosen, the discretisation gap, and the accuracy of the networks found, trained from
-scratch; beside them random networks, each of the size of one that the default search found, trained alike. A picture
-shows how the last temperature and the last weight of the regulariser set how discrete the structure ends.
+The search of `preset: gradual` in the MNIST space against one without the structural regulariser (lambda_H = 0),
+several seeds each: the mean probability of what was chosen, the discretisation gap, and the accuracy of the networks
+found, trained from scratch; beside them random networks, each of the size of a network of the first, trained alike. A
+picture shows how the last temperature and the last weight of the regulariser set how discrete the structure ends.
 
 Stopped, it goes on where it was: every search and every training is a row of a CSV in the folder.
 """
@@ -17,7 +17,6 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -25,8 +24,8 @@ import runs
 from rich.console import Console
 from rich.table import Table
 
-# By name: what differs from the default settings.
-SEARCHES = {"default": {}, "lambda_H = 0": {"entropy_weight_start": 0.0, "entropy_weight_end": 0.0}}
+# By name: what differs from the settings of `preset: gradual`, the one whose end the regulariser sets.
+SEARCHES = {"gradual": {}, "lambda_H = 0": {"entropy_weight_start": 0.0, "entropy_weight_end": 0.0}}
 RANDOM = "random networks"
 COST_WEIGHT = 0.5  # as in experiment.yml
 TEMPERATURES, WEIGHTS = (0.1, 0.3, 1.0, 3.0), (0.0, 0.1, 0.5, 2.0)
@@ -35,7 +34,7 @@ SIZE_TOLERANCE = 0.05
 # The arguments of runs of either kind, which are in their rows.
 _TRAINING = ("seed", "epochs", "architecture")
 _SEARCH = (
-    "seed", "epochs", "warmup_epochs", "cost_weight", "gap_every", "temperature_end", "entropy_weight_start",
+    "seed", "epochs", "preset", "warmup_epochs", "cost_weight", "gap_every", "temperature_end", "entropy_weight_start",
     "entropy_weight_end",
 )  # fmt: skip
 
@@ -57,7 +56,7 @@ def main() -> None:
     temperatures = QUICK_TEMPERATURES if arguments.quick else TEMPERATURES
     weights = QUICK_WEIGHTS if arguments.quick else WEIGHTS
     common = {"epochs": arguments.epochs, "warmup_epochs": min(1, arguments.epochs - 1)}
-    common |= {"cost_weight": COST_WEIGHT, "gap_every": arguments.epochs}
+    common |= {"preset": "gradual", "cost_weight": COST_WEIGHT, "gap_every": arguments.epochs}
 
     def searched(jobs: list[dict[str, Any]]) -> list[runs.Row]:
         path = arguments.folder / "structure-searches.csv"
@@ -72,7 +71,7 @@ def main() -> None:
     rows = searched([job for of_one in jobs.values() for job in of_one])
     found = {name: [_row_of(job, rows) for job in of_one] for name, of_one in jobs.items()}
     networks = {name: [row["architecture"] for row in of_one] for name, of_one in found.items()}
-    networks[RANDOM] = _random_networks([r["parameters"] for r in found["default"]], arguments.random)
+    networks[RANDOM] = _random_networks([r["parameters"] for r in found["gradual"]], arguments.random)
     trainings = {
         name: [
             {"seed": seed, "epochs": arguments.train_epochs, "architecture": architecture}
@@ -94,11 +93,11 @@ def main() -> None:
         searches = found.get(name, [])
         table.add_row(
             name,
-            _spread((row["chosen_probability"] for row in searches), 1, 3),
-            _spread((row["gap/val_acc"] for row in searches), 100, 2),
-            _spread((row["parameters"] for row in trained_ones), 1, 0),
-            _spread((row["validation"] for row in trained_ones), 100, 2),
-            _spread((row["test"] for row in trained_ones), 100, 2),
+            runs.spread((row["chosen_probability"] for row in searches), 1, 3),
+            runs.spread((row["gap/val_acc"] for row in searches), 100, 2),
+            runs.spread((row["parameters"] for row in trained_ones), 1, 0),
+            runs.spread((row["validation"] for row in trained_ones), 100, 2),
+            runs.spread((row["test"] for row in trained_ones), 100, 2),
         )
     console.print(table)
     grid = {
@@ -135,13 +134,6 @@ def _random_networks(sizes: list[float], number: int) -> list[str]:
         json.dumps(random_network(space, distribution, cost, sizes[k % len(sizes)], SIZE_TOLERANCE, seed=k))
         for k in range(number)
     ]
-
-
-def _spread(values: Iterable[float], factor: float, digits: int) -> str:
-    numbers = [factor * value for value in values]
-    if not numbers:
-        return ""
-    return f"{mean(numbers):,.{digits}f} ± {stdev(numbers) if len(numbers) > 1 else 0:,.{digits}f}"
 
 
 def _draw(

@@ -74,9 +74,7 @@ def best_within(space: ModelSpace, distribution: Distribution, limits: Sequence[
         return sample
     check_feasible(space, distribution, limits)
     if not limits:
-        raise UsageError(
-            f"space: its choices depend on each other so that no network was found in {MOST_SECONDS:g} s"
-        )
+        raise UsageError(_none_found())
     fields = " and ".join(limit.field for limit in limits)
     raise UsageError(
         f"{fields}: no network within was found, a cost depends on too many choices at once; raise it"
@@ -101,7 +99,9 @@ def ranked_within(
         network is within the limits.
 
     Example:
-        >>> best = itertools.islice(ranked_within(space, distribution, []), 10)  # doctest: +SKIP
+        >>> space = MySpace()
+        >>> networks = ranked_within(space, Distribution(space), [])
+        >>> sample, log_probability = next(networks)
     """
     networks = _Networks(distribution, [limit.cost for limit in limits])
     maxima = [limit.maximum for limit in limits]
@@ -149,11 +149,14 @@ def smallest(
 
     Returns:
         The cost, and the NNI sample, labels that the network uses only.
+
+    Raises:
+        UsageError: no network was found in time.
     """
     networks = _Networks(distribution, [cost])
     found = _cheapest(Programme(space, distribution, [cost]), networks, [1.0], [math.inf])
     if found.network is None:
-        raise AssertionError("a space without a network")
+        raise UsageError(_none_found())
     return found.cost, networks.sample(found.network)
 
 
@@ -276,6 +279,13 @@ class _Networks:
 def _warn_once(message: str) -> None:
     """A search asks again and again, and gets the same answer."""
     _log.warning(message)
+
+
+def _none_found() -> str:
+    return (
+        f"space: its choices depend on each other so that no network was found in {MOST_SECONDS:g} s; "
+        "share fewer labels between its layers"
+    )
 
 
 def _unit(limit: Limit) -> str:

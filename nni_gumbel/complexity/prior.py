@@ -91,16 +91,21 @@ def prior_by_cost(distribution: Distribution, cost: ExpectedSum, largest: float)
         largest: the cost of the most expensive network, see :func:`nni_gumbel.complexity.budget.largest`.
     """
     uniform = {
-        label: torch.full((n,), 1 / n, dtype=torch.float64)
+        label: torch.full((n,), 1 / n, dtype=torch.float64, requires_grad=True)
         for label, n in ((label, distribution.laws[label].outcomes) for label in cost.labels)
     }
+    if not uniform:
+        return uniform_prior()
     scale = len(distribution.laws) / max(largest, 1e-12)
-    of_labels: dict[str, _CrossEntropy] = {}
-    for label in cost.labels:
-        certain = torch.eye(distribution.laws[label].outcomes, dtype=torch.float64)
-        conditional = torch.stack([cost({**uniform, label: row}) for row in certain])
-        of_labels[label] = _of_outcomes(distribution.laws[label], torch.log_softmax(-scale * conditional, 0))
-    return Prior(of_labels)
+    # The expectation is linear in the probabilities of each label: the derivative is E[cost | outcome], but for what
+    # does not depend on the label, and that cancels.
+    conditional = torch.autograd.grad(cost(uniform), [*uniform.values()])
+    return Prior(
+        {
+            label: _of_outcomes(distribution.laws[label], torch.log_softmax(-scale * of_outcome, 0))
+            for label, of_outcome in zip(uniform, conditional)
+        }
+    )
 
 
 def prior_by_label(distribution: Distribution, given: Mapping[str, Mapping[str, float]]) -> Prior:

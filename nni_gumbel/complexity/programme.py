@@ -152,13 +152,19 @@ class Programme:
         )
         lower = [least - row.constant for row, least, _ in rows]
         upper = [most - row.constant for row, _, most in rows]
-        found = milp(
-            coefficients,
-            integrality=np.array(self._integral, dtype=np.int8),
-            bounds=Bounds(0, 1),
-            constraints=LinearConstraint(matrix, lower, upper),
-            options={"mip_rel_gap": 0.0} | ({"time_limit": max(seconds, 0.0)} if seconds < math.inf else {}),
-        )
+        options = {"mip_rel_gap": 0.0} | ({"time_limit": max(seconds, 0.0)} if seconds < math.inf else {})
+        # A limit that is hardly above what a network costs can make HiGHS's presolve a programme whose solutions do not
+        # solve this one (a solve error); without it the answer is found, more slowly.
+        for presolve in (True, False):
+            found = milp(
+                coefficients,
+                integrality=np.array(self._integral, dtype=np.int8),
+                bounds=Bounds(0, 1),
+                constraints=LinearConstraint(matrix, lower, upper),
+                options=options | {"presolve": presolve},
+            )
+            if found.status in (_SOLVED, _OUT_OF_TIME, _INFEASIBLE):
+                break
         if found.status == _INFEASIBLE:
             return None
         if found.status not in (_SOLVED, _OUT_OF_TIME):

@@ -13,16 +13,16 @@ import argparse
 import ast
 import importlib.util
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from nni_gumbel.data import DIRECTORY_FIELD, DOWNLOADED, FILE_PREFIX, PACKAGED, check_name
 from nni_gumbel.data import FIELD as DATA_FIELD
 from nni_gumbel.errors import UsageError
-from nni_gumbel.names import split_name
+from nni_gumbel.names import import_named, split_name
 from nni_gumbel.results.space import FIELD as SPACE_FIELD
 from nni_gumbel.results.space import SpaceReference
 from nni_gumbel.search.settings import nearest
@@ -147,6 +147,14 @@ class TrialCommand:
         for field, reference in ((EVALUATOR_FIELD, self.evaluator), (COST_FIELD, self.cost)):
             if reference is not None:
                 _check_named(field, reference, Path(code_directory))
+
+    def own_cost(self) -> Callable[..., Any] | None:
+        """The function that it names as the cost; ``None`` if it names none.
+
+        Raises:
+            UsageError: there is no such function.
+        """
+        return None if self.cost is None else import_named(COST_FIELD, *split_name(COST_FIELD, self.cost))
 
     def check_cost(self, given: Iterable[str]) -> None:
         """See that only one cost is priced.

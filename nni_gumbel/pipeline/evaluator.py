@@ -1,4 +1,4 @@
-"""The evaluator of a trial: the built-in image classification, or one that a person names.
+"""The evaluator of a trial: the built-in image classification, or one that a person names; and its test result.
 
 The built-in one is NNI's own ``ClassificationModule`` with its loss and metrics; only its optimiser
 changes, to AdamW under a one-cycle learning rate, which trains small networks in a few epochs.
@@ -6,18 +6,27 @@ changes, to AdamW under a one-cycle learning rate, which trains small networks i
 
 from __future__ import annotations
 
+import logging
+import os
 from typing import Any
 
 import torch
 from nni.nas.evaluator.pytorch import ClassificationModule, Lightning, Trainer
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
+from nni_gumbel.data import build_data
 from nni_gumbel.errors import UsageError
 from nni_gumbel.names import call_with, import_named, split_name
+from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.rehearsal import output_of
+from nni_gumbel.pipeline.reporting import logged_metric
+from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.results.example import Example
 from nni_gumbel.search.randomness import unchanged_randomness
+
+logger = logging.getLogger(__name__)
 
 
 class Classification(ClassificationModule):
@@ -39,6 +48,36 @@ class Classification(ClassificationModule):
             optimizer, max_lr=self.hparams.learning_rate, total_steps=steps + 1, pct_start=0.26
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def evaluator_of(
+    command: TrialCommand, network: nn.Module, settings: ExperimentSettings, epochs: int, seed: int
+) -> Lightning:
+    """The evaluator that a trial command names, for a run of so many epochs; logs the device that it runs on."""
+    data = None
+    if command.data is not None:
+        data = build_data(command.data, data_dir=command.data_dir, batch_size=settings.batch_size, seed=seed)
+    evaluator = build_evaluator(
+        command.evaluator,
+        network=network,
+        data=data,
+        epochs=epochs,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        seed=seed,
+    )
+    logger.info("this trial runs on %s", _device_name(evaluator))
+    return evaluator
+
+
+def _device_name(evaluator: Lightning) -> str:
+    device = evaluator.trainer.strategy.root_device
+    if device.type != "cuda":
+        return str(device)
+    # NNI assigns a GPU by hiding the others: inside the trial it is always number 0.
+    assigned = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    return f"{torch.cuda.get_device_name(device)} (CUDA_VISIBLE_DEVICES={assigned})"
 
 
 def build_evaluator(
@@ -140,3 +179,30 @@ def _number_of_scores(network: nn.Module, data: LightningDataModule) -> int:
             "for two examples; return one tensor (2, classes) of class scores, or name an --evaluator of your own"
         )
     return output.shape[1]
+
+
+def _validation_loader(evaluator: Lightning) -> Any:
+    """The first validation loader: NNI allows several."""
+    data = evaluator.datamodule
+    loader = evaluator.val_dataloaders if data is None else data.val_dataloader()
+    return loader[0] if isinstance(loader, (list, tuple)) else loader
+
+
+def validation_size(evaluator: Lightning) -> int | None:
+    """Number of validation examples, if it is known."""
+    try:
+        return len(_validation_loader(evaluator).dataset)
+    except (AttributeError, TypeError):
+        return None
+
+
+def result_on_test_part(evaluator: Lightning, metric: str) -> float | None:
+    """The metric on the test part; ``None`` where there is none: a finished training is not lost to that."""
+    data, module = evaluator.datamodule, evaluator.module
+    if data is None or not (is_overridden("test_dataloader", data) and is_overridden("test_step", module)):
+        return None
+    evaluator.trainer.test(module, datamodule=data, verbose=False)
+    value = logged_metric(evaluator.trainer, "test", metric)
+    if value is None:
+        logger.warning("the evaluator logs no test_%s: the test result is left out", metric)
+    return value

@@ -21,12 +21,18 @@ from nni_gumbel.complexity.latency import LatencyTable, expected_latency, measur
 from nni_gumbel.errors import first_line
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference
+from nni_gumbel.search.settings import SearchSettings
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.mutation import relax
 
 FILE = "latency-table.json"
 
 _log = logging.getLogger(__name__)
+
+
+def prices_latency(settings: SearchSettings) -> bool:
+    """Whether a search needs to know how long networks take."""
+    return settings.cost == "latency" or settings.max_latency_ms is not None
 
 
 def shared_table(

@@ -1,7 +1,8 @@
-"""What NNI's manager knows, over its REST interface: the only memory of an experiment.
+"""What NNI knows: an experiment's manager over its REST interface, the experiments of this machine, the tuner's name.
 
-The tuner, every trial and `nni-gumbel wait` read the same trials here. What comes back was written by
-whoever reaches NNI's port: it is read as plain JSON, never with `nni.load`, which unpickles.
+The manager is the only memory of an experiment: the tuner, every trial and `nni-gumbel wait` read the same trials
+here. What comes back was written by whoever reaches NNI's port: it is read as plain JSON, never with `nni.load`, which
+unpickles.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
@@ -24,6 +27,7 @@ from nni_gumbel.pipeline.combinations import combinations
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.plan import Failure, Trial, judged
 from nni_gumbel.pipeline.settings import ExperimentSettings
+from nni_gumbel.pipeline.task import EXPORT_FOLDER
 
 # In the experiment's log directory: the one line with which the tuner ended. A tuner that starts
 # removes what one before it has left.
@@ -202,3 +206,178 @@ def _decoded(text: Any) -> Any:
         except ValueError:
             return None
     return text
+
+
+# -- the experiments on this machine -----------------------------------------------------------------
+#
+# `nnictl` and the managers keep a list of them (`~/nni-experiments/.experiment`); it says where an experiment's manager
+# listens, but not truthfully whether it still runs: a killed one stays `RUNNING` there.
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment of NNI's list on this machine."""
+
+    id: str
+    portal: str
+    directory: Path
+    pid: int
+    started: float
+
+    @property
+    def api(self) -> str:
+        return f"{self.portal}/api/v1/nni"
+
+    @property
+    def logs(self) -> Path:
+        return self.directory / "log"
+
+    @property
+    def exported(self) -> bool:
+        """Whether one of its trials has written an export."""
+        return any(self.directory.glob(f"environments/*/trials/*/{EXPORT_FOLDER}/architecture.json"))
+
+
+def running_experiments() -> dict[int, str]:
+    """The experiments on this machine whose managers live: port -> id."""
+    return {
+        entry["port"]: name for name, entry in _listed().items() if entry.get("port") and _is_alive(entry)
+    }
+
+
+def find_experiment(experiment_id: str | None = None) -> Experiment:
+    """Look an experiment up in NNI's list; the newest one if no id is given.
+
+    Raises:
+        UsageError: there is none, or none with this id.
+    """
+    known = _listed()
+    if not known:
+        raise UsageError(
+            "no experiment was started on this machine; run `nnictl create --config experiment.yml`"
+        )
+    newest_first = sorted(known, key=lambda name: known[name]["startTime"], reverse=True)
+    name = experiment_id or newest_first[0]
+    if name not in known:
+        some = ", ".join(newest_first[:3])
+        raise UsageError(
+            f"ID: there is no experiment {name!r}; the newest are {some} (`nnictl experiment list --all`)"
+        )
+    entry = known[name]
+    prefix = f"/{entry['prefixUrl'].strip('/')}" if entry.get("prefixUrl") else ""
+    return Experiment(
+        id=name,
+        # A manager that ended has no port any more.
+        portal=f"http://127.0.0.1:{entry.get('port', 0)}{prefix}",
+        directory=Path(entry["logDir"]).expanduser() / name,
+        pid=entry["pid"],
+        started=entry["startTime"] / 1000,
+    )
+
+
+def has_ended(experiment: Experiment) -> bool:
+    """Whether the manager is gone, by itself or because it was stopped."""
+    return is_marked_stopped(experiment) or not _is_alive(_listed().get(experiment.id, {}))
+
+
+def is_marked_stopped(experiment: Experiment) -> bool:
+    """Whether NNI's list says that the experiment was stopped."""
+    return _listed().get(experiment.id, {}).get("status") == "STOPPED"
+
+
+def tuners_line(experiment: Experiment) -> str | None:
+    """The line with which this run's tuner ended."""
+    path = experiment.logs / ERROR_FILE
+    try:
+        # One from before a resume stays until the new tuner removes it.
+        is_ours = path.stat().st_mtime >= experiment.started
+        return path.read_text(encoding="utf8").strip() or None if is_ours else None
+    except OSError:
+        return None
+
+
+def why_it_shut_down(experiment: Experiment) -> str | None:
+    """The manager's last error, if it shut down for a reason of its own."""
+    try:
+        log = (experiment.logs / "nnimanager.log").read_text(encoding="utf8", errors="replace")
+    except OSError:
+        return None
+    last_run = log[log.rfind("Start NNI manager") :]
+    by_itself = re.search(r"Initiate shutdown: (?!SIG|REST)|Critical error", last_run)
+    found = re.findall(r"(?:ERROR|CRITICAL) \(\w[^)]*\) (.+)", last_run)
+    return found[-1].strip() if by_itself and found else None
+
+
+def _listed() -> dict[str, dict[str, Any]]:
+    from nni.tools.nnictl.config_utils import Experiments
+
+    return {
+        name: entry for name, entry in Experiments().get_all_experiments().items() if isinstance(entry, dict)
+    }
+
+
+def _is_alive(entry: Mapping[str, Any]) -> bool:
+    """Whether an experiment's manager runs. One that ended, but waits to be reaped, does not."""
+    try:
+        return psutil.Process(entry["pid"]).status() != psutil.STATUS_ZOMBIE
+    except (KeyError, TypeError, psutil.Error):
+        return False
+
+
+# -- the tuner on NNI's list of algorithms, so that YAML can say `tuner: {name: GumbelSearch}` ----------------
+
+
+NAME = "GumbelSearch"
+CLASS_NAME = "nni_gumbel.pipeline.tuner.GumbelSearchTuner"
+
+
+def register() -> None:
+    """Make the tuner known to NNI; a second time changes nothing.
+
+    Raises:
+        UsageError: NNI's list cannot be read or written.
+    """
+    from nni.tools.package_utils import AlgoMeta, register_algo_meta
+
+    # No validator: NNI 3.0 calls none for today's YAML, the tuner checks its settings itself.
+    meta = AlgoMeta(
+        name=NAME, alias=None, class_name=CLASS_NAME, accept_class_args=True, class_args=None,
+        validator_class_name=None, algo_type="tuner", is_advisor=False, is_builtin=False, nni_version=None,
+    )  # fmt: skip
+    if not is_registered():
+        _on_the_list(register_algo_meta, meta)
+
+
+def unregister() -> None:
+    """Take the tuner off NNI's list; a second time changes nothing.
+
+    Raises:
+        UsageError: NNI's list cannot be read or written.
+    """
+    from nni.tools.package_utils import unregister_algo_meta
+
+    _on_the_list(unregister_algo_meta, NAME)
+
+
+def is_registered() -> bool:
+    """Whether NNI knows the tuner under its name.
+
+    Raises:
+        UsageError: NNI's list cannot be read.
+    """
+    from nni.tools.package_utils import get_algo_meta
+
+    meta = _on_the_list(get_algo_meta, NAME)
+    return meta is not None and meta.class_name == CLASS_NAME
+
+
+def _on_the_list(function: Callable[[Any], Any], argument: Any) -> Any:
+    try:
+        return function(argument)
+    except Exception as error:  # the list is a YAML file that a person may have edited or may not write
+        from nni.runtime.config import get_config_directory
+
+        raise UsageError(
+            f"NNI's list of algorithms: {first_line(error)}; see that registered_algorithms.yml in "
+            f"{get_config_directory()} is sound and can be written"
+        ) from error

@@ -6,7 +6,7 @@ own training step calls the network with.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference, network_of
+from nni_gumbel.search.costs import SearchCosts
 from nni_gumbel.search.diagnosis import first_culprit
 from nni_gumbel.search.inputs import inputs_of
 from nni_gumbel.search.logs import logging_with, mute
 from nni_gumbel.search.misfit import misfit
+from nni_gumbel.search.objective import build_prior
 from nni_gumbel.search.randomness import unchanged_randomness
+from nni_gumbel.search.settings import SearchSettings
 from nni_gumbel.search.steps import training_step
 from nni_gumbel.supernet.cell import check_loose_ends
 from nni_gumbel.supernet.distribution import Distribution
@@ -166,3 +169,38 @@ def rehearse(
             f"--space: {reference} gives {tuple(output.shape[1:])} an image, the data has {classes} classes; "
             f"give it as many outputs, e.g. num_classes={classes} after --space"
         )
+
+
+def check_costs(
+    space: ModelSpace,
+    distribution: Distribution,
+    searches: Sequence[SearchSettings],
+    own: Callable[..., Any] | None,
+    example: Example | None,
+) -> None:
+    """Refuse budgets that no network can meet, costs that cannot be found, and priors that do not fit.
+
+    Nothing is measured: what depends on a latency is left to the first search.
+
+    Args:
+        space: the supernet of a space; left as it is.
+        distribution: of its networks.
+        searches: the settings of each search.
+        own: a person's cost.
+        example: a batch of inputs; ``None`` leaves out what needs one, multiply-adds.
+
+    Raises:
+        UsageError: names the budget and the smallest cost that is possible, or what is wrong with the prior.
+    """
+    seen = set()
+    for settings in searches:
+        cost = "params" if settings.cost == "latency" else settings.cost
+        values = {**vars(settings), "max_latency_ms": None, "cost": cost}
+        key = (settings.max_params, settings.max_flops, cost, settings.prior)
+        if key not in seen:
+            seen.add(key)
+            costs = SearchCosts(space, distribution, SearchSettings(**values), own)
+            if example is not None:
+                costs.complete(example.args, example.kwargs)
+            if costs.is_complete or settings.prior != "cost":
+                build_prior(settings.prior, distribution, costs)

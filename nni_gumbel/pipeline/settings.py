@@ -58,7 +58,7 @@ class ExperimentSettings:
         basic=True,
         coupled="seeds",
     )
-    search_epochs: int = setting(8, "epochs of a search", minimum=1, basic=True, coupled="epochs")
+    search_epochs: int = setting(24, "epochs of a search", minimum=1, basic=True, coupled="epochs")
     train_epochs: int = setting(36, "epochs of a training", minimum=1, basic=True)
     batch_size: int = setting(64, "examples in a batch", minimum=1, basic=True)
     learning_rate: float = setting(1e-2, "largest learning rate of the weights", above=0, basic=True)

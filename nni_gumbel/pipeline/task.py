@@ -20,7 +20,9 @@ SEARCH, TRAIN, RANDOM, EXPORT = STAGES = ("search", "train", "random", "export")
 CHOICE_PREFIX = "choice/"
 _SIZE = "target_parameters"
 
-# Of a training, in its trial's output directory.
+# Of a trial, in its output directory.
+TENSORBOARD = "tensorboard"
+# Of a training, there.
 BUNDLE = "bundle"
 # Of an export, in its trial's output directory and in the trial code directory.
 EXPORT_FOLDER = "gumbel-export"

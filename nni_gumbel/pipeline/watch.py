@@ -17,16 +17,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.pipeline.experiments import (
+from nni_gumbel.pipeline.manager import (
+    NAME,
     Experiment,
+    Manager,
+    ManagerUnreachable,
+    error_line,
     has_ended,
     is_marked_stopped,
+    plan_of,
     tuners_line,
     why_it_shut_down,
 )
-from nni_gumbel.pipeline.manager import Manager, ManagerUnreachable, error_line, plan_of
 from nni_gumbel.pipeline.plan import Trial, failure, finished, networks, next_tasks
-from nni_gumbel.pipeline.registration import NAME
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import EXPORT, RANDOM, SEARCH, STAGES, TRAIN
 from nni_gumbel.results.choice import Network

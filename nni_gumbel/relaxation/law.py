@@ -22,6 +22,7 @@ section 3.
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -160,10 +161,7 @@ class Law(ABC):
 
     def outcome_probs(self, logits: Tensor) -> Tensor:
         """``(..., outcomes)``, the probability of each of :meth:`sets`; differentiable."""
-        members = torch.zeros(self.outcomes, self.size, dtype=torch.float64, device=logits.device)
-        for row, indices in enumerate(self.sets()):
-            members[row, list(indices)] = 1
-        return self.log_prob(logits.unsqueeze(-2), members).exp()
+        return self.log_prob(logits.unsqueeze(-2), _members(self, logits.device)).exp()
 
     def entropy(self, logits: Tensor) -> Tensor:
         """``(...)`` nats in [0, log outcomes], ``A(theta) - theta . probs(theta)``; differentiable."""
@@ -171,6 +169,16 @@ class Law(ABC):
         entropy = self.log_partition(theta) - (theta * self.probs(theta)).sum(-1)
         # The difference of two large numbers may leave -1e-13 where the law is all but certain.
         return entropy.clamp_min(0).to(logits.dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _members(law: Law, device: torch.device) -> Tensor:
+    """``(outcomes, n)`` of 0 and 1, float64: which candidates are in each outcome."""
+    with torch.inference_mode(False):  # autograd would refuse a kept tensor that was made in it
+        members = torch.zeros(law.outcomes, law.size, dtype=torch.float64)
+        for row, indices in enumerate(law.sets()):
+            members[row, list(indices)] = 1
+        return members.to(device)
 
 
 def check_temperature(temperature: float) -> None:

@@ -166,6 +166,17 @@ class SearchCosts:
         scarce = [limit for limit in self.limits if limit.field in self.scarce]
         return max(cost_of(self._distribution, limit.cost, sample) / limit.maximum for limit in scarce)
 
+    def used_by(self, sample: Mapping[str, Any]) -> dict[str, float]:
+        """``<budget>_used`` for each budget: the part of it that a network uses, at most 1.
+
+        Args:
+            sample: an NNI sample that names at least the labels that the network uses.
+        """
+        return {
+            f"{limit.field}_used": cost_of(self._distribution, limit.cost, sample) / limit.maximum
+            for limit in self.limits
+        }
+
     def summary(self, chosen: Mapping[str, Any]) -> dict[str, float]:
         """``expected_<word>`` of every cost that is known, without noise; of a person's own, that of a network.
 

@@ -1,8 +1,22 @@
-"""The Lightning module of a search: a structure step and a weight step for every pair of batches.
+"""The Lightning module of a search: structure steps and weight steps.
 
 The structure step draws one joint sample, measures the evaluator's loss on a *validation* batch, adds
-what the structure costs and how undecided it is, and moves the logits. The weight step draws another
-sample and trains the weights on a *training* batch, exactly as the evaluator says. Temperature and
+what the structure costs and how undecided it is, and takes the gradient in the logits. The weight step draws another
+sample and trains the weights on a *training* batch, exactly as the evaluator says.
+
+By default a search has a course (:mod:`~nni_gumbel.search.course`) of short trainings. Each begins with the weights
+that the search began with (:mod:`~nni_gumbel.search.restart`):
+
+1. In a round all candidates are trained by weight steps. From a quarter of the round on, a structure step stands before
+   each of them, whose gradient is collected and moves nothing. At the end of the round the candidates are rejected for
+   which the gradients speak least (:mod:`~nni_gumbel.search.evidence`).
+2. A finalist is one network of the candidates left. It is trained alone, by weight steps. In the last quarter of its
+   training its loss is measured on validation batches. The next finalist is drawn by what is known of those before it
+   (:mod:`~nni_gumbel.search.finals`); the temperature falls from one finalist to the next.
+3. The best of the finalists is the network found, which is trained in the rest of the search.
+
+:mod:`~nni_gumbel.search.tournament` knows where in its course a search is. With ``rounds: 0`` there is no course: a
+structure step stands before every weight step after the warm-up, its gradient moves the logits, and temperature and
 entropy weight follow the progress of the search, step by step.
 
 Which candidates a step sees is a matter of the settings ``execution`` and ``structure_candidates``:
@@ -19,7 +33,8 @@ An estimator that draws single networks trains the weights on one in any executi
 execution ``sampled`` it is drawn from the tempered law, uniformly during a warm-up, so that all candidates learn
 before the search takes sides; see :mod:`~nni_gumbel.relaxation.partial`, also for what pairs and single networks do
 to the gradient of the logits. At level ``single`` the one pass is that of the structure step, drawn from the law
-itself: a warm-up is then the only fair time. The noise-free mixture is validated in all of them.
+itself: a warm-up is then the only fair time. The noise-free mixture is validated in all of them, and while a network is
+trained alone, that network.
 
 What the steps are made of stands in files of its own: :mod:`~nni_gumbel.search.objective`,
 :mod:`~nni_gumbel.search.structure`, :mod:`~nni_gumbel.search.unrolled`, :mod:`~nni_gumbel.search.weights`.
@@ -38,8 +53,9 @@ from torch import Tensor
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.temperature import progress_of, temperature_at
 from nni_gumbel.search.costs import SearchCosts
+from nni_gumbel.search.course import segments, warn_if_short
 from nni_gumbel.search.diagnosis import LossCheck, loss_of
-from nni_gumbel.search.distributed import draw_own_samples, of_all_ranks
+from nni_gumbel.search.distributed import draw_own_samples, mean_over_ranks, of_all_ranks
 from nni_gumbel.search.dropout import dropout_off
 from nni_gumbel.search.duration import check_duration, total_batches, warn_without_warm_up
 from nni_gumbel.search.gap import discretisation_gap
@@ -51,6 +67,7 @@ from nni_gumbel.search.selection import warn_if_undecided
 from nni_gumbel.search.settings import SearchSettings
 from nni_gumbel.search.steps import training_step
 from nni_gumbel.search.structure import LogitsUpdate
+from nni_gumbel.search.tournament import Tournament
 from nni_gumbel.search.unrolled import unrolled_gradient
 from nni_gumbel.search.weights import (
     check_weight_optimisation,
@@ -116,6 +133,8 @@ class GumbelSearchModule(WrappingModule):
         self._total_steps = 1  # known when the training starts
         self._update = LogitsUpdate(distribution.logits, settings.logits_clip_val)
         self._randomness: list[dict[str, Any]] | None = None  # of a checkpoint, until the first step
+        self._tournament: Tournament | None = None  # made when the length of the search is known
+        self._loaded: dict[str, Any] | None = None  # its state in a checkpoint, until then
 
     # -- progress ------------------------------------------------------------------------------
 
@@ -127,10 +146,15 @@ class GumbelSearchModule(WrappingModule):
     @property
     def temperature(self) -> float:
         """The temperature of the current step."""
+        if self._tournament is not None:
+            return self._tournament.temperature
+        return self._temperature_at(self.progress)
+
+    def _temperature_at(self, progress: float) -> float:
         s, logits = self.settings, self.distribution.logits
         choices = [(law, logits[label]) for label, law in self.distribution.laws.items()]
         return temperature_at(
-            self.progress, s.temperature_start, s.temperature_end, s.temperature_schedule, choices
+            progress, s.temperature_start, s.temperature_end, s.temperature_schedule, choices
         )
 
     # -- hooks around the training ---------------------------------------------------------------
@@ -144,6 +168,8 @@ class GumbelSearchModule(WrappingModule):
         if scales_losses(trainer):
             self._update.expect_half_precision()
         draw_own_samples(trainer)
+        self._tournament = self._prepared_tournament()
+        self._load_tournament()
         super().on_train_start()
 
     def on_train_epoch_start(self) -> None:
@@ -160,6 +186,8 @@ class GumbelSearchModule(WrappingModule):
 
     def on_train_end(self) -> None:
         self._check_losses()
+        if self._tournament is not None:
+            self._tournament.finish()
         if self.trainer.is_global_zero:
             warn_if_undecided(self.structure_summary()["chosen_probability"])
         super().on_train_end()
@@ -171,6 +199,7 @@ class GumbelSearchModule(WrappingModule):
             "objective": self.objective.state_dict(),
             "logits_on_host": self.distribution.copies_on_host(),
             "randomness": randomness_of_ranks(self.trainer),
+            "tournament": None if self._tournament is None else self._tournament.state_dict(),
         }
         super().on_save_checkpoint(checkpoint)
 
@@ -180,6 +209,7 @@ class GumbelSearchModule(WrappingModule):
         self._update.load_state_dict(saved["update"])
         self.objective.load_state_dict(saved["objective"])
         self.distribution.restore_copies(saved["logits_on_host"])
+        self._loaded = saved["tournament"]
         super().on_load_checkpoint(checkpoint)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -188,9 +218,13 @@ class GumbelSearchModule(WrappingModule):
         clip_weights(self.training_module, self.trainer, optimizer, self.settings.gradient_clip_val)
 
     def on_validation_epoch_start(self) -> None:
-        """Validate the noise-free mixture."""
+        """Validate the noise-free mixture, or the network that is trained alone."""
+        network = None if self._tournament is None else self._tournament.network
         with torch.no_grad():
-            self.distribution.use_probabilities()
+            if network is None:
+                self.distribution.use_probabilities()
+            else:
+                self.distribution.use_architecture(network)
         super().on_validation_epoch_start()
 
     # -- the steps -----------------------------------------------------------------------------
@@ -203,9 +237,17 @@ class GumbelSearchModule(WrappingModule):
                 lambda: self._run(batch["train"], batch_idx, "first pass", mute),
             )
         self._prepare(batch["train"], batch_idx)
+        warms_up = self.trainer.current_epoch < self.settings.warmup_epochs
+        if self._tournament is not None and not warms_up and self._tournament.begins(self._step):
+            self._check_losses()  # before anything follows from them
+            self._tournament.enter(self._step)
         temperature = self.temperature
-        if self.trainer.current_epoch < self.settings.warmup_epochs:
+        if warms_up:
             result = self._weight_step(batch["train"], batch_idx, temperature, uniform=True)
+        elif self._tournament is not None and not self._tournament.gathers(self._step):
+            result = self._weight_step(batch["train"], batch_idx, temperature)
+            if self._tournament.judges(self._step):
+                self._judge(batch, batch_idx)
         elif self.settings.level == "single":
             result = self._joint_step(batch["train"], batch_idx, temperature)
         else:
@@ -216,6 +258,41 @@ class GumbelSearchModule(WrappingModule):
             self.log_probs(self.export_probs())
         self._step, self._randomness = self._step + 1, None
         return result
+
+    def _prepared_tournament(self) -> Tournament | None:
+        settings, trainer = self.settings, self.trainer
+        if not settings.rounds or all(law.outcomes == 1 for law in self.distribution.laws.values()):
+            return None
+        epochs = settings.warmup_epochs
+        warm_up = epochs and int(epochs * trainer.num_training_batches)
+        course = segments(self._total_steps - warm_up, settings.rounds, settings.finalists)
+        if trainer.is_global_zero:
+            warn_if_short(course, settings.rounds, settings.finalists)
+        return Tournament(
+            self, self.distribution, course, warm_up,
+            best=self.export, objective=self.objective.of_network, temperature=self._temperature_at,
+        )  # fmt: skip
+
+    def _load_tournament(self) -> None:
+        """Go on with the tournament of a checkpoint."""
+        loaded, self._loaded = self._loaded, None
+        if self._randomness is not None and (loaded is None) != (self._tournament is None):
+            raise UsageError(
+                f"rounds: the checkpoint is of a search {'without' if loaded is None else 'with'} rounds, this one has "
+                f"{self.settings.rounds}; give it the settings of the checkpoint, or start anew without it"
+            )
+        if loaded is not None:
+            self._tournament.load_state_dict(loaded)
+
+    def _judge(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """The loss of the network that is trained alone, where the structure has its data."""
+        with torch.no_grad():
+            self.distribution.use_architecture(self._tournament.network)
+            judged = batch.get("val", batch["train"])
+            _, loss = self._run(judged, batch_idx, "judgement", under_structure(self.trainer))
+        self._check_losses()
+        # Each process has batches of its own, and all decide the same.
+        self._tournament.finals.judge(float(mean_over_ranks(loss.detach(), self.trainer)))
 
     def _structure_step(self, batch: dict[str, Any], batch_idx: int, temperature: float) -> None:
         for _ in range(self.settings.samples_per_step):
@@ -231,7 +308,12 @@ class GumbelSearchModule(WrappingModule):
     def _weight_step(self, batch: Any, batch_idx: int, temperature: float, uniform: bool = False) -> Any:
         with torch.no_grad():
             self._draw_for_weights(temperature, uniform)
-        result = update_weights(self, lambda: self._run(batch, batch_idx, "weight step"), batch_idx)
+        tournament = self._tournament
+        result = update_weights(
+            self, lambda: self._run(batch, batch_idx, "weight step"), batch_idx, schedules=tournament is None
+        )
+        if tournament is not None and not uniform:
+            tournament.advance(self._step)
         self._check_losses()  # no optimiser has stepped, where several batches belong together
         return result
 
@@ -252,7 +334,9 @@ class GumbelSearchModule(WrappingModule):
             return result, loss
 
         with self._update.gradients_of_backward(scale_of_backward(self.trainer)) as through_loss:
-            result = update_weights(self, forward, batch_idx)
+            result = update_weights(self, forward, batch_idx, schedules=self._tournament is None)
+        if self._tournament is not None:
+            self._tournament.advance(self._step)
         beside, factor = parts
         self._check_losses()
         self._update.add([b + factor * g for b, g in zip(beside, through_loss)])
@@ -298,7 +382,10 @@ class GumbelSearchModule(WrappingModule):
 
     def _draw_for_weights(self, temperature: float, uniform: bool) -> None:
         distribution, settings = self.distribution, self.settings
-        if settings.execution == "sampled":
+        network = None if self._tournament is None else self._tournament.network
+        if network is not None:
+            distribution.use_architecture(network)
+        elif settings.execution == "sampled":
             distribution.sample_network(temperature, uniform)
         elif settings.estimator == "probabilities":
             # During a warm-up they are uniform: no structure step has moved the logits from 0 yet.
@@ -345,8 +432,11 @@ class GumbelSearchModule(WrappingModule):
 
     def _move_logits(self, batch_idx: int) -> None:
         """Step, unless more batches belong to the step."""
-        if (batch_idx + 1) % self.settings.batches_per_step == 0 or self.trainer.is_last_batch:
-            self._update.step(self.trainer, self._step)
+        tournament, together = self._tournament, self.settings.batches_per_step
+        ends = tournament is not None and tournament.begins(self._step + 1)
+        if (batch_idx + 1) % together == 0 or self.trainer.is_last_batch or ends:
+            gather = None if tournament is None else tournament.evidence.add
+            self._update.step(self.trainer, self._step, gather)
             self.distribution.copy_to_host()
             self.objective.follow(self.progress, self.settings.batches_per_step / self._total_steps)
 
@@ -363,6 +453,10 @@ class GumbelSearchModule(WrappingModule):
     def export(self) -> Sample:
         """The network found: an NNI sample with the labels that it uses; within the budgets, if there are any."""
         return self.objective.best(self.model)
+
+    def finalists(self) -> list[Sample]:
+        """The networks that were trained alone, the best first."""
+        return [] if self._tournament is None else self._tournament.finals.ranked()
 
     def export_probs(self) -> Sample:
         """Per label, the probability of each candidate, without noise."""

@@ -105,21 +105,40 @@ class StructureObjective:
             loss: scalar, that of a batch under the current sample.
             progress: of the search, in [0, 1].
         """
+        distribution = self._distribution
+        objective, details = self._priced(loss)
+        entropy_weight = self.entropy_weight(progress)
+        objective = objective + entropy_weight * distribution.entropy()
+        if self._costs.scarce and self._commitment.has_begun(progress):
+            strength = max(entropy_weight, 0.0) * self._commitment.strength(progress)
+            objective = objective + strength * self._commitment.distance(progress)
+        return objective + self.multipliers.term(self._violations(progress)), details
+
+    @torch.no_grad()
+    def of_network(self, loss: float, network: Mapping[str, Any]) -> float:
+        """The objective of a single network: its loss, and what it costs.
+
+        Args:
+            loss: of the network.
+            network: an NNI sample that names at least the labels that it uses.
+        """
+        with self._distribution.certain_of(self._distribution.mode() | dict(network)):
+            objective, _ = self._priced(torch.tensor(loss, device=self._distribution.device))
+        return float(objective)
+
+    def _priced(self, loss: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss with the penalty, the cost and the divergence from the prior, and the numbers of the penalty."""
         details: dict[str, Tensor] = {}
         distribution, settings = self._distribution, self._settings
         if self._penalty is not None:
             probabilities = distribution.outcome_probs(self._penalty.expected_cost.labels)
             loss, details = self._penalty(loss, probabilities)
-        entropy_weight = self.entropy_weight(progress)
-        objective = loss + entropy_weight * distribution.entropy()
-        if self._costs.scarce and self._commitment.has_begun(progress):
-            strength = max(entropy_weight, 0.0) * self._commitment.strength(progress)
-            objective = objective + strength * self._commitment.distance(progress)
+        objective = loss
         if settings.cost_weight:
             objective = objective + settings.cost_weight * self._costs.relative()
         if settings.kl_weight:
             objective = objective + settings.kl_weight * self._prior.divergence(distribution)
-        return objective + self.multipliers.term(self._violations(progress)), details
+        return objective, details
 
     def follow(self, progress: float, share: float) -> None:
         """Move the multipliers of the budgets after a step of the logits.

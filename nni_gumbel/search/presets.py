@@ -10,23 +10,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_NO_ENTROPY_TERM = {"entropy_weight_start": 0.0, "entropy_weight_end": 0.0}
+_GRADIENT_ALONE = {
+    "rounds": 0, "finalists": 0, "entropy_weight_start": 0.0, "entropy_weight_end": 0.0,
+}  # fmt: skip
 _TEMPERATURE_ONE = {"temperature_start": 1.0, "temperature_end": 1.0, "temperature_schedule": "constant"}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "none": {},
+    # What this project had before rounds: explores by a negative weight of the entropy, then commits by a positive one.
+    "gradual": {
+        "rounds": 0, "finalists": 0, "temperature_start": 3.0, "temperature_end": 0.1,
+        "entropy_weight_start": -1.0, "entropy_weight_end": 2.0,
+    },
     # arXiv 1806.09055, equation 2: the softmax itself, no noise. Its temperature is 1.
-    "darts": {"estimator": "probabilities", **_TEMPERATURE_ONE, **_NO_ENTROPY_TERM},
+    "darts": {"estimator": "probabilities", **_TEMPERATURE_ONE, **_GRADIENT_ALONE},
     # arXiv 1812.09926: Gumbel-softmax. The paper gives no temperatures: these are those of NNI's GumbelDARTS.
     "snas": {
         "estimator": "soft", "temperature_start": 1.0, "temperature_end": 0.33,
-        "temperature_schedule": "exponential", **_NO_ENTROPY_TERM,
+        "temperature_schedule": "exponential", **_GRADIENT_ALONE,
     },
     # arXiv 1910.04465: one sampled path; the temperatures of its code.
     "gdas": {
         "estimator": "straight-through-gumbel", "temperature_start": 10.0, "temperature_end": 0.1,
-        "temperature_schedule": "linear", **_NO_ENTROPY_TERM,
+        "temperature_schedule": "linear", **_GRADIENT_ALONE,
     },
     # arXiv 2304.08612: second-order accurate at temperature 1.
-    "reinmax": {"estimator": "reinmax", **_TEMPERATURE_ONE, **_NO_ENTROPY_TERM},
+    "reinmax": {"estimator": "reinmax", **_TEMPERATURE_ONE, **_GRADIENT_ALONE},
 }  # fmt: skip

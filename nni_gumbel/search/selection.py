@@ -65,13 +65,13 @@ def warn_if_undecided(chosen_probability: float) -> None:
         )  # fmt: skip
 
 
-def ranked_from_best(
-    space: ModelSpace, distribution: Distribution, limits: Sequence[Limit], best: Mapping[str, Any]
+def ranked_from(
+    space: ModelSpace, distribution: Distribution, limits: Sequence[Limit], first: Sequence[Mapping[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """A network, then all others within the limits, the most probable first."""
-    yield dict(best)
+    """Some networks in their order, then all others within the limits, the most probable first."""
+    yield from map(dict, first)
     for sample, _ in ranked_within(space, distribution, limits):
-        if sample != best:
+        if sample not in first:
             yield sample
 
 

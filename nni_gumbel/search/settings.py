@@ -37,6 +37,8 @@ COUPLINGS = {
     "seeds": "searches and trainings are seeded from `seed` upwards; the seeds of random networks come after these",
     "epochs": "`search_epochs` is greater than `warmup_epochs`",
     "preset": "a preset fills in these settings where you give none",
+    "course": "`rounds` and `finalists` are both above 0 or both 0; a search too short for all of them has fewer, and "
+    "the log says so",
     "temperature": "`temperature_start` is at least `temperature_end`; with schedule `constant` they are equal, and "
     "one of them is enough",
     "step": "`structure_candidates` other than `all` need execution `sampled`; `two` needs estimator `soft`; `sampled` "
@@ -172,11 +174,19 @@ class SearchSettings:
         "all", "with execution `sampled`, the candidates of each choice that the structure step compares: all, a drawn "
         "pair, or the drawn one alone", choices=STRUCTURE_CANDIDATES, coupled="step",
     )  # fmt: skip
+    rounds: int = setting(
+        2, "short trainings of all candidates, behind each of which the worst are rejected; 0, and no `finalists`: the "
+        "logits follow their gradient at every step", minimum=0, coupled="preset course",
+    )  # fmt: skip
+    finalists: int = setting(
+        20, "networks of the candidates left that are trained alone and compared; 0 where there are no `rounds`",
+        minimum=0, basic=True, coupled="preset course",
+    )  # fmt: skip
     temperature_start: float = setting(
-        3.0, "temperature of the first step", above=0, coupled="preset temperature"
+        1.0, "temperature of the first step", above=0, coupled="preset temperature"
     )
     temperature_end: float = setting(
-        0.1, "temperature of the last step, reached exactly", above=0, coupled="preset temperature"
+        0.2, "temperature of the last step, reached exactly", above=0, coupled="preset temperature"
     )
     temperature_schedule: str = setting(
         "exponential",
@@ -232,9 +242,9 @@ class SearchSettings:
         above=0, optional=float, basic=True, coupled="cost",
     )  # fmt: skip
     entropy_weight_start: float = setting(
-        -1.0, "weight of the structure's mean entropy at the first step; below 0 explores", coupled="preset"
+        0.0, "weight of the structure's mean entropy at the first step; below 0 explores", coupled="preset"
     )
-    entropy_weight_end: float = setting(2.0, "the same at the last step; above 0 commits", coupled="preset")
+    entropy_weight_end: float = setting(0.0, "the same at the last step; above 0 commits", coupled="preset")
     kl_weight: float = setting(
         0.0,
         "weight of the structure's mean divergence from `prior`, KL relative to the largest entropy; explores",
@@ -286,6 +296,11 @@ class SearchSettings:
             raise UsageError(
                 "temperature_schedule: 'constant' needs temperature_start = temperature_end, "
                 f"got {self.temperature_start:g} and {self.temperature_end:g}"
+            )
+        if bool(self.rounds) != bool(self.finalists):
+            raise UsageError(
+                f"finalists: {self.finalists} and rounds: {self.rounds} do not go together; give both above 0, or "
+                "rounds: 0 and finalists: 0 for logits that follow their gradient at every step"
             )
         if self.level == "single" and self.samples_per_step > 1:
             raise UsageError(

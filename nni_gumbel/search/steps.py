@@ -55,11 +55,12 @@ def validation_step(module: LightningModule) -> Callable[..., Any]:
     NNI's modules write their model as ONNX in the first validation, to be looked at; a supernet is not written, and
     the option stays set for a training of the network found.
     """
+    original = module.validation_step
 
-    @wraps(module.validation_step)
+    @wraps(original)
     def step(*args: Any, **kwargs: Any) -> Any:
         with _misfits_told(module), _without_export(module):
-            return type(module).validation_step(module, *args, **kwargs)
+            return original(*args, **kwargs)
 
     return step
 

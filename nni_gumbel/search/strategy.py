@@ -21,7 +21,6 @@ from nni.nas.space import RawFormatModelSpace
 from nni.nas.strategy import DARTS
 from torch import nn
 
-from nni_gumbel.complexity.budget import ranked_within
 from nni_gumbel.copies import copied
 from nni_gumbel.errors import UsageError
 from nni_gumbel.search.arguments_of_nni import settings_of
@@ -31,7 +30,7 @@ from nni_gumbel.search.evaluator import take_over
 from nni_gumbel.search.module import GumbelSearchModule
 from nni_gumbel.search.penalty import Penalty, build_penalty, describe_penalty
 from nni_gumbel.search.resuming import checkpoints_of, last_checkpoint
-from nni_gumbel.search.selection import ranked_from_best
+from nni_gumbel.search.selection import ranked_from
 from nni_gumbel.search.settings import SearchSettings, without_effect
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.mutation import relax
@@ -175,15 +174,15 @@ class GumbelSearch(DARTS):
     # -- after it --------------------------------------------------------------------------------
 
     def list_models(self, sort: bool = True, limit: int | None = 1) -> Iterator[RawFormatModelSpace]:
-        """The most probable distinct networks within the budgets, in the order of their probability.
+        """Distinct networks within the budgets: first those that were trained alone, the best of them first.
 
-        The first is the one that the search returns, also where it is chosen for spending its budget.
+        The first of all is the one that the search returns. All others follow in the order of their probability.
 
         Networks that differ in labels alone that they do not use are the same network. Each is found when it is
         asked for, so ``limit=None`` is an iterator over the whole space.
 
         Args:
-            sort: has no effect: the order is always that of the probability.
+            sort: has no effect: the best are always first.
             limit: how many networks.
 
         Returns:
@@ -197,10 +196,11 @@ class GumbelSearch(DARTS):
             yield networks.freeze(sample)
 
     def _ranked(self) -> Iterator[dict[str, Any]]:
-        if not self._costs.limits:
-            return (sample for sample, _ in ranked_within(self.supernet, self.distribution, ()))
-        found = self._mutated_model_space.evaluator.module.export()
-        return ranked_from_best(self.supernet, self.distribution, self._costs.limits, found)
+        module = self._mutated_model_space.evaluator.module
+        first = module.finalists()
+        if not first and self._costs.limits:
+            first = [module.export()]
+        return ranked_from(self.supernet, self.distribution, self._costs.limits, first)
 
 
 class _Networks(RawFormatModelSpace):

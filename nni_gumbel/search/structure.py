@@ -7,7 +7,7 @@ to the weights (the reducer of ``ddp``, the gradient scaler of fp16, the count o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -88,12 +88,15 @@ class LogitsUpdate:
         self._sums = list(gradients) if self._sums is None else [s + g for s, g in zip(self._sums, gradients)]
         self._count += 1
 
-    def step(self, trainer: Trainer, step: int) -> None:
-        """Move the logits along the mean of what was added, over all processes, and begin a new mean.
+    def step(
+        self, trainer: Trainer, step: int, use: Callable[[Sequence[Tensor]], None] | None = None
+    ) -> None:
+        """Take the mean of what was added, over all processes, and begin a new mean.
 
         Args:
             trainer: with the optimiser of the logits.
             step: number of the step, for the message.
+            use: what is done with the mean, by label; left out, the optimiser moves the logits along it.
 
         Raises:
             UsageError: the gradient is not finite.
@@ -111,6 +114,9 @@ class LogitsUpdate:
             self.loss_scale *= 2
         if self._clip_val:
             flat = flat * (self._clip_val / norm.clamp_min(1e-12)).clamp_max(1)
+        if use is not None:
+            use(self._by_label(flat))
+            return
         for logits, gradient in zip(self._logits.values(), self._by_label(flat)):
             logits.grad = gradient.to(logits.dtype)
         optimizer = next(o for o in trainer.optimizers if is_of_structure(o))

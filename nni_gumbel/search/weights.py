@@ -87,7 +87,9 @@ def weight_optimizer(search: LightningModule) -> LightningOptimizer:
     return next(optimizer for optimizer in search.optimizers() if not is_of_structure(optimizer))
 
 
-def update_weights(search: LightningModule, forward: Callable[[], tuple[Any, Tensor]], batch_idx: int) -> Any:
+def update_weights(
+    search: LightningModule, forward: Callable[[], tuple[Any, Tensor]], batch_idx: int, schedules: bool = True
+) -> Any:
     """Add the gradient of one batch, and update when ``accumulate_grad_batches`` of them are together.
 
     The optimiser gets the closure that automatic optimisation hands it: each call runs the batch again and leaves the
@@ -97,6 +99,7 @@ def update_weights(search: LightningModule, forward: Callable[[], tuple[Any, Ten
         search: runs under manual optimisation; the hooks of its ``training_module`` are called.
         forward: runs the evaluator's training step under the current joint sample; what it returned, and the loss.
         batch_idx: number of the batch in its epoch.
+        schedules: whether the schedulers advance; else somebody else sees to that.
 
     Returns:
         What the training step returned at the last call.
@@ -135,7 +138,8 @@ def update_weights(search: LightningModule, forward: Callable[[], tuple[Any, Ten
                 "optimizer_step: it does not call its optimizer_closure, which computes loss and gradients; call it, "
                 "or hand it to optimizer.step"
             )
-        _advance_schedulers(module, trainer, "step", batch_idx)
+        if schedules:
+            _advance_schedulers(module, trainer, "step", batch_idx)
     else:
         with (
             trainer.strategy.block_backward_sync()
@@ -143,7 +147,7 @@ def update_weights(search: LightningModule, forward: Callable[[], tuple[Any, Ten
             else nullcontext()
         ):
             closure()
-    if trainer.is_last_batch:
+    if trainer.is_last_batch and schedules:
         _advance_schedulers(module, trainer, "epoch", trainer.current_epoch)
     return results[0]
 

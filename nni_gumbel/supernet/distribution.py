@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +28,11 @@ from nni_gumbel.relaxation.law import Law, check_temperature
 from nni_gumbel.relaxation.partial import draw_pair, estimate_sampled, tempered, weights_of_pair
 from nni_gumbel.results.space import variables_of
 from nni_gumbel.supernet.joint_sample import JointSample, Rows, nonzero_rows
+
+# The logit of a candidate that is decided: its probability differs from 0 or 1 by 1e-13, and no sample sees that.
+SETTLED = 30.0
+# A smaller expected weight is that of a rejected candidate.
+NEGLIGIBLE = 1e-9
 
 
 class Distribution(nn.Module):
@@ -59,9 +65,8 @@ class Distribution(nn.Module):
         self.joint_sample = JointSample()
         # A list, not a ParameterDict: labels may contain dots, names of parameters may not.
         self._logits = nn.ParameterList(nn.Parameter(torch.zeros(law.size)) for law in self.laws.values())
+        self.refresh_rows()
         with torch.no_grad():
-            # At uniform logits everything that is possible has a probability.
-            self._all_rows = nonzero_rows(self._per_label(lambda law, logits: law.exact(logits)))
             self.use_probabilities()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distribution:
@@ -74,6 +79,50 @@ class Distribution(nn.Module):
         """``(n,)`` float32 per label, the natural parameters of its law."""
         # Asked for many times a step: a ParameterList takes its time to name its entries.
         return dict(zip(self.variables, self._logits._parameters.values()))
+
+    # -- what is decided -------------------------------------------------------------------------
+
+    def settle(self, label: str, candidate: int, chosen: bool) -> None:
+        """Decide for good whether a candidate is in every network; one that is not does not run any more.
+
+        Args:
+            label: of the choice.
+            candidate: its index.
+            chosen: whether it is in, or rejected.
+        """
+        with torch.no_grad():
+            self.logits[label][candidate] = SETTLED if chosen else -SETTLED
+        self.refresh_rows()
+
+    @contextmanager
+    def certain_of(self, architecture: Mapping[str, Any]) -> Iterator[None]:
+        """Have all probability at one network for a while.
+
+        Args:
+            architecture: an NNI sample that names every label.
+        """
+        outcomes, logits = self._outcomes(architecture), self.logits
+        kept = {label: tensor.detach().clone() for label, tensor in logits.items()}
+        with torch.no_grad():
+            for label, outcome in outcomes.items():
+                logits[label].copy_(SETTLED * (2 * outcome - 1))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for label, tensor in kept.items():
+                    logits[label].copy_(tensor)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the logits are."""
+        return next(iter(self.logits.values())).device
+
+    @torch.no_grad()
+    def refresh_rows(self) -> None:
+        """See anew which candidates have to run, after the logits were set from outside."""
+        exact = self._per_label(lambda law, logits: law.exact(logits))
+        self._all_rows = nonzero_rows({label: draw * (draw > NEGLIGIBLE) for label, draw in exact.items()})
 
     # -- the current sample ----------------------------------------------------------------------
 

@@ -252,6 +252,64 @@ def test_inputs_of_different_widths_are_priced_by_the_set_that_is_chosen():
     assert [expected.at({"inputs": outcome}) - convs for outcome in range(3)] == [36 * 3, 36 * 5, 36 * 6]
 
 
+class ManyInputs(ModelSpace):
+    def __init__(self, number, *widths):
+        super().__init__()
+        self.number = number
+        self.layers = nn.ModuleList(nn.Linear(3, width) for width in widths or [3])
+        self.choice = InputChoice(number, n_chosen=None, reduction="sum", label="inputs")
+
+    def forward(self, x):
+        return self.choice([layer(x) for layer in self.layers] + [x] * (self.number - len(self.layers)))
+
+
+def test_a_choice_of_any_number_of_many_inputs_of_one_shape_costs_no_listing():
+    start = time.process_time()
+    expected, _ = flops_of(ManyInputs(40), torch.zeros(2, 3))
+    assert expected.labels == () and time.process_time() - start < 2
+
+
+def test_more_sets_of_inputs_of_different_shapes_than_can_be_told_apart_are_refused_at_once():
+    start = time.process_time()
+    with pytest.raises(UsageError, match="choice 'inputs': its 1,099,511,627,775 sets of inputs") as refused:
+        flops_of(ManyInputs(40, 3, 1), torch.zeros(2, 3))
+    assert time.process_time() - start < 2 and "\n" not in str(refused.value)
+
+
+class Decides(nn.Module):
+    def forward(self, x):
+        return x.relu() if x.shape[1] % 2 else x
+
+
+class Widths(ModelSpace):
+    """A decision on each of several widths, in the forward of the space or in modules of their own."""
+
+    def __init__(self, number, apart):
+        super().__init__()
+        widths = [2, *(nni.choice(f"width{i}", [2, 3]) for i in range(number))]
+        self.convs = nn.ModuleList(MutableConv2d(a, b, 1) for a, b in zip(widths, widths[1:]))
+        self.decides = Decides() if apart else Decides().forward
+
+    def forward(self, x):
+        for conv in self.convs:
+            x = self.decides(conv(x))
+        return x
+
+
+def test_decisions_on_more_combinations_of_shapes_than_can_be_run_are_refused_in_time():
+    start = time.process_time()
+    with pytest.raises(
+        UsageError, match="module 'Widths': its forward decides in Python on shapes"
+    ) as refused:
+        flops_of(Widths(20, apart=False), image())
+    assert time.process_time() - start < 10 and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("number", "apart"), [(3, False), (20, True)])
+def test_decisions_on_few_combinations_and_those_in_modules_of_their_own_are_counted(number, apart):
+    assert_prices_equal_counts(Widths(number, apart), image(), samples=3)
+
+
 def test_all_inputs_of_a_choice_are_computed():
     class Inputs(ModelSpace):
         def __init__(self):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 
 import numpy as np
 import pytest
@@ -142,6 +143,27 @@ def test_by_a_cost_that_couples_labels_each_has_that_of_the_mean_over_the_others
     }
     found = float(prior_by_cost(distribution, cost, largest=8.0).divergence(distribution))
     assert found == pytest.approx(divergence(q, p), abs=1e-5)
+
+
+def test_by_the_cost_of_many_sets_of_inputs_it_is_built_at_once():
+    class Many(ModelSpace):
+        def __init__(self):
+            super().__init__()
+            self.any = InputChoice(12, n_chosen=None, label="any")
+
+    distribution = relax(Many())
+    cost = ExpectedSum([Table.of(("any",), np.arange(2.0**12 - 1))])
+    start = time.process_time()
+    prior = prior_by_cost(distribution, cost, largest=2.0**12)
+    for _ in range(20):
+        prior.divergence(distribution).backward()
+    assert time.process_time() - start < 2
+
+
+def test_a_cost_that_all_networks_share_prefers_none():
+    distribution = with_logits(1)
+    prior = prior_by_cost(distribution, ExpectedSum([Table.of((), 5)]), largest=5.0)
+    assert float(prior.divergence(distribution)) == float(uniform_prior().divergence(distribution))
 
 
 @pytest.mark.slow

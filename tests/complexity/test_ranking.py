@@ -14,7 +14,8 @@ from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace, MutableLine
 from torch import nn
 
 from nni_gumbel.complexity import budget
-from nni_gumbel.complexity.budget import best_within, ranked_within
+from nni_gumbel.complexity.budget import best_within, largest, ranked_within
+from nni_gumbel.complexity.cost import expected_parameters
 from nni_gumbel.errors import UsageError
 from nni_gumbel.supernet.architecture import used_part
 from nni_gumbel.supernet.distribution import Distribution
@@ -158,8 +159,12 @@ def test_networks_of_layers_that_share_labels_are_ranked_as_by_listing():
 def test_where_the_time_is_over_a_line_says_that_no_network_was_found(monkeypatch):
     monkeypatch.setattr(budget, "MOST_SECONDS", 0.0)
     space = shared(14)
-    with pytest.raises(UsageError, match="space: its choices depend on each other .* in 0 s"):
-        best_within(space, with_random_logits(space), [])
+    distribution = with_random_logits(space)
+    told = "space: its choices depend on each other .* in 0 s; share fewer labels"
+    with pytest.raises(UsageError, match=told):
+        best_within(space, distribution, [])
+    with pytest.raises(UsageError, match=told):
+        largest(space, distribution, expected_parameters(space))
 
 
 def test_ten_of_five_to_the_twentieth_equally_probable_networks_come_at_once():

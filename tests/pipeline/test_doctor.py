@@ -14,15 +14,15 @@ import yaml
 
 from nni_gumbel.data import DOWNLOADED
 from nni_gumbel.errors import UsageError
-from nni_gumbel.pipeline.checkup import DOWNLOADED_SHAPES
-from nni_gumbel.pipeline.doctor import config_findings, examine, read_config
-from nni_gumbel.pipeline.gpus import Gpu, gpu_findings
-from nni_gumbel.pipeline.host import (
+from nni_gumbel.pipeline.doctor import DOWNLOADED_SHAPES, config_findings, examine, read_config
+from nni_gumbel.pipeline.machine import (
     FAIL,
     OK,
     WARN,
+    Gpu,
     command_findings,
     free_pair,
+    gpu_findings,
     port_findings,
     python_finding,
     version_findings,

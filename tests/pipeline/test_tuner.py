@@ -12,8 +12,15 @@ import yaml
 from real_experiments import TRIAL_COMMAND, Experiment, free_port, kill_trial, of_stage
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.pipeline.manager import ERROR_FILE, Manager, ManagerUnreachable
-from nni_gumbel.pipeline.registration import CLASS_NAME, is_registered, register, unregister
+from nni_gumbel.pipeline.manager import (
+    CLASS_NAME,
+    ERROR_FILE,
+    Manager,
+    ManagerUnreachable,
+    is_registered,
+    register,
+    unregister,
+)
 from nni_gumbel.pipeline.task import Task
 
 

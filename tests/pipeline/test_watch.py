@@ -12,8 +12,14 @@ import yaml
 from real_experiments import Experiment as RealExperiment
 from real_experiments import fill_folder, free_port, new_environment
 
-from nni_gumbel.pipeline.experiments import Experiment, tuners_line, why_it_shut_down
-from nni_gumbel.pipeline.manager import ERROR_FILE, Manager, error_line
+from nni_gumbel.pipeline.manager import (
+    ERROR_FILE,
+    Experiment,
+    Manager,
+    error_line,
+    tuners_line,
+    why_it_shut_down,
+)
 from nni_gumbel.pipeline.plan import Trial, next_tasks
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import Task

@@ -176,10 +176,10 @@ def test_a_pruned_network_takes_images_of_another_size():
 
 
 class Nothing(nn.Module):
-    """Cannot be followed: it asks how many examples there are."""
+    """A ``none`` candidate of a person's own."""
 
     def forward(self, x):
-        return x * 0 if len(x) > 1 else torch.zeros_like(x)
+        return x * 0
 
 
 class Around(nn.Module):
@@ -255,6 +255,22 @@ def test_a_layer_used_twice_and_tied_weights_stay():
     assert removed_layers(network, pruned) == ["gone"]
     assert set(pruned.state_dict()) == {"twice.weight", "twice.bias", "scale"}
     assert_same(network, pruned, x)
+
+
+class NormInVain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.gone = nn.BatchNorm1d(4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        self.norm(self.gone(x))
+        return self.norm(x)
+
+
+def test_a_call_that_is_seen_in_running_statistics_alone_stays(caplog):
+    network = NormInVain()
+    assert prune(network, torch.randn(5, 4)) is network
+    assert "not pruned" in caplog.text and "differ in training" in caplog.text
 
 
 class WritesIntoItsInput(nn.Module):

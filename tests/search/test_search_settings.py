@@ -31,7 +31,7 @@ def test_the_defaults_are_valid():
         ("cost_weight", -0.1, "at least 0"),
         ("entropy_weight_end", float("inf"), "any"),
         ("gradient_clip_val", -1.0, "at least 0"),
-        ("preset", "enas", "one of none, darts, snas, gdas, reinmax"),
+        ("preset", "enas", "one of none, gradual, darts, snas, gdas, reinmax"),
         ("preset", ["darts"], "not a word"),
         ("estimator", "hard", "one of soft, straight-through"),
         ("level", "trilevel", "one of bilevel, single, unrolled"),

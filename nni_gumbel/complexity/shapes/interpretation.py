@@ -46,6 +46,10 @@ from nni_gumbel.supernet.inputs import MixedInput
 from nni_gumbel.supernet.kept import KeptModule
 from nni_gumbel.supernet.layer import MixedLayer
 
+# How often the forward of one module is run for the values of numbers that its Python code asks for: each number
+# multiplies that, and a run takes 0.1 s or more in a network of a usual size.
+MOST_RUNS = 64
+
 Price = Callable[[nn.Module, tuple, Mapping[str, Any], Any], float]
 
 _OURS = (MixedLayer, MixedInput, MixedRepeat, MixedCell, MixedArguments, KeptModule)
@@ -107,6 +111,7 @@ class Interpreter(JointValues):
         self.readers: set[nn.Module] = set()
         self._is_priced, self._price = is_priced, price
         self._variants: dict[tuple[nn.Module, int], nn.Module] = {}
+        self._runs: dict[str, int] = {}  # by path, in how many parts the networks have been split up
 
     def prepared(self, module: nn.Module, name: str) -> nn.Module:
         """A copy on the meta device, in ``eval()``, whose modules run by the rules here."""
@@ -147,7 +152,18 @@ class Interpreter(JointValues):
         finally:
             self.path.pop()
         again = partial(self._call, module, path, forward, *args, **kwargs)
-        return self.cases((condition, again) for condition in conditions)
+        before = self._runs.get(path, 1)
+        self._runs[path] = before * len(conditions)
+        try:
+            if self._runs[path] > MOST_RUNS:
+                raise UsageError(
+                    f"module {path or type(module).__name__!r}: its forward decides in Python on shapes that depend on "
+                    f"choices, in more than {MOST_RUNS} ways, so its {self._what} would take long to count; move each "
+                    "decision into a module of its own, or price params or a cost of your own"
+                )
+            return self.cases((condition, again) for condition in conditions)
+        finally:
+            self._runs[path] = before
 
     def _run(
         self,
@@ -221,6 +237,8 @@ class Interpreter(JointValues):
     def _input(self, module: MixedInput, candidate_inputs: Sequence[Any]) -> Any:
         # Inputs of one shape are alike: not every set of them has to be tried.
         kinds = [_kind(value) for value in candidate_inputs]
+        if len(set(kinds)) == 1:
+            return ChosenInputs(list(self.any_set(module.label)), module.reduction)(candidate_inputs)
         sets = self.sets(module.label)
         groups: dict[tuple[Any, ...], list[int]] = {}
         for outcome, chosen in enumerate(sets):

@@ -30,6 +30,10 @@ from nni_gumbel.complexity.table import MOST_COMBINATIONS, ONE, Table, combined
 from nni_gumbel.errors import UsageError
 from nni_gumbel.supernet.distribution import Distribution
 
+# Outcomes of one label that are told apart: the subsets of 14 inputs. What depends on one label alone must be added up
+# over all of them at every step.
+MOST_OUTCOMES = 20_000
+
 Case = tuple[Table, Callable[[], Any]]
 
 
@@ -54,7 +58,8 @@ class JointValues(TorchFunctionMode):
         self.functions = 0
         self.path: list[str] = []
         self._what = what
-        self._sets = {label: list(law.sets()) for label, law in distribution.laws.items()}
+        self._laws = distribution.laws
+        self._sets: dict[str, list[tuple[int, ...]]] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
@@ -187,17 +192,33 @@ class JointValues(TorchFunctionMode):
 
     def chosen(self, label: str, candidate: int) -> Table:
         """1 in the networks that choose a candidate, and others beside it if the label chooses several."""
-        chosen = [outcome for outcome, members in enumerate(self._sets[label]) if candidate in members]
+        chosen = [outcome for outcome, members in enumerate(self.sets(label)) if candidate in members]
         return self.outcomes(label, chosen)
 
     def outcomes(self, label: str, outcomes: list[int]) -> Table:
         """1 in the networks where a label has one of these outcomes."""
-        values = np.zeros(len(self._sets[label]), dtype=np.int64)
+        values = np.zeros(self._laws[label].outcomes, dtype=np.int64)
         values[outcomes] = 1
         return Table.of((label,), values)
 
+    def any_set(self, label: str) -> tuple[int, ...]:
+        """One of the outcomes of a label."""
+        return next(self._laws[label].sets())
+
     def sets(self, label: str) -> list[tuple[int, ...]]:
-        """The outcomes of a label, as :meth:`Law.sets <nni_gumbel.relaxation.law.Law.sets>` lists them."""
+        """The outcomes of a label, as :meth:`Law.sets <nni_gumbel.relaxation.law.Law.sets>` lists them.
+
+        Raises:
+            UsageError: there are too many to tell them apart.
+        """
+        if label not in self._sets:
+            number = self._laws[label].outcomes
+            if number > MOST_OUTCOMES:
+                raise UsageError(
+                    f"choice {label!r}: its {number:,} sets of inputs lead to different {self._what} (at most "
+                    f"{MOST_OUTCOMES:,} can be told apart); give it inputs of one shape, fewer of them or an n_chosen"
+                )
+            self._sets[label] = list(self._laws[label].sets())
         return self._sets[label]
 
     def _combined(self, function: Callable[..., np.ndarray], tables: Sequence[Table]) -> Table:

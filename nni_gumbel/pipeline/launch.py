@@ -1,0 +1,111 @@
+"""How an NNI trial begins: it learns what it has to do, before anything slow is imported.
+
+NNI 3.0 hands out parameters first come, first served, so trials that start together can receive each other's. The
+trial therefore takes what it is given once, and then runs what the manager's record of *itself* says.
+
+Each trial takes its share of the cores - cores / trial concurrency - and writes into its own output directory:
+``task.json`` (what it ran), ``tensorboard/``, and a training its ``bundle/``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nni
+
+from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.pipeline.command import TrialCommand
+from nni_gumbel.pipeline.export import run_export
+from nni_gumbel.pipeline.machine import usable_cores
+from nni_gumbel.pipeline.manager import Manager
+from nni_gumbel.pipeline.task import EXPORT, TENSORBOARD, Task
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: list[str]) -> int:
+    """Run this process's trial; ``arguments`` are those after ``nni-gumbel trial``.
+
+    Returns:
+        The exit code; a person's mistake is one line on stderr and 1.
+    """
+    try:
+        command = TrialCommand.parse(arguments)
+        if "NNI_TRIAL_JOB_ID" not in os.environ:
+            raise UsageError(
+                "nni-gumbel trial: it is started by NNI, as the trialCommand of an experiment; "
+                "run `nnictl create --config experiment.yml`"
+            )
+        nni.get_next_parameter()  # takes one from the queue; ours is in the manager's record
+        manager = Manager.from_trial_environment()
+        task = Task.from_parameters(manager.trial(os.environ["NNI_TRIAL_JOB_ID"]).parameters)
+        output = Path(os.environ["NNI_OUTPUT_DIR"])
+        with _alone_in(output):
+            (output / "task.json").write_text(json.dumps(task.parameters(), indent=2) + "\n")
+            _show_tensorboard_to_the_portal(output)
+            if task.stage == EXPORT:
+                run_export(task, command, manager, output)
+                return 0
+            _use_share_of_cores(manager)
+            from nni_gumbel.pipeline.trial import RUNS  # imports torch
+
+            RUNS[task.stage](task, command, manager, output)
+    except UsageError as error:
+        print(f"nni-gumbel: {first_line(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Hold a lock on the output directory.
+
+    After the manager was killed, a trial lives on until its next report; a resumed experiment runs the
+    same trial again in the same directory meanwhile.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.warning("waiting for an older process of this trial, which still writes to %s", directory)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _use_share_of_cores(manager: Manager) -> None:
+    """Limit this process to cores / trial concurrency threads: trials that share cores slow each other down.
+
+    Must run before torch is imported, which reads the variable once.
+    """
+    cores = usable_cores()
+    threads = max(1, cores // manager.experiment()["params"]["trialConcurrency"])
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = str(threads)
+    logger.info("this trial uses %d of %d cores", threads, cores)
+
+
+def _show_tensorboard_to_the_portal(output: Path) -> None:
+    """Link the events to where the portal's TensorBoard button looks.
+
+    The button reads ``<experiment>/trials/<id>/output/tensorboard``, whatever ``$NNI_OUTPUT_DIR`` is, and
+    makes that folder itself when it is pressed before there is one.
+    """
+    events = output / TENSORBOARD
+    if os.environ.get("NNI_PLATFORM") != "local":
+        return
+    # <experiment>/environments/local-env/trials/<id>
+    expected = output.parents[3] / "trials" / output.name / "output" / "tensorboard"
+    expected.parent.mkdir(parents=True, exist_ok=True)
+    if expected.is_dir() and not expected.is_symlink():
+        events.symlink_to(expected)
+    elif not expected.is_symlink():
+        events.mkdir(exist_ok=True)
+        expected.symlink_to(events)

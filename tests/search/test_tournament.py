@@ -1,0 +1,179 @@
+"""The default course of a search as a whole: what it finds, what it keeps to, and that it can be interrupted."""
+
+import logging
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from budgeted_spaces import Sized
+from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace
+from small_searches import Minimal, Nested, evaluator, loader, numbers, search
+from torch import nn
+
+from nni_gumbel.complexity.cost import count_parameters
+from nni_gumbel.errors import UsageError
+
+STEPS = 112  # a round, two finalists and the network found
+
+
+def searched(
+    space=Nested, seed=0, module=None, epochs=4, steps=STEPS, resume_from=None, trainer=None, **settings
+):
+    given = evaluator(
+        module or Minimal(adam), loader(count=steps // epochs * 8), loader(count=16, seed=1),
+        **{"max_epochs": epochs, **(trainer or {})},
+    )  # fmt: skip
+    if resume_from is not None:
+        given.fit_kwargs["ckpt_path"] = str(resume_from)
+    return search(given, space, seed, **{"preset": "none", "rounds": 2, "finalists": 2, **settings})
+
+
+def adam(parameters):
+    optimizer = torch.optim.Adam(parameters, lr=0.02)
+    return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)]
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        return torch.randn_like(x)
+
+
+class Zero(nn.Module):
+    def forward(self, x):
+        return torch.zeros_like(x)
+
+
+class Planted(ModelSpace):
+    """Two layers, one label in two places: only identities let what is asked for pass undisturbed."""
+
+    def __init__(self):
+        super().__init__()
+        candidates = [Noise, nn.Identity, Zero, nn.Softsign]
+        self.first = LayerChoice([make() for make in candidates], label="layer")
+        self.second = LayerChoice([make() for make in candidates], label="layer")
+        self.third = LayerChoice([make() for make in reversed(candidates)], label="last")
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(self.third(self.second(self.first(x))))
+
+
+class Inputs(ModelSpace):
+    """A 2-subset, gates, and a choice inside a candidate of another one."""
+
+    def __init__(self):
+        super().__init__()
+        self.two = InputChoice(4, n_chosen=2, reduction="mean", label="two")
+        self.gates = InputChoice(3, n_chosen=None, reduction="sum", label="gates")
+        self.nested = Nested()
+
+    def forward(self, x):
+        x = self.two([x, x * x, x.tanh(), x * 0])
+        return self.nested(self.gates([x, -x, x * 0.5]))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_planted_answer_is_found(seed):
+    assert searched(Planted, seed, steps=280, finalists=4, cost_weight=0.0).export() == {
+        "layer": 1,
+        "last": 2,
+    }
+
+
+@pytest.mark.parametrize("space", [Nested, Inputs])
+def test_a_search_ends_with_every_choice_decided_and_a_network_that_nni_freezes(space):
+    module = searched(space)
+    assert module.structure_summary()["chosen_probability"] == pytest.approx(1)
+    assert space().freeze(module.export())(torch.zeros(8, 4)).shape == (8, 1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"level": "single", "batches_per_step": 3}, {"execution": "sampled", "structure_candidates": "two"}],
+)
+def test_so_it_does_whatever_a_step_is_made_of(settings):
+    module = searched(**settings)
+    assert module.structure_summary()["chosen_probability"] == pytest.approx(1)
+    assert any(float(evidence.abs().sum()) > 0 for evidence in module._tournament.evidence.by_label.values())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 30])
+def test_the_shortest_search_ends_with_a_network_too(steps, caplog):
+    with caplog.at_level(logging.WARNING):
+        module = searched(trainer={"max_steps": steps})
+    assert module.export() and module.structure_summary()["chosen_probability"] == pytest.approx(1)
+    assert f"{steps} steps are too few for 2 and 2" in caplog.text
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_a_search_that_is_stopped_early_decides_by_what_it_knows(epoch):
+    class Stops(pl.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            trainer.should_stop = trainer.current_epoch == epoch
+
+    module = searched(epochs=16, trainer={"callbacks": [Stops()]})  # in the round, and in a finalist
+    assert module.trainer.current_epoch == epoch + 1
+    assert module.structure_summary()["chosen_probability"] == pytest.approx(1)
+
+
+def test_every_network_that_is_trained_is_within_the_budget():
+    budget = 60
+    module = searched(Sized, max_params=budget)
+    trained = [module.export(), *module._tournament.finals._networks]
+    assert all(count_parameters(Sized().freeze(network)) <= budget for network in trained)
+
+
+def test_what_a_network_costs_decides_where_it_is_dear():
+    assert count_parameters(Sized().freeze(searched(Sized, cost_weight=100.0).export())) == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs"),
+    # After 7, 28, 56 and 84 of the steps: in the round, in each finalist, and in the network found.
+    [({}, (0, 3, 7, 11)), ({"level": "single", "batches_per_step": 2}, (0,)), ({"max_params": 30}, (3,))],
+)
+def test_resumed_in_a_round_or_a_final_it_ends_as_one_that_was_never_interrupted(tmp_path, settings, epochs):
+    saving = pl.callbacks.ModelCheckpoint(tmp_path, filename="{epoch}", every_n_epochs=1, save_top_k=-1)
+    whole = searched(epochs=16, trainer={"callbacks": [saving], "enable_checkpointing": True}, **settings)
+    for epoch in epochs:
+        path = tmp_path / f"epoch={epoch}.ckpt"
+        resumed = searched(epochs=16, seed=100 + epoch, resume_from=path, **settings)
+        expected, found = numbers(whole), numbers(resumed)
+        assert all(torch.equal(expected[name], value) for name, value in found.items())
+        assert resumed._tournament.finals._objectives == whole._tournament.finals._objectives
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"steps": 2 * STEPS}, "rounds, finalists: the checkpoint is of a search with 1 rounds and 2 finalists"),
+        ({"rounds": 0, "finalists": 0}, "rounds: the checkpoint is of a search with rounds, this one has 0"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_another_course_is_refused(tmp_path, settings, words):
+    saving = pl.callbacks.ModelCheckpoint(tmp_path, filename="{epoch}", every_n_epochs=1, save_top_k=-1)
+    stop = {"callbacks": [saving], "enable_checkpointing": True}
+    searched(trainer=stop)
+    with pytest.raises(UsageError, match=words):
+        searched(resume_from=tmp_path / "epoch=0.ckpt", **settings)
+
+
+def test_the_same_seed_finds_the_same_numbers_twice():
+    first, second = numbers(searched()), numbers(searched())
+    assert all(torch.equal(first[name], value) for name, value in second.items())
+
+
+def test_while_a_network_is_trained_alone_it_is_what_is_validated():
+    class Looks(Minimal):
+        seen = []
+
+        def validation_step(self, batch, batch_idx):
+            module = self.trainer.lightning_module
+            weights = module.distribution.joint_sample.weights("outer").tolist()
+            self.seen.append((self.trainer.current_epoch, weights))
+            super().validation_step(batch, batch_idx)
+
+    searched(epochs=16, module=Looks(adam))
+    by_epoch = dict(Looks.seen)
+    assert all(0 < weight < 1 for weight in by_epoch[0])  # the mixture of a round
+    assert all(sorted(by_epoch[epoch]) == [0.0, 1.0] for epoch in range(2, 16))
