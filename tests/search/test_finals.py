@@ -111,6 +111,17 @@ def test_a_network_is_not_drawn_again_while_there_are_many_others():
     assert len({str(network) for network in finals._networks}) == 10
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_so_it_is_however_sure_the_distribution_is(seed):
+    torch.manual_seed(seed)
+    distribution = Distribution(Several())
+    evidence = Evidence(distribution)
+    for label in evidence.by_label:
+        evidence.by_label[label][0] = 1.0
+    finals = judged(finals_of(distribution, evidence), lambda network: 1.0, 12, start=0.1, end=0.01)
+    assert len({str(network) for network in finals._networks}) == 12
+
+
 def test_without_a_network_that_was_judged_the_evidence_decides():
     distribution = Distribution(Several())
     evidence = Evidence(distribution)
