@@ -20,6 +20,7 @@ from nni.nas.nn.pytorch import (
     Repeat,
 )
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 WIDTH = 3
 
@@ -67,6 +68,52 @@ class Hidden(nn.Module):
         return self.layers(x)
 
 
+class Tied(nn.Module):
+    """Two layers of one weight, and one layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH, bias=False)
+        self.second.weight = self.first.weight
+        self.again = self.first
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.again(self.second(self.first(x)))
+
+
+class MaskedBlock(nn.Module):
+    """Takes and returns values, a mask that is no floating-point tensor, and a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, state: tuple[Tensor, Tensor, int]) -> tuple[Tensor, Tensor, int]:
+        x, mask, factor = state
+        return self.layer(x).masked_fill(mask, 0.0) * factor, mask.clone(), factor
+
+
+class Masked(nn.Module):
+    """A chosen number of blocks with a mask."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__()
+        self.blocks = Repeat(lambda _: MaskedBlock(), (0, 2), label=label)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, mask, factor = self.blocks((x, torch.arange(WIDTH) == 1, 2))
+        assert mask.dtype == torch.bool and factor == 2
+        return x
+
+
+def initialised() -> nn.Module:
+    """A layer with an initialisation of its own, beside a parametrized one."""
+    first, second = nn.Linear(WIDTH, WIDTH), weight_norm(nn.Linear(WIDTH, WIDTH))
+    nn.init.eye_(first.weight)
+    nn.init.constant_(first.bias, 0.5)
+    return nn.Sequential(first, second)
+
+
 def build(plan: Any) -> nn.Module:
     """Make the module that a plan describes; the same plan makes the same labels."""
     kind, *rest = plan
@@ -80,6 +127,12 @@ def build(plan: Any) -> nn.Module:
         return nn.Dropout(0.4)
     if kind == "identity":
         return nn.Identity()
+    if kind == "tied":
+        return Tied()
+    if kind == "initialised":
+        return initialised()
+    if kind == "masked":
+        return Masked(f"masked{rest[0]}")
     if kind == "sequence":
         return nn.Sequential(*map(build, rest[0]))
     if kind == "inputs":
@@ -122,6 +175,8 @@ _leaves = st.one_of(
     st.tuples(st.just("tanh")),
     st.tuples(st.just("dropout")),
     st.tuples(st.just("identity")),
+    st.tuples(st.just("tied")),
+    st.tuples(st.just("initialised")),
 )
 _inputs = st.sampled_from(
     [
@@ -151,6 +206,7 @@ def _choices(children: st.SearchStrategy) -> st.SearchStrategy:
         st.tuples(st.just("layers"), st.lists(children, min_size=2, max_size=3), _labels, st.booleans()),
         st.tuples(st.just("inputs"), children, _inputs, _labels),
         st.tuples(st.just("repeat"), children, st.sampled_from([(0, 1), (0, 2), (1, 2)]), _labels),
+        st.tuples(st.just("masked"), _labels),
         _hidden,
         _cells,
     )

@@ -7,8 +7,8 @@ a network is modelled as a sum over its choices,
 
 by ridge regression on the networks judged so far, with the evidence of the rounds as the prior mean of ``a``. The
 distribution of the next network is that of the logits ``-a / (temperature std(y))``; its temperature falls from one
-network to the next, as the settings say, from exploring to deciding. The network found is the best of those that were
-judged.
+network to the next, as the settings say, from exploring to deciding. The network found is the one of those judged for
+which the mean of ``y`` and of the model's ``y`` is smallest.
 
 Sources: the distribution that follows the networks it draws: Williams, Simple statistical gradient-following
 algorithms for connectionist reinforcement learning, Machine Learning 8 (1992), with a linear model of the return in the
@@ -86,20 +86,28 @@ class Finals:
         self.current = None
 
     def ranked(self) -> list[dict[str, Any]]:
-        """The networks that were judged, the best first; each once."""
-        order = np.argsort(self._objectives, kind="stable")
+        """The networks that were judged, each once; first the one with the smallest estimate.
+
+        What a network has reached is a single noisy number: its estimate is the mean of that and of the model.
+        """
+        if not self._networks:
+            return []
+        effects, _ = self._model()
+        modelled = np.stack([*map(self._features, self._networks)]) @ effects
+        objectives = np.array(self._objectives)
+        estimates = objectives - objectives.mean() + modelled - modelled.mean()
         ranked: list[dict[str, Any]] = []
-        for index in order:
+        for index in np.argsort(estimates, kind="stable"):
             if self._networks[index] not in ranked:
                 ranked.append(self._networks[index])
         return ranked
 
     def found(self) -> dict[str, Any]:
-        """The best network of those that were judged; without any, the one that the evidence speaks for."""
+        """The first of :meth:`ranked`; without any, the network that the evidence speaks for."""
         if not self._networks:
             self._set(self._logits(temperature=1.0))
             return dict(self._best())
-        return self._networks[int(np.argmin(self._objectives))]
+        return self.ranked()[0]
 
     def decide(self) -> dict[str, Any]:
         """Decide every choice as the network found has it; what it does not use, as it is most probable."""
@@ -112,20 +120,23 @@ class Finals:
 
     def _logits(self, temperature: float) -> dict[str, torch.Tensor]:
         """``-a / (temperature std(y))`` per label, of the candidates that are undecided."""
-        prior = np.concatenate([-evidence.double().numpy() for evidence in self._evidence.by_label.values()])
-        effects, spread = prior, float(np.abs(prior).max(initial=0.0))
-        if len(self._networks) > 2:
-            features = np.stack([*map(self._features, self._networks)])
-            objectives = np.array(self._objectives)
-            spread = float(objectives.std())
-            features = features - features.mean(0)
-            rest = objectives - objectives.mean() - features @ prior
-            gram = features.T @ features + np.eye(len(prior))
-            effects = prior + np.linalg.solve(gram, features.T @ rest)
+        effects, spread = self._model()
         scaled = torch.from_numpy(-effects / (temperature * max(spread, 1e-12))).float()
         scaled = scaled.clamp(-SETTLED / 2, SETTLED / 2)  # where all objectives are the same
         parts = scaled.split([law.size for law in self._distribution.laws.values()])
         return dict(zip(self._distribution.laws, parts))
+
+    def _model(self) -> tuple[np.ndarray, float]:
+        """``a`` of all labels one after the other, and ``std(y)``; of few networks what the evidence says."""
+        prior = np.concatenate([-evidence.double().numpy() for evidence in self._evidence.by_label.values()])
+        if len(self._networks) <= 2:
+            return prior, float(np.abs(prior).max(initial=0.0))
+        features = np.stack([*map(self._features, self._networks)])
+        features = features - features.mean(0)
+        objectives = np.array(self._objectives)
+        rest = objectives - objectives.mean() - features @ prior
+        gram = features.T @ features + np.eye(len(prior))
+        return prior + np.linalg.solve(gram, features.T @ rest), float(objectives.std())
 
     def _features(self, network: Mapping[str, Any]) -> np.ndarray:
         """0 and 1 for every candidate of every label, in this order."""
