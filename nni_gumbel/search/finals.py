@@ -28,8 +28,9 @@ from nni_gumbel.relaxation.gumbel import gumbel_noise
 from nni_gumbel.search.evidence import Evidence
 from nni_gumbel.supernet.distribution import SETTLED, Distribution
 
-# A network of the same choices is drawn again, so often.
-_TRIES = 20
+# In the place of a network that was judged before another one is drawn, so often, and every time so much warmer: at a
+# low temperature the same would come again and again.
+_TRIES, _WARMER = 20, 1.25
 
 
 class Finals:
@@ -58,8 +59,11 @@ class Finals:
         self._set(logits)
         drawn = dict(self._best())
         if self._networks:
-            for _ in range(_TRIES):
-                self._set({label: tensor + self._noise(label, tensor) for label, tensor in logits.items()})
+            for attempt in range(_TRIES):
+                warmth = _WARMER**attempt
+                self._set(
+                    {label: tensor / warmth + self._noise(label, tensor) for label, tensor in logits.items()}
+                )
                 drawn = dict(self._best())
                 if drawn not in self._networks:
                     break
@@ -118,6 +122,7 @@ class Finals:
         """``-a / (temperature std(y))`` per label, of the candidates that are undecided."""
         effects, spread = self._model()
         scaled = torch.from_numpy(-effects / (temperature * max(spread, 1e-12))).float()
+        scaled = scaled.clamp(-SETTLED / 2, SETTLED / 2)  # where all objectives are the same
         parts = scaled.split([law.size for law in self._distribution.laws.values()])
         return dict(zip(self._distribution.laws, parts))
 

@@ -13,7 +13,8 @@ that the search began with (:mod:`~nni_gumbel.search.restart`):
 2. A finalist is one network of the candidates left. It is trained alone, by weight steps. In the last quarter of its
    training its loss is measured on validation batches. The next finalist is drawn by what is known of those before it
    (:mod:`~nni_gumbel.search.finals`); the temperature falls from one finalist to the next.
-3. The best of the finalists is the network found, which is trained in the rest of the search.
+3. The best of the finalists, by what they reached and by what is known of the others, is the network found. It is
+   trained in the rest of the search.
 
 :mod:`~nni_gumbel.search.tournament` knows where in its course a search is. With ``rounds: 0`` there is no course: a
 structure step stands before every weight step after the warm-up, its gradient moves the logits, and temperature and

@@ -65,7 +65,7 @@ def test_a_planted_answer_is_found_though_the_evidence_is_silent(seed):
     assert planted(found) <= 1  # of 567 networks 30 were tried; one choice may be open
 
 
-def test_the_network_found_is_the_best_of_those_that_were_judged():
+def test_the_network_found_is_the_better_one_of_two():
     torch.manual_seed(0)
     distribution, seen = Distribution(Several()), []
 
@@ -73,7 +73,19 @@ def test_the_network_found_is_the_best_of_those_that_were_judged():
         seen.append((float(torch.rand(())), network))
         return seen[-1][0]
 
-    assert judged(finals_of(distribution), loss, 6).found() == min(seen, key=lambda pair: pair[0])[1]
+    assert judged(finals_of(distribution), loss, 2).found() == min(seen, key=lambda pair: pair[0])[1]
+
+
+def test_of_many_networks_a_lucky_one_does_not_win():
+    found, lucky = 0, 0
+    for seed in range(5):
+        torch.manual_seed(seed)
+        finals = judged(
+            finals_of(Distribution(Several())), lambda network: planted(network) + float(torch.randn(())), 30
+        )
+        found += planted(finals.found())
+        lucky += planted(min(zip(finals._objectives, range(30), finals._networks))[2])
+    assert found <= lucky
 
 
 def test_the_loss_of_a_network_is_the_mean_over_its_batches_and_what_it_costs_is_added():
@@ -109,6 +121,17 @@ def test_a_network_is_not_drawn_again_while_there_are_many_others():
     torch.manual_seed(0)
     finals = judged(finals_of(Distribution(Several())), planted, 10, end=1.0)
     assert len({str(network) for network in finals._networks}) == 10
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_so_it_is_however_sure_the_distribution_is(seed):
+    torch.manual_seed(seed)
+    distribution = Distribution(Several())
+    evidence = Evidence(distribution)
+    for label in evidence.by_label:
+        evidence.by_label[label][0] = 1.0
+    finals = judged(finals_of(distribution, evidence), lambda network: 1.0, 12, start=0.1, end=0.01)
+    assert len({str(network) for network in finals._networks}) == 12
 
 
 def test_without_a_network_that_was_judged_the_evidence_decides():
