@@ -8,7 +8,7 @@ segments              what happens in each
 the last one          the network found is trained
 ====================  ======================================================================================
 
-The rounds have a sixteenth of the steps, in which all candidates run: about a third of the time.
+The rounds have a sixteenth of the steps of a long search, in which all candidates run: about a third of its time.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
-# The part of the steps that the rounds have.
-_ROUNDS = 0.06
+# The part of the steps that the rounds have in a search that is long enough, and the largest that they have in a short
+# one: without evidence the finalists would be drawn at random.
+_ROUNDS, _MOST_ROUNDS = 0.06, 0.5
 # Steps of a segment; a training of fewer says nothing.
 SHORTEST = 25
 # The part of a round in which the weights learn alone: gradients of its first steps say what suits random weights.
@@ -70,10 +71,11 @@ def segments(steps: int, rounds: int, finalists: int, shortest: int = SHORTEST) 
         finalists: likewise.
         shortest: steps that a segment should have.
 
-    >>> [(s.kind.value, s.first, s.end) for s in segments(400, 2, 3)][2:]
-    [('finalist', 100, 175), ('finalist', 175, 250), ('finalist', 250, 325), ('found', 325, 400)]
+    >>> [(segment.kind.value, segment.end) for segment in segments(250, 2, 3)]
+    [('round', 25), ('round', 50), ('finalist', 100), ('finalist', 150), ('finalist', 200), ('found', 250)]
     """
-    of_rounds = min(max(round(_ROUNDS * steps), 1), steps - 1)
+    wanted = max(_ROUNDS * steps, min(rounds * shortest, _MOST_ROUNDS * steps))
+    of_rounds = min(max(round(wanted), 1), max(steps - 2, 1), steps - 1)
     rounds = max(min(rounds, of_rounds // shortest), 1)
     finalists = max(min(finalists, (steps - of_rounds) // shortest - 1), 1)
     kinds = [Kind.ROUND] * rounds + [Kind.FINALIST] * finalists + [Kind.FOUND]
@@ -103,4 +105,7 @@ def warn_if_short(course: tuple[Segment, ...], rounds: int, finalists: int) -> N
 
 def steps_for(rounds: int, finalists: int, shortest: int = SHORTEST) -> int:
     """How many steps a search with so many rounds and finalists needs."""
-    return math.ceil(max(rounds * shortest / _ROUNDS, (finalists + 1) * shortest / (1 - _ROUNDS)))
+    of_finalists = (finalists + 1) * shortest
+    return math.ceil(
+        max(rounds * shortest + of_finalists, of_finalists / (1 - _ROUNDS), rounds * shortest / _MOST_ROUNDS)
+    )
