@@ -62,7 +62,7 @@ def test_names_of_the_search_reach_the_search():
         ({"samples": 0}, ["samples:", "0", "at least 1"]),
         ({"attempts": None}, ["attempts:", "None", "whole number"]),
         ({"temperature_end": 0}, ["temperature_end:", "0", "greater than 0"]),
-        ({"temperature_start": 0.01}, ["temperature_start:", "0.01", "temperature_end", "0.1"]),
+        ({"temperature_start": 0.01}, ["temperature_start:", "0.01", "temperature_end", "0.2"]),
         ({"warmup_epochs": 3, "search_epochs": 3}, ["warmup_epochs:", "3", "at most 2"]),
     ],
 )

@@ -133,7 +133,7 @@ class TwoIdentities(ModelSpace):
 def objective_of(kind=Sized, example=None, **settings):
     space = kind()
     distribution = relax(space)
-    settings = SearchSettings(**settings)
+    settings = SearchSettings(**{"preset": "gradual", **settings})
     costs = SearchCosts(space, distribution, settings)
     if example is not None:
         costs.complete(example, {})

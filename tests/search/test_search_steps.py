@@ -219,7 +219,9 @@ def test_several_samples_are_averaged_into_one_step(plain_sgd, monkeypatch):
 
     monkeypatch.setattr(Distribution, "sample", recorded)
     no_entropy_term = {"entropy_weight_start": 0.0, "entropy_weight_end": 0.0}
-    (after,) = logits_after(samples_per_step=3, temperature_start=1.0, temperature_end=0.5, **no_entropy_term)
+    (after,) = logits_after(
+        preset="gradual", samples_per_step=3, temperature_start=1.0, temperature_end=0.5, **no_entropy_term
+    )
     assert len(drawn) == 3 and not torch.equal(drawn[0], drawn[1])
     # z = softmax((theta + noise) / tau), so dz/dtheta = (diag(z) - z z^T) / tau.
     gradients = [

@@ -166,3 +166,5 @@ class _Shifted:
     def __init__(self, repeat):
         self._joint_sample, self._depths = repeat._joint_sample, repeat._depths
         self.blocks = [nn.Identity(), *repeat.blocks]
+
+    of_depth = MixedRepeat.of_depth
