@@ -112,8 +112,9 @@ class Chooses(nn.Module):
 
 @pytest.mark.slow
 def test_the_ranking_of_a_space_with_every_primitive_is_the_one_found_by_listing_it():
+    # Each network is an integer programme with a row for every one before it: all of them would take minutes.
     space = Everything()
-    assert_ranked(space, with_random_logits(space, seed=0, scale=2.0))
+    assert_ranked(space, with_random_logits(space, seed=0, scale=2.0), first=100)
 
 
 def layers(number, candidates):
