@@ -68,7 +68,7 @@ def test_an_export_is_rebuilt_in_eval_mode_without_any_choice(finished_experimen
     assert not network.training
     assert not any(isinstance(module, MutableModule) for module in network.children())
     with torch.no_grad():
-        assert torch.allclose(network(probe["input"]), probe["output"], atol=1e-6)
+        assert torch.allclose(network(probe["input.0"]), probe["output"], atol=1e-6)
 
 
 def test_the_readme_of_an_export_tells_accuracy_cost_and_how_to_load_it(finished_experiment, user_folder):
@@ -138,7 +138,7 @@ def test_intermediate_results_of_a_search_tell_the_state_of_the_structure(finish
     names = {"default", "train_loss", "temperature", "entropy", "expected_params", "max_probability"}
     names |= {"chosen_probability"}
     assert all(set(numbers) == names for _, numbers in results)
-    assert results[-1][1]["temperature"] == pytest.approx(0.1)
+    assert results[-1][1]["temperature"] == pytest.approx(0.2)
 
 
 def test_the_export_compares_each_network_found_with_random_ones_of_its_size(
