@@ -125,7 +125,9 @@ def test_a_search_that_ends_undecided_says_so(caplog):
 def test_with_a_divergence_that_explores_a_search_ends_decided_all_the_same():
     module = ends_with(kl_weight=5.0, arc_learning_rate=0.3, epochs=20)
     assert module.structure_summary()["chosen_probability"] > 0.95
-    assert module.objective.entropy_weight(1.0) == pytest.approx(SearchSettings().entropy_weight_end + 5.0)
+    assert module.objective.entropy_weight(1.0) == pytest.approx(
+        SearchSettings(preset="gradual").entropy_weight_end + 5.0
+    )
 
 
 def test_the_divergence_steers_to_what_the_prior_prefers():
