@@ -135,7 +135,7 @@ def search(
     )
     strategy = GumbelSearch(
         preset="gradual", level=level, warmup_epochs=epochs // 6, estimator="probabilities",
-        temperature_schedule="constant", gap_every=0,
+        temperature_start=1.0, temperature_end=1.0, temperature_schedule="constant", gap_every=0,
     )  # fmt: skip
     experiment = NasExperiment(Space(), evaluator, strategy)
     experiment.run()

@@ -292,8 +292,9 @@ def _strategy(mode: Mode) -> Any:
     if mode.strategy == "GumbelSearch":
         from nni_gumbel import GumbelSearch
 
+        # Every step of it is a structure step and a weight step, which are what is measured.
         return GumbelSearch(
-            arc_learning_rate=ARC_LEARNING_RATE, gap_every=0, log_prob_every_n_step=0, gradient_clip_val=CLIP,
+            preset="gradual", arc_learning_rate=ARC_LEARNING_RATE, gap_every=0, log_prob_every_n_step=0, gradient_clip_val=CLIP,
             **mode.settings,
         )  # fmt: skip
     import nni.nas.strategy
