@@ -294,8 +294,8 @@ def _strategy(mode: Mode) -> Any:
 
         # Every step of it is a structure step and a weight step, which are what is measured.
         return GumbelSearch(
-            preset="gradual", arc_learning_rate=ARC_LEARNING_RATE, gap_every=0, log_prob_every_n_step=0, gradient_clip_val=CLIP,
-            **mode.settings,
+            preset="gradual", arc_learning_rate=ARC_LEARNING_RATE, gap_every=0, log_prob_every_n_step=0,
+            gradient_clip_val=CLIP, **mode.settings,
         )  # fmt: skip
     import nni.nas.strategy
 
