@@ -112,10 +112,7 @@ class Finals:
     def decide(self) -> dict[str, Any]:
         """Decide every choice as the network found has it; what it does not use, as it is most probable."""
         network = self.found()
-        for label, value in (self._distribution.mode() | network).items():
-            chosen = self._distribution.outcome(label, value).tolist()
-            for candidate, is_in in enumerate(chosen):
-                self._distribution.settle(label, candidate, bool(is_in))
+        self._distribution.settle_at(self._distribution.mode() | network)
         return network
 
     def _logits(self, temperature: float) -> dict[str, torch.Tensor]:

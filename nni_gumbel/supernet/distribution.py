@@ -94,6 +94,16 @@ class Distribution(nn.Module):
             self.logits[label][candidate] = SETTLED if chosen else -SETTLED
         self.refresh_rows()
 
+    def settle_at(self, architecture: Mapping[str, Any]) -> None:
+        """Decide every choice for good as an NNI sample has it that names every label."""
+        self._put_at(architecture)
+        self.refresh_rows()
+
+    @torch.no_grad()
+    def _put_at(self, architecture: Mapping[str, Any]) -> None:
+        for label, outcome in self._outcomes(architecture).items():
+            self.logits[label].copy_(SETTLED * (2 * outcome - 1))
+
     @contextmanager
     def certain_of(self, architecture: Mapping[str, Any]) -> Iterator[None]:
         """Have all probability at one network for a while.
@@ -101,11 +111,9 @@ class Distribution(nn.Module):
         Args:
             architecture: an NNI sample that names every label.
         """
-        outcomes, logits = self._outcomes(architecture), self.logits
+        logits = self.logits
         kept = {label: tensor.detach().clone() for label, tensor in logits.items()}
-        with torch.no_grad():
-            for label, outcome in outcomes.items():
-                logits[label].copy_(SETTLED * (2 * outcome - 1))
+        self._put_at(architecture)
         try:
             yield
         finally:
