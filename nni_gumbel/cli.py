@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     wait.add_argument("--timeout", metavar="SECONDS", type=float, help="give up waiting after this time")
     settings = add("settings", "print every setting of an experiment: default, range, meaning", _settings)
     settings.add_argument("--markdown", action="store_true", help="as the text of examples/SETTINGS.md")
+    settings.add_argument("--schema", action="store_true", help="as the JSON schema that editors check by")
     words = words_parser()
     line = "what NNI runs as trialCommand, not started by hand"
     add("trial", line, None, parents=[words], epilog=words.epilog)
@@ -126,11 +127,11 @@ def _settings(arguments: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from nni_gumbel.pipeline.settings import setting_rows, settings_markdown
+    from nni_gumbel.pipeline.settings import experiment_schema, setting_rows, settings_markdown
     from nni_gumbel.search.settings import COUPLINGS
 
-    if arguments.markdown:
-        print(settings_markdown())
+    if arguments.markdown or arguments.schema:
+        print(settings_markdown() if arguments.markdown else experiment_schema())
         return 0
     console = Console(highlight=False)
     if not console.is_terminal:

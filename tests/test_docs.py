@@ -3,17 +3,20 @@
 import ast
 import doctest
 import importlib
+import json
 import re
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
+import yaml
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from small_searches import evaluator
 from torch import nn
 
 from nni_gumbel.cli import main
-from nni_gumbel.pipeline.settings import settings_markdown
+from nni_gumbel.pipeline.settings import experiment_schema, settings_markdown
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("examples/**/*.md"), *ROOT.glob("tests/**/*.md")])
@@ -74,6 +77,46 @@ def test_the_page_of_settings_is_what_the_command_writes():
     assert written == settings_markdown() + "\n", (
         "run `nni-gumbel settings --markdown > examples/SETTINGS.md`"
     )
+
+
+EXPERIMENTS = sorted([ROOT / "experiment.yml", *ROOT.glob("examples/*.yml")])
+
+
+def schema():
+    return json.loads((ROOT / "experiment.schema.json").read_text())
+
+
+def test_the_schema_of_an_experiment_is_what_the_command_writes():
+    # As JSON: of the releases of pydantic one writes 0 and another 0.0.
+    assert schema() == json.loads(experiment_schema()), (
+        "run `nni-gumbel settings --schema > experiment.schema.json`"
+    )
+    jsonschema.Draft7Validator.check_schema(schema())
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
+def test_our_experiments_name_the_schema_and_fit_it(path):
+    first = path.read_text().splitlines()[0]
+    named = first.removeprefix("# yaml-language-server: $schema=")
+    assert (path.parent / named).resolve() == ROOT / "experiment.schema.json"
+    jsonschema.validate(yaml.safe_load(path.read_text()), schema())
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong", "where"),
+    [
+        ("classArgs", {"learning_rat": 0.1}, ["tuner", "classArgs"]),
+        ("classArgs", {"search_epochs": 0}, ["tuner", "classArgs", "search_epochs"]),
+        ("classArgs", {"max_params": "many"}, ["tuner", "classArgs", "max_params"]),
+        ("classArgs", {"preset": "enas"}, ["tuner", "classArgs", "preset"]),
+        ("searchSpace", {"seed": {"_type": "choice", "_value": [1]}}, ["searchSpace"]),
+    ],
+)
+def test_an_editor_marks_a_wrong_setting(part, wrong, where):
+    config = yaml.safe_load((ROOT / "experiment.yml").read_text())
+    (config["tuner"] if part == "classArgs" else config)[part] = wrong
+    (error,) = jsonschema.Draft7Validator(schema()).iter_errors(config)
+    assert list(error.absolute_path) == where
 
 
 class MySpace(ModelSpace):

@@ -14,7 +14,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -199,7 +198,7 @@ def _key(job: Mapping[str, Any], run: Callable[..., Row], beside: Mapping[str, A
     from nni_gumbel.search.settings import SearchSettings
 
     given = {name: value for name, value in job.items() if name not in ("seed", "epochs", "data")}
-    settings = asdict(SearchSettings(**given)) if run is search else {}
+    settings = dict(SearchSettings(**given)) if run is search else {}
     return json.dumps({**main_settings(), **settings, **job}, sort_keys=True)
 
 

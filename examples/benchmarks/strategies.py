@@ -12,7 +12,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -76,7 +76,7 @@ class Named:
         """All settings that a result depends on: of ours with today's defaults."""
         if self.name not in OURS:
             return dict(self.settings)
-        return asdict(SearchSettings(**{"gap_every": 0, **OURS[self.name], **self.settings}))
+        return dict(SearchSettings(**{"gap_every": 0, **OURS[self.name], **self.settings}))
 
     def build(self, seed: int) -> Any:
         """The strategy."""

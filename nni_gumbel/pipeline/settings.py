@@ -1,38 +1,38 @@
-"""Every setting of an experiment: one frozen dataclass around the settings of a search.
+"""Every setting of an experiment: one frozen pydantic model around the settings of a search.
 
 In YAML (`tuner.classArgs`) and in a search space the two form one flat list of names. Each name,
-default, range and meaning stands in its field alone; checks, messages and ``examples/SETTINGS.md`` are
-made from there. Module names and data are no settings: they come from the trial command.
+default, range and meaning stands in its field alone; checks, messages, ``examples/SETTINGS.md`` and the schema by
+which editors check an experiment.yml are made from there. Module names and data are no settings: they come from the
+trial command.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import model_validator
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.search.settings import COUPLINGS, SearchSettings, check_settings, nearest, range_of, setting
+from nni_gumbel.search.settings import (
+    COUPLINGS,
+    SearchSettings,
+    Settings,
+    allowed_values,
+    nearest,
+    setting,
+)
 
-_SEARCH_NAMES = tuple(spec.name for spec in fields(SearchSettings))
 _TRAIN_NAMES = ("train_epochs", "batch_size", "learning_rate", "weight_decay")
 _JUDGE_NAMES = ("optimize_mode", "metric")
 
 
-@dataclass(frozen=True)
-class ExperimentSettings:
-    """What a person can set for a whole experiment.
+class ExperimentSettings(Settings):
+    """What a person can set for a whole experiment."""
 
-    Raises:
-        UsageError: a value has the wrong type or is out of its range.
-    """
-
-    optimize_mode: str = setting(
-        "maximize",
-        "whether a greater or a smaller metric is better",
-        choices=("maximize", "minimize"),
-        basic=True,
-        coupled="metric",
+    optimize_mode: Literal["maximize", "minimize"] = setting(
+        "maximize", "whether a greater or a smaller metric is better", basic=True, coupled="metric"
     )
     metric: str = setting(
         "acc", "validation metric, as the evaluator logs it but without `val_`", basic=True, coupled="metric"
@@ -40,45 +40,37 @@ class ExperimentSettings:
     search_seeds: int = setting(
         1,
         "searches with different seeds, for every combination of `searchSpace`",
-        minimum=1,
+        ge=1,
         basic=True,
         coupled="seeds",
     )
     train_seeds: int = setting(
         3,
         "trainings from scratch with different seeds, for every network found",
-        minimum=1,
+        ge=1,
         basic=True,
         coupled="seeds",
     )
     random_baseline: int = setting(
-        0,
-        "random networks of equal size, each trained once, for every network found; 0 is none",
-        minimum=0,
-        basic=True,
-        coupled="seeds",
-    )
-    search_epochs: int = setting(24, "epochs of a search", minimum=1, basic=True, coupled="epochs")
-    train_epochs: int = setting(36, "epochs of a training", minimum=1, basic=True)
-    batch_size: int = setting(64, "examples in a batch", minimum=1, basic=True)
-    learning_rate: float = setting(1e-2, "largest learning rate of the weights", above=0, basic=True)
-    weight_decay: float = setting(1e-4, "weight decay of the weights", minimum=0, basic=True)
-    attempts: int = setting(2, "how often a trial is tried before it is left out", minimum=1)
+        0, "random networks of equal size, each trained once, for every network found; 0 is none",
+        ge=0, basic=True, coupled="seeds",
+    )  # fmt: skip
+    search_epochs: int = setting(24, "epochs of a search", ge=1, basic=True, coupled="epochs")
+    train_epochs: int = setting(36, "epochs of a training", ge=1, basic=True)
+    batch_size: int = setting(64, "examples in a batch", ge=1, basic=True)
+    learning_rate: float = setting(1e-2, "largest learning rate of the weights", gt=0, basic=True)
+    weight_decay: float = setting(1e-4, "weight decay of the weights", ge=0, basic=True)
+    attempts: int = setting(2, "how often a trial is tried before it is left out", ge=1)
     samples: int | None = setting(
-        None,
-        "combinations drawn at random from `searchSpace`; if left out, every combination is taken",
-        minimum=1,
-        optional=int,
+        None, "combinations drawn at random from `searchSpace`; if left out, every combination is taken", ge=1
     )
     seed: int = setting(
-        0, "first of the seeds; the others count up from it", minimum=0, basic=True, coupled="seeds"
+        0, "first of the seeds; the others count up from it", ge=0, basic=True, coupled="seeds"
     )
-    search: SearchSettings = field(default_factory=SearchSettings)
-    # The flat values that a person gave, if they came so: another preset fills in the rest anew.
-    given: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
+    search: SearchSettings = SearchSettings()
 
-    def __post_init__(self) -> None:
-        check_settings(self)
+    @model_validator(mode="after")
+    def _check_together(self) -> ExperimentSettings:
         if not self.metric or self.metric.startswith("val_"):
             raise UsageError(
                 f"metric: {self.metric!r} is not a metric's name; give the name without `val_`, for example 'acc'"
@@ -88,6 +80,7 @@ class ExperimentSettings:
                 f"warmup_epochs: {self.search.warmup_epochs} leaves no epoch of search_epochs "
                 f"({self.search_epochs}) for the structure; give at most {self.search_epochs - 1}"
             )
+        return self
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any] | None) -> ExperimentSettings:
@@ -96,36 +89,29 @@ class ExperimentSettings:
         Raises:
             UsageError: a name is unknown (the nearest one is named), or a value is wrong.
         """
-        values = dict(values or {})
-        for name in values:
-            if name not in _FLAT_NAMES:
-                raise UsageError(f"{name}: there is no such setting{nearest(name, _FLAT_NAMES)}")
-        search = {name: value for name, value in values.items() if name in _SEARCH_NAMES}
-        own = {name: value for name, value in values.items() if name not in _SEARCH_NAMES}
-        return cls(**own, search=SearchSettings(**search), given=values)
+        own, search = {}, {}
+        for name, value in (values or {}).items():
+            if name not in FLAT_NAMES:
+                raise UsageError(f"{name}: there is no such setting{nearest(name, FLAT_NAMES)}")
+            (search if name in SearchSettings.model_fields else own)[name] = value
+        return cls(**own, search=SearchSettings(**search))
 
     def flat(self) -> dict[str, Any]:
         """All names and values, those of the search among them."""
-        own = {spec.name: getattr(self, spec.name) for spec in fields(self) if "doc" in spec.metadata}
-        return own | vars(self.search)
+        return _flattened(self.model_dump())
 
     def with_values(self, values: Mapping[str, Any]) -> ExperimentSettings:
-        """The same settings, but with these values; checked as a whole."""
-        return self.from_flat({**(self.flat() if self.given is None else self.given), **values})
+        """The same settings, but with these values; checked as a whole. Another preset fills in its own."""
+        return self.from_flat({**_flattened(self.model_dump(exclude_unset=True)), **values})
 
     def search_values(self) -> dict[str, Any]:
         """What a search trial needs to know."""
-        return self._values(("search_epochs", "batch_size", "learning_rate", "weight_decay", *_SEARCH_NAMES))
+        names = ("search_epochs", "batch_size", "learning_rate", "weight_decay", *SearchSettings.model_fields)
+        return self._values(names)
 
     def train_values(self) -> dict[str, Any]:
         """What a training trial needs to know."""
         return self._values(_TRAIN_NAMES)
-
-    @property
-    def baseline_seeds(self) -> range:
-        """Of the random networks; no training has one of them: in a small space the two may be of one network."""
-        first = self.seed + self.train_seeds
-        return range(first, first + self.random_baseline)
 
     def export_values(self) -> dict[str, Any]:
         """What the export trial needs to know."""
@@ -135,40 +121,92 @@ class ExperimentSettings:
         flat = self.flat()
         return {name: flat[name] for name in (*names, *_JUDGE_NAMES)}
 
+    @property
+    def baseline_seeds(self) -> range:
+        """Of the random networks; no training has one of them: in a small space the two may be of one network."""
+        first = self.seed + self.train_seeds
+        return range(first, first + self.random_baseline)
 
-_FLAT_NAMES = (
-    *(spec.name for spec in fields(ExperimentSettings) if "doc" in spec.metadata),
-    *_SEARCH_NAMES,
-)
+
+def _flattened(dumped: dict[str, Any]) -> dict[str, Any]:
+    search = dumped.pop("search", {})
+    return dumped | search
+
+
+FLAT_NAMES = tuple(ExperimentSettings().flat())
 
 # What a search space may vary: whatever a trial is told, except how its result is judged, because
 # results that are judged differently cannot be compared.
 VARIED_NAMES = tuple(
     name
-    for name in _FLAT_NAMES
+    for name in FLAT_NAMES
     if name not in _JUDGE_NAMES
     and name in {*ExperimentSettings().search_values(), *ExperimentSettings().train_values()}
 )
+
+
+# -- what people and their editors read about them ------------------------------------------------------------
+
+
+def _schemas() -> dict[str, dict[str, Any]]:
+    """The JSON schema of each setting."""
+    return _flattened({
+        **ExperimentSettings.model_json_schema()["properties"],
+        "search": SearchSettings.model_json_schema()["properties"],
+    })  # fmt: skip
 
 
 def setting_rows(basic: bool) -> list[tuple[str, ...]]:
     """The basic settings or the others: name, default, range, meaning, and the words of their couplings."""
     return [
         (
-            spec.name,
-            "" if spec.default is None else str(spec.default),
-            range_of(spec.metadata),
-            spec.metadata["doc"],
-            spec.metadata["coupled"].replace(" ", ", "),
+            name,
+            "" if schema["default"] is None else str(schema["default"]),
+            allowed_values(schema),
+            schema["description"],
+            schema["coupled"].replace(" ", ", "),
         )
-        for spec in (*fields(ExperimentSettings), *fields(SearchSettings))
-        if "doc" in spec.metadata and spec.metadata["basic"] is basic
+        for name, schema in _schemas().items()
+        if schema["basic"] is basic
     ]
+
+
+def experiment_schema() -> str:
+    """The text of ``experiment.schema.json``, by which an editor completes and checks an experiment.yml.
+
+    It knows the settings and which of them may be varied; NNI's own fields are left to NNI.
+    """
+    settings = {
+        name: {key: value for key, value in schema.items() if key not in ("title", "basic", "coupled")}
+        for name, schema in _schemas().items()
+    }
+    varied = {
+        "type": "object",
+        "required": ["_type", "_value"],
+        "properties": {"_type": {"type": "string"}, "_value": {"type": "array"}},
+    }
+    tuner = {
+        "type": "object",
+        "required": ["name"],
+        "properties": {
+            "name": {"const": "GumbelSearch"},
+            "classArgs": {"type": ["object", "null"], "properties": settings, "additionalProperties": False},
+        },
+    }
+    space = {"propertyNames": {"enum": list(VARIED_NAMES)}, "additionalProperties": varied}
+    schema = {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "An experiment of NNI with the tuner GumbelSearch",
+        "type": "object",
+        "required": ["trialCommand", "trialConcurrency", "tuner", "trainingService"],
+        "properties": {"tuner": tuner, "searchSpace": {"type": ["object", "null"], **space}},
+    }
+    return json.dumps(schema, indent=2)
 
 
 def settings_markdown() -> str:
     """The text of ``examples/SETTINGS.md``, which is this function's output."""
-    fixed = ", ".join(f"`{name}`" for name in _FLAT_NAMES if name not in VARIED_NAMES)
+    fixed = ", ".join(f"`{name}`" for name in FLAT_NAMES if name not in VARIED_NAMES)
     lines = [
         "# Settings", "",
         "Written by `nni-gumbel settings --markdown`. The [guide](README.md#settings) says where they are given, and",

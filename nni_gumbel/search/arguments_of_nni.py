@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from nni.nas.oneshot.pytorch.differentiable import LinearTemperatureScheduler
@@ -36,7 +35,7 @@ def settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
         UsageError: a name is unknown, or ``temperature`` is none of these or given together with a setting that
             says the same.
     """
-    known = [*(spec.name for spec in fields(SearchSettings)), "temperature", "penalty", "mutation_hooks"]
+    known = [*SearchSettings.model_fields, "temperature", "penalty", "mutation_hooks"]
     for name in arguments:
         if name not in known:
             raise UsageError(f"{name}: there is no such setting{nearest(name, known)}")

@@ -1,8 +1,8 @@
-"""The settings of a search: one frozen dataclass, its defaults and its ranges.
+"""The settings of a search: one frozen pydantic model, its defaults, its ranges, and how they depend on each other.
 
-Every setting carries its documentation and its range in the field itself (:func:`setting`), so
-that the check, the message and the table of ``examples/SETTINGS.md`` are made from one place. Imports
-nothing heavy: the tuner, which must connect to NNI within ten seconds, reads settings too.
+Every setting carries its documentation and its range in the field itself, so that the check, the message, the JSON
+schema for editors and the table of ``examples/SETTINGS.md`` are made from one place. Imports nothing heavy: the
+tuner, which must connect to NNI within ten seconds, reads settings too.
 """
 
 from __future__ import annotations
@@ -11,25 +11,31 @@ import difflib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.search.presets import PRESETS
 
-SCHEDULES = ("constant", "linear", "exponential", "cosine", "target-entropy")
+Schedule = Literal["constant", "linear", "exponential", "cosine", "target-entropy"]
 # Those of relaxation.estimators, and the noise-free probabilities themselves.
-ESTIMATORS = (
-    "soft", "straight-through", "straight-through-gumbel", "reinmax", "gumbel-rao", "probabilities",
-)  # fmt: skip
-_ENDS = ("temperature_start", "temperature_end")
-LEVELS = ("bilevel", "single", "unrolled")
-EXECUTIONS = ("merged", "plain", "sampled")
-STRUCTURE_CANDIDATES = ("all", "two", "sampled")
-COSTS = ("params", "flops", "latency")
+Estimator = Literal[
+    "soft", "straight-through", "straight-through-gumbel", "reinmax", "gumbel-rao", "probabilities"
+]
+SCHEDULES, ESTIMATORS = get_args(Schedule), get_args(Estimator)
 BUDGETS = ("max_params", "max_flops", "max_latency_ms")
 PRIORS = ("uniform", "cost")
 _PRIOR_WORDS = "uniform, cost, or a mapping label: {candidate: probability}"
+_ENDS = ("temperature_start", "temperature_end")
 
 # Which settings belong together, and how.
 COUPLINGS = {
@@ -49,86 +55,76 @@ COUPLINGS = {
 }
 
 
-def setting(
-    default: Any,
-    doc: str,
-    *,
-    minimum: float | None = None,
-    above: float | None = None,
-    maximum: float | None = None,
-    choices: tuple[str, ...] | None = None,
-    optional: type | None = None,
-    words: str = "any",
-    basic: bool = False,
-    coupled: str = "",
-) -> Any:
-    """Declare a setting as a dataclass field.
+def setting(default: Any, doc: str, *, basic: bool = False, coupled: str = "", **limits: Any) -> Any:
+    """Declare a setting.
 
     Args:
-        default: its default; its type is the type that values must have (an int is a float, too).
-        doc: one line for the table of settings.
-        minimum: smallest allowed value.
-        above: values must be greater than this.
-        maximum: largest allowed value.
-        choices: the allowed words.
-        optional: ``None`` is allowed, and is the default; the type of the other values.
-        words: what is allowed, where that is neither a range nor one of a few words.
+        default: its default.
+        doc: one line for the table of settings and for editors.
         basic: a first experiment may want to change it; the others are for experts.
         coupled: words of :data:`COUPLINGS`, separated by spaces. Settings with the same word belong together: what
             one of them may be, or does, depends on the others.
+        **limits: pydantic's ``ge``, ``gt``, ``le``.
     """
-    metadata = {
-        "doc": doc, "minimum": minimum, "above": above, "maximum": maximum,
-        "choices": choices, "optional": optional, "words": words, "basic": basic, "coupled": coupled,
-    }  # fmt: skip
-    return field(default=default, metadata=metadata)
+    return Field(default, description=doc, json_schema_extra={"basic": basic, "coupled": coupled}, **limits)
 
 
-def range_of(metadata: Any) -> str:
-    """The allowed values of a setting in words, for messages and for the table of settings."""
-    if metadata["choices"]:
-        return "one of " + ", ".join(metadata["choices"])
-    bounds = [
-        ("at least ", metadata["minimum"]),
-        ("greater than ", metadata["above"]),
-        ("at most ", metadata["maximum"]),
-    ]
-    words = " and ".join(f"{word}{bound:g}" for word, bound in bounds if bound is not None)
-    return words + (", or left out" if metadata["optional"] else "") or metadata["words"]
-
-
-def check_settings(settings: Any) -> None:
-    """Check type and range of every field declared with :func:`setting`.
+class Settings(BaseModel):
+    """A model whose fields are settings.
 
     Raises:
-        UsageError: names the first wrong field, its value and what is allowed.
+        UsageError: a name is unknown, or a value has the wrong type or is out of its range; one line says which.
     """
-    for spec in fields(settings):
-        if "doc" not in spec.metadata:
-            continue
-        value = getattr(settings, spec.name)
-        kind = spec.metadata["optional"] or type(spec.default)
-        if value is None and spec.metadata["optional"]:
-            continue
-        numeric = kind is not str
-        fits_type = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-        if not fits_type:
-            name = {int: "a whole number", float: "a number", str: "a word"}[kind]
-            if kind is float and _is_number(value):
-                # YAML 1.1 reads 1e-3 as text: it wants a dot and a sign.
-                plain = f"{float(value):.12f}".rstrip("0")
-                raise UsageError(f"{spec.name}: YAML reads {value} as text; write {plain} instead")
-            raise UsageError(f"{spec.name}: {value!r} is not {name}; give {name}, {range_of(spec.metadata)}")
-        minimum, above, maximum = (spec.metadata[key] for key in ("minimum", "above", "maximum"))
-        outside = (
-            (spec.metadata["choices"] is not None and value not in spec.metadata["choices"])
-            or (numeric and not math.isfinite(value))
-            or (minimum is not None and value < minimum)
-            or (above is not None and value <= above)
-            or (maximum is not None and value > maximum)
-        )
-        if outside:
-            raise UsageError(f"{spec.name}: {value!r} is out of range; give {range_of(spec.metadata)}")
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, **given: Any) -> None:
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            raise UsageError(self._line(error)) from None
+
+    @classmethod
+    def _line(cls, error: ValidationError) -> str:
+        """The first of pydantic's errors, with the remedy."""
+        first = error.errors(include_url=False)[0]
+        kind, value = first["type"], first["input"]
+        if kind == "value_error":  # of a check of ours
+            return str(first["ctx"]["error"])
+        name = first["loc"][0]
+        if kind == "extra_forbidden":
+            return f"{name}: there is no such setting{nearest(name, cls.model_fields)}"
+        if kind == "float_type" and _is_number(value):
+            # YAML 1.1 reads 1e-3 as text: it wants a dot and a sign.
+            plain = f"{float(value):.12f}".rstrip("0")
+            return f"{name}: YAML reads {value} as text; write {plain} instead"
+        allowed = allowed_values(cls.model_json_schema()["properties"][name])
+        if kind == "literal_error" and not isinstance(value, str):
+            kind = "string_type"
+        noun = {"int_type": "a whole number", "float_type": "a number", "string_type": "a word"}.get(kind)
+        if noun is not None:
+            return f"{name}: {value!r} is not {noun}; give {noun}, {allowed}"
+        return f"{name}: {value!r} is out of range; give {allowed}"
+
+
+def allowed_values(schema: Mapping[str, Any]) -> str:
+    """The allowed values of a setting in words.
+
+    Args:
+        schema: the JSON schema of its field.
+    """
+    if "anyOf" in schema:
+        return ", or ".join(map(allowed_values, schema["anyOf"]))
+    if "enum" in schema:
+        return "one of " + ", ".join(schema["enum"])
+    if schema["type"] == "object":
+        return schema["title"]
+    if schema["type"] == "null":
+        return "left out"
+    words = {"minimum": "at least", "exclusiveMinimum": "greater than", "maximum": "at most"}
+    return (
+        " and ".join(f"{word} {schema[bound]:g}" for bound, word in words.items() if bound in schema) or "any"
+    )
 
 
 def _is_number(text: Any) -> bool:
@@ -136,227 +132,6 @@ def _is_number(text: Any) -> bool:
         return isinstance(text, str) and math.isfinite(float(text))
     except ValueError:
         return False
-
-
-@dataclass(frozen=True, init=False)
-class SearchSettings:
-    """How structure and weights are optimised together.
-
-    Args:
-        **given: the settings that differ from their defaults; a ``preset`` fills in the others.
-
-    Raises:
-        UsageError: a name is unknown, or a value has the wrong type or is out of its range.
-    """
-
-    preset: str = setting(
-        "none",
-        "known method that fills in its values where you give none",
-        choices=tuple(PRESETS),
-        basic=True,
-        coupled="preset",
-    )
-    estimator: str = setting(
-        "soft", "how a sample is drawn and its gradient taken; `probabilities` is without noise",
-        choices=ESTIMATORS, coupled="preset step",
-    )  # fmt: skip
-    level: str = setting(
-        "bilevel", "structure learns on validation data, on the training data (`single`), or through an "
-        "unrolled step of the weights (`unrolled`: second order, judged with dropout off)", choices=LEVELS,
-        coupled="step",
-    )  # fmt: skip
-    execution: str = setting(
-        "merged", "what runs in a step: all candidates, linear ones of a choice as one operation (`merged`) or each by "
-        "itself (`plain`); or in the weight step one drawn network alone (`sampled`)", choices=EXECUTIONS,
-        coupled="step",
-    )  # fmt: skip
-    structure_candidates: str = setting(
-        "all", "with execution `sampled`, the candidates of each choice that the structure step compares: all, a drawn "
-        "pair, or the drawn one alone", choices=STRUCTURE_CANDIDATES, coupled="step",
-    )  # fmt: skip
-    rounds: int = setting(
-        2, "short trainings of all candidates, behind each of which the worst are rejected; 0, and no `finalists`: the "
-        "logits follow their gradient at every step", minimum=0, coupled="preset course",
-    )  # fmt: skip
-    finalists: int = setting(
-        20, "networks of the candidates left that are trained alone and compared; 0 where there are no `rounds`",
-        minimum=0, basic=True, coupled="preset course",
-    )  # fmt: skip
-    temperature_start: float = setting(
-        1.0, "temperature of the first step", above=0, coupled="preset temperature"
-    )
-    temperature_end: float = setting(
-        0.2, "temperature of the last step, reached exactly", above=0, coupled="preset temperature"
-    )
-    temperature_schedule: str = setting(
-        "exponential",
-        "how the temperature falls, step by step",
-        choices=SCHEDULES,
-        coupled="preset temperature",
-    )
-    warmup_epochs: int = setting(
-        0,
-        "first epochs in which only weights learn, candidates equally likely",
-        minimum=0,
-        basic=True,
-        coupled="epochs",
-    )
-    arc_learning_rate: float = setting(0.05, "learning rate of the logits (Adam)", above=0)
-    logits_weight_decay: float = setting(0.0, "weight decay of the logits", minimum=0)
-    logits_clip_val: float = setting(0.0, "largest norm of the logits' gradient; 0 is no limit", minimum=0)
-    samples_per_step: int = setting(
-        1, "samples whose gradients a structure step averages", minimum=1, coupled="step"
-    )
-    batches_per_step: int = setting(
-        1, "batches whose gradients a structure step averages; it comes once in so many", minimum=1
-    )
-    cost: str = setting(
-        "params",
-        "what `cost_weight` prices: parameters, multiply-adds, or milliseconds of a table",
-        choices=COSTS,
-        basic=True,
-        coupled="cost prior",
-    )
-    cost_weight: float = setting(
-        0.3, "weight of the expected `cost`, relative to the largest network's; with a budget 0, if left out",
-        minimum=0, basic=True, coupled="cost",
-    )  # fmt: skip
-    max_params: int | None = setting(
-        None,
-        "budget: the network found never has more parameters",
-        minimum=1,
-        optional=int,
-        basic=True,
-        coupled="cost",
-    )
-    max_flops: int | None = setting(
-        None,
-        "budget: it never has more multiply-adds for one example",
-        minimum=1,
-        optional=int,
-        basic=True,
-        coupled="cost",
-    )
-    max_latency_ms: float | None = setting(
-        None, "budget: a forward pass of one example never takes longer, by the table of its candidates",
-        above=0, optional=float, basic=True, coupled="cost",
-    )  # fmt: skip
-    entropy_weight_start: float = setting(
-        0.0, "weight of the structure's mean entropy at the first step; below 0 explores", coupled="preset"
-    )
-    entropy_weight_end: float = setting(0.0, "the same at the last step; above 0 commits", coupled="preset")
-    kl_weight: float = setting(
-        0.0,
-        "weight of the structure's mean divergence from `prior`, KL relative to the largest entropy; explores",
-        minimum=0,
-        coupled="prior",
-    )
-    prior: str = setting(
-        "uniform", "distribution that `kl_weight` pulls the structure towards; `cost` is proportional to exp(-cost)",
-        words=_PRIOR_WORDS, coupled="prior",
-    )  # fmt: skip
-    gradient_clip_val: float = setting(
-        5.0, "largest norm of the weights' gradient, unless the Trainer has a limit; 0 is no limit", minimum=0
-    )
-    validation_fraction: float = setting(
-        0.5, "part of the training data that becomes validation data if there is none", above=0, maximum=0.9
-    )
-    gap_every: int = setting(
-        0, "epochs between two measurements of the discretisation gap, each two more validations; 0 is never",
-        minimum=0,
-    )  # fmt: skip
-    log_prob_every_n_step: int = setting(
-        10, "steps between two records of every probability in the Trainer's loggers, 0 is never", minimum=0
-    )
-
-    def __init__(self, **given: Any) -> None:
-        defaults = {spec.name: spec.default for spec in fields(self)}
-        for name in given:
-            if name not in defaults:
-                raise UsageError(f"{name}: there is no such setting{nearest(name, defaults)}")
-        preset = given.get("preset", "none")
-        # A wrong word must reach its check; a list cannot be looked up.
-        filled = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
-        values = {**defaults, **filled, **given}
-        if values["temperature_schedule"] == "constant":
-            told = [{**filled, **given}[name] for name in _ENDS if name in {**filled, **given}]
-            values |= {name: (told or [1.0])[0] for name in _ENDS if name not in {**filled, **given}}
-        if "cost_weight" not in given and any(values[name] is not None for name in BUDGETS):
-            values["cost_weight"] = 0.0  # the budget says what the structure may cost
-        values["prior"] = prior_text(values["prior"])
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-        check_settings(self)
-        if self.temperature_start < self.temperature_end:
-            raise UsageError(
-                f"temperature_start: {self.temperature_start:g} is below temperature_end "
-                f"({self.temperature_end:g}); the temperature falls, so give at least {self.temperature_end:g}"
-            )
-        if self.temperature_schedule == "constant" and self.temperature_start != self.temperature_end:
-            raise UsageError(
-                "temperature_schedule: 'constant' needs temperature_start = temperature_end, "
-                f"got {self.temperature_start:g} and {self.temperature_end:g}"
-            )
-        if bool(self.rounds) != bool(self.finalists):
-            raise UsageError(
-                f"finalists: {self.finalists} and rounds: {self.rounds} do not go together; give both above 0, or "
-                "rounds: 0 and finalists: 0 for logits that follow their gradient at every step"
-            )
-        if self.level == "single" and self.samples_per_step > 1:
-            raise UsageError(
-                f"samples_per_step: {self.samples_per_step} samples have no place in the joint step of "
-                "level 'single'; give 1, or level 'bilevel'"
-            )
-        self._check_execution()
-
-    def _check_execution(self) -> None:
-        candidates = self.structure_candidates
-        if candidates != "all" and self.execution != "sampled":
-            raise UsageError(
-                f"structure_candidates: {candidates!r} has no place in execution {self.execution!r}, in which all "
-                "candidates run; give execution 'sampled', or structure_candidates 'all'"
-            )
-        if candidates == "two" and self.estimator != "soft":
-            raise UsageError(
-                "structure_candidates: 'two' mixes a pair of candidates, which estimator "
-                f"{self.estimator!r} does not; give estimator 'soft', or structure_candidates 'all'"
-            )
-        if candidates == "sampled" and self.estimator == "probabilities":
-            raise UsageError(
-                "structure_candidates: 'sampled' is a draw, and estimator 'probabilities' draws nothing; "
-                "give another estimator, or structure_candidates 'all'"
-            )
-        if self.execution == "sampled" and self.level == "single" and candidates != "sampled":
-            raise UsageError(
-                f"structure_candidates: at level 'single' structure and weights share one pass, in which {candidates} "
-                "candidates cannot run while only one network does; give 'sampled', or level 'bilevel'"
-            )
-
-
-def without_effect(settings: SearchSettings, own_cost: bool) -> list[str]:
-    """One line for each setting that is given and plays no part, for its weight is 0.
-
-    Args:
-        settings: of a search.
-        own_cost: whether a person's own cost stands in the place of the setting `cost`.
-    """
-    lines = []
-    limited = any(getattr(settings, name) is not None for name in BUDGETS)
-    by_prior = settings.prior == "cost" and settings.kl_weight
-    # Without a budget a weight of 0 is one that was given: the cost is then to be reported alone.
-    if (own_cost or settings.cost != "params") and limited and not settings.cost_weight and not by_prior:
-        what = "the function" if own_cost else repr(settings.cost)
-        lines.append(
-            f"cost: {what} has no effect on the search, for cost_weight is 0, as it is with a budget unless it is "
-            "given; give a cost_weight above 0, or leave cost out"
-        )
-    if settings.prior != "uniform" and not settings.kl_weight:
-        what = repr(settings.prior) if settings.prior in PRIORS else "that by label"
-        lines.append(
-            f"prior: {what} has no effect on the search, for kl_weight is 0; give a kl_weight above 0, or leave "
-            "prior out"
-        )
-    return lines
 
 
 def prior_text(prior: Any) -> Any:
@@ -399,6 +174,207 @@ def prior_text(prior: Any) -> Any:
         for label, weights in prior.items()
     }
     return json.dumps(plain, sort_keys=True)
+
+
+Prior = Annotated[
+    str,
+    BeforeValidator(prior_text),
+    WithJsonSchema({
+        "anyOf": [
+            {"enum": list(PRIORS)},
+            {
+                "title": "a mapping label: {candidate: probability}",
+                "type": "object",
+                "additionalProperties": {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}},
+            },
+        ]
+    }),
+]  # fmt: skip
+
+
+class SearchSettings(Settings):
+    """How structure and weights are optimised together; a ``preset`` fills in its values where none are given."""
+
+    preset: Literal[tuple(PRESETS)] = setting(
+        "none", "known method that fills in its values where you give none", basic=True, coupled="preset"
+    )
+    estimator: Estimator = setting(
+        "soft",
+        "how a sample is drawn and its gradient taken; `probabilities` is without noise",
+        coupled="preset step",
+    )
+    level: Literal["bilevel", "single", "unrolled"] = setting(
+        "bilevel", "structure learns on validation data, on the training data (`single`), or through an "
+        "unrolled step of the weights (`unrolled`: second order, judged with dropout off)", coupled="step",
+    )  # fmt: skip
+    execution: Literal["merged", "plain", "sampled"] = setting(
+        "merged", "what runs in a step: all candidates, linear ones of a choice as one operation (`merged`) or each by "
+        "itself (`plain`); or in the weight step one drawn network alone (`sampled`)", coupled="step",
+    )  # fmt: skip
+    structure_candidates: Literal["all", "two", "sampled"] = setting(
+        "all", "with execution `sampled`, the candidates of each choice that the structure step compares: all, a drawn "
+        "pair, or the drawn one alone", coupled="step",
+    )  # fmt: skip
+    rounds: int = setting(
+        2, "short trainings of all candidates, behind each of which the worst are rejected; 0, and no `finalists`: the "
+        "logits follow their gradient at every step", ge=0, coupled="preset course",
+    )  # fmt: skip
+    finalists: int = setting(
+        20, "networks of the candidates left that are trained alone and compared; 0 where there are no `rounds`",
+        ge=0, basic=True, coupled="preset course",
+    )  # fmt: skip
+    temperature_start: float = setting(
+        1.0, "temperature of the first step", gt=0, coupled="preset temperature"
+    )
+    temperature_end: float = setting(
+        0.2, "temperature of the last step, reached exactly", gt=0, coupled="preset temperature"
+    )
+    temperature_schedule: Schedule = setting(
+        "exponential", "how the temperature falls, step by step", coupled="preset temperature"
+    )
+    warmup_epochs: int = setting(
+        0,
+        "first epochs in which only weights learn, candidates equally likely",
+        ge=0,
+        basic=True,
+        coupled="epochs",
+    )
+    arc_learning_rate: float = setting(0.05, "learning rate of the logits (Adam)", gt=0)
+    logits_weight_decay: float = setting(0.0, "weight decay of the logits", ge=0)
+    logits_clip_val: float = setting(0.0, "largest norm of the logits' gradient; 0 is no limit", ge=0)
+    samples_per_step: int = setting(
+        1, "samples whose gradients a structure step averages", ge=1, coupled="step"
+    )
+    batches_per_step: int = setting(
+        1, "batches whose gradients a structure step averages; it comes once in so many", ge=1
+    )
+    cost: Literal["params", "flops", "latency"] = setting(
+        "params", "what `cost_weight` prices: parameters, multiply-adds, or milliseconds of a table",
+        basic=True, coupled="cost prior",
+    )  # fmt: skip
+    cost_weight: float = setting(
+        0.3, "weight of the expected `cost`, relative to the largest network's; with a budget 0, if left out",
+        ge=0, basic=True, coupled="cost",
+    )  # fmt: skip
+    max_params: int | None = setting(
+        None, "budget: the network found never has more parameters", ge=1, basic=True, coupled="cost"
+    )
+    max_flops: int | None = setting(
+        None, "budget: it never has more multiply-adds for one example", ge=1, basic=True, coupled="cost"
+    )
+    max_latency_ms: float | None = setting(
+        None, "budget: a forward pass of one example never takes longer, by the table of its candidates",
+        gt=0, basic=True, coupled="cost",
+    )  # fmt: skip
+    entropy_weight_start: float = setting(
+        0.0, "weight of the structure's mean entropy at the first step; below 0 explores", coupled="preset"
+    )
+    entropy_weight_end: float = setting(0.0, "the same at the last step; above 0 commits", coupled="preset")
+    kl_weight: float = setting(
+        0.0, "weight of the structure's mean divergence from `prior`, KL relative to the largest entropy; explores",
+        ge=0, coupled="prior",
+    )  # fmt: skip
+    prior: Prior = setting(
+        "uniform", "distribution that `kl_weight` pulls the structure towards; `cost` is proportional to exp(-cost)",
+        coupled="prior",
+    )  # fmt: skip
+    gradient_clip_val: float = setting(
+        5.0, "largest norm of the weights' gradient, unless the Trainer has a limit; 0 is no limit", ge=0
+    )
+    validation_fraction: float = setting(
+        0.5, "part of the training data that becomes validation data if there is none", gt=0, le=0.9
+    )
+    gap_every: int = setting(
+        0,
+        "epochs between two measurements of the discretisation gap, each two more validations; 0 is never",
+        ge=0,
+    )
+    log_prob_every_n_step: int = setting(
+        10, "steps between two records of every probability in the Trainer's loggers, 0 is never", ge=0
+    )
+
+    def __init__(self, **given: Any) -> None:
+        preset = given.get("preset")
+        # A wrong word must reach its check; a list cannot be looked up.
+        values = {**(PRESETS.get(preset, {}) if isinstance(preset, str) else {}), **given}
+        if values.get("temperature_schedule") == "constant":
+            told = [values[name] for name in _ENDS if name in values] or [1.0]
+            values = {**dict.fromkeys(_ENDS, told[0]), **values}
+        if any(values.get(name) is not None for name in BUDGETS):
+            values = {"cost_weight": 0.0, **values}  # the budget says what the structure may cost
+        super().__init__(**values)
+        self.model_fields_set.intersection_update(given)  # another preset fills in the rest anew
+
+    @model_validator(mode="after")
+    def _check_together(self) -> SearchSettings:
+        if self.temperature_start < self.temperature_end:
+            raise UsageError(
+                f"temperature_start: {self.temperature_start:g} is below temperature_end "
+                f"({self.temperature_end:g}); the temperature falls, so give at least {self.temperature_end:g}"
+            )
+        if self.temperature_schedule == "constant" and self.temperature_start != self.temperature_end:
+            raise UsageError(
+                "temperature_schedule: 'constant' needs temperature_start = temperature_end, "
+                f"got {self.temperature_start:g} and {self.temperature_end:g}"
+            )
+        if bool(self.rounds) != bool(self.finalists):
+            raise UsageError(
+                f"finalists: {self.finalists} and rounds: {self.rounds} do not go together; give both above 0, or "
+                "rounds: 0 and finalists: 0 for logits that follow their gradient at every step"
+            )
+        if self.level == "single" and self.samples_per_step > 1:
+            raise UsageError(
+                f"samples_per_step: {self.samples_per_step} samples have no place in the joint step of "
+                "level 'single'; give 1, or level 'bilevel'"
+            )
+        candidates = self.structure_candidates
+        if candidates != "all" and self.execution != "sampled":
+            raise UsageError(
+                f"structure_candidates: {candidates!r} has no place in execution {self.execution!r}, in which all "
+                "candidates run; give execution 'sampled', or structure_candidates 'all'"
+            )
+        if candidates == "two" and self.estimator != "soft":
+            raise UsageError(
+                "structure_candidates: 'two' mixes a pair of candidates, which estimator "
+                f"{self.estimator!r} does not; give estimator 'soft', or structure_candidates 'all'"
+            )
+        if candidates == "sampled" and self.estimator == "probabilities":
+            raise UsageError(
+                "structure_candidates: 'sampled' is a draw, and estimator 'probabilities' draws nothing; "
+                "give another estimator, or structure_candidates 'all'"
+            )
+        if self.execution == "sampled" and self.level == "single" and candidates != "sampled":
+            raise UsageError(
+                f"structure_candidates: at level 'single' structure and weights share one pass, in which {candidates} "
+                "candidates cannot run while only one network does; give 'sampled', or level 'bilevel'"
+            )
+        return self
+
+
+def without_effect(settings: SearchSettings, own_cost: bool) -> list[str]:
+    """One line for each setting that is given and plays no part, for its weight is 0.
+
+    Args:
+        settings: of a search.
+        own_cost: whether a person's own cost stands in the place of the setting `cost`.
+    """
+    lines = []
+    limited = any(getattr(settings, name) is not None for name in BUDGETS)
+    by_prior = settings.prior == "cost" and settings.kl_weight
+    # Without a budget a weight of 0 is one that was given: the cost is then to be reported alone.
+    if (own_cost or settings.cost != "params") and limited and not settings.cost_weight and not by_prior:
+        what = "the function" if own_cost else repr(settings.cost)
+        lines.append(
+            f"cost: {what} has no effect on the search, for cost_weight is 0, as it is with a budget unless it is "
+            "given; give a cost_weight above 0, or leave cost out"
+        )
+    if settings.prior != "uniform" and not settings.kl_weight:
+        what = repr(settings.prior) if settings.prior in PRIORS else "that by label"
+        lines.append(
+            f"prior: {what} has no effect on the search, for kl_weight is 0; give a kl_weight above 0, or leave "
+            "prior out"
+        )
+    return lines
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

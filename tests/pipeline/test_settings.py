@@ -1,6 +1,5 @@
 """Every setting is known by one flat name, has a range, and a wrong one is told in one line."""
 
-import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -97,7 +96,7 @@ def test_values_of_a_combination_are_checked_as_a_whole():
 
 def test_a_trial_is_told_what_it_needs_and_no_more():
     search, train = DEFAULTS.search_values(), DEFAULTS.train_values()
-    assert {spec.name for spec in dataclasses.fields(SearchSettings)} < set(search)
+    assert set(SearchSettings.model_fields) < set(search)
     assert "train_epochs" in train and "train_epochs" not in search
     assert "temperature_start" not in train
     for values in (search, train, DEFAULTS.export_values()):

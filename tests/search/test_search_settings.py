@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from pydantic import ValidationError
 from small_searches import OneCandidate
 
 from nni_gumbel.errors import UsageError
@@ -157,7 +158,7 @@ def test_a_prior_by_label_is_kept_as_text_that_means_the_same_everywhere():
 
 
 def test_settings_cannot_be_changed():
-    with pytest.raises(AttributeError):
+    with pytest.raises(ValidationError, match="frozen"):
         SearchSettings().level = "single"
 
 

@@ -1,7 +1,5 @@
 """What a search does in its steps: levels, estimators, presets, warm-up, several samples and batches."""
 
-import dataclasses
-
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -354,5 +352,5 @@ def test_probabilities_are_logged_as_often_as_the_settings_say(every, count):
 
 
 def test_the_defaults_are_those_of_the_main_job():
-    changed = dataclasses.asdict(SearchSettings())
+    changed = dict(SearchSettings())
     assert changed["estimator"] == "soft" and changed["level"] == "bilevel" and changed["preset"] == "none"
