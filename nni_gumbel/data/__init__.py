@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 FIELD, DIRECTORY_FIELD = "--data", "--data-dir"
 
 PACKAGED = "mnist5k"
-DOWNLOADED = ("mnist", "fashion-mnist", "kmnist", "cifar10", "cifar100")
+# What torchvision downloads, and the shape of its images, channels first.
+DOWNLOADED = {
+    **dict.fromkeys(("mnist", "fashion-mnist", "kmnist"), (1, 28, 28)),
+    **dict.fromkeys(("cifar10", "cifar100"), (3, 32, 32)),
+}
 FILE_PREFIX = "npz:"
 
 

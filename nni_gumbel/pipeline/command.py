@@ -90,6 +90,11 @@ class TrialCommand:
     evaluator: str | None = None
     cost: str | None = None
 
+    @property
+    def reference(self) -> SpaceReference:
+        """The space and the arguments of its constructor."""
+        return SpaceReference.parse(self.space, self.space_arguments)
+
     @classmethod
     def parse(cls, words: Sequence[str]) -> TrialCommand:
         """Read the words after ``nni-gumbel trial``.

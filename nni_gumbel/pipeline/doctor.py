@@ -13,10 +13,10 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import loky
 import yaml
 
 from nni_gumbel.data import DIRECTORY_FIELD, DOWNLOADED, FILE_PREFIX, PACKAGED
@@ -33,18 +33,19 @@ from nni_gumbel.pipeline.machine import (
     gpu_findings,
     installed_version_findings,
     port_findings,
-    usable_cores,
     visible_gpus,
 )
 from nni_gumbel.pipeline.manager import NAME, is_registered, running_experiments, trial_command_of
 from nni_gumbel.pipeline.plan import check_trial_limit, largest_trial_count
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.tuner import ASSESSOR_REFUSED
-from nni_gumbel.results.space import SpaceReference
 from nni_gumbel.search.settings import SearchSettings, without_effect
 
 if TYPE_CHECKING:
+    from nni.nas.nn.pytorch import ModelSpace
+
     from nni_gumbel.results.example import Example
+    from nni_gumbel.supernet.distribution import Distribution
 
 
 def examine(config_file: str | Path | None, port: int) -> Iterator[Finding]:
@@ -78,6 +79,22 @@ def examine(config_file: str | Path | None, port: int) -> Iterator[Finding]:
         yield from gpu_findings(config or {"trainingService": service, "trialConcurrency": 1}, gpus)
         if gpus:
             yield _torch_finding(len(gpus))
+
+
+def _registration() -> str:
+    if not is_registered():
+        raise UsageError(f"{NAME} is not registered with NNI in this environment; run `nni-gumbel register`")
+    return f"{NAME} is registered with NNI"
+
+
+def _torch_finding(gpus: int) -> Finding:
+    import torch
+
+    seen = torch.cuda.device_count()
+    if seen < gpus:
+        remedy = "install a CUDA build of torch that fits the driver"
+        return Finding(WARN, "torch", f"{torch.__version__} sees {seen} of {gpus} GPUs; {remedy}")
+    return Finding(OK, "torch", f"sees {seen} GPU(s)")
 
 
 def read_config(config_file: str | Path) -> dict[str, Any]:
@@ -126,9 +143,8 @@ def config_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
     """Everything that the YAML says, in NNI's canonical form, but its GPU lines."""
     algorithm = config.get("tuner") or {}
     if str(algorithm.get("name")).lower() != NAME.lower():
-        yield Finding(
-            FAIL, "tuner", f"name: {algorithm.get('name')!r} is another tuner; give tuner: {{name: {NAME}}}"
-        )
+        name = algorithm.get("name")
+        yield Finding(FAIL, "tuner", f"name: {name!r} is another tuner; give tuner: {{name: {NAME}}}")
         return
     service = config["trainingService"]
     if service.get("reuseMode"):
@@ -139,82 +155,49 @@ def config_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
         )
     if config.get("assessor"):
         yield Finding(FAIL, "assessor", ASSESSOR_REFUSED.removeprefix("assessor: "))
-    cores = usable_cores()
-    if config["trialConcurrency"] > cores:
-        slower = f"{config['trialConcurrency']} trials share {cores} cores and slow each other down"
+    cores, concurrency = loky.cpu_count(), config["trialConcurrency"]
+    if concurrency > cores:
+        slower = f"{concurrency} trials share {cores} cores and slow each other down"
         yield Finding(WARN, "trialConcurrency", f"{slower}; give at most {cores}")
 
-    plan = _Plan()
-    yield finding_of("settings", lambda: plan.read_settings(algorithm.get("classArgs")))
-    if plan.settings is not None:
-        yield finding_of("searchSpace", lambda: plan.read_combinations(config.get("searchSpace")))
-    if plan.combinations is not None:
-        yield finding_of("trials", lambda: plan.compare_trials(config.get("maxTrialNumber")))
-    metric = plan.settings.metric if plan.settings else None
-    yield from command_and_data_findings(config, metric, plan.searches())
+    # Each check needs what those before it have read.
+    settings, varied = None, None
 
-
-@dataclass
-class _Plan:
-    """Settings and combinations as far as they could be read: each check needs those before it."""
-
-    settings: ExperimentSettings | None = None
-    combinations: list[dict[str, Any]] | None = None
-
-    def read_settings(self, class_args: Mapping[str, Any] | None) -> str:
+    def read_settings() -> str:
+        nonlocal settings
+        class_args = algorithm.get("classArgs")
         if not isinstance(class_args or {}, Mapping):
             raise UsageError(f"tuner.classArgs: {class_args!r} holds no names and values; give settings")
-        self.settings = ExperimentSettings.from_flat(class_args)
+        settings = ExperimentSettings.from_flat(class_args)
         return (
-            f"{self.settings.search_epochs} epochs a search, {self.settings.train_epochs} a training, "
-            f"{self.settings.train_seeds} trainings a network"
+            f"{settings.search_epochs} epochs a search, {settings.train_epochs} a training, "
+            f"{settings.train_seeds} trainings a network"
         )
 
-    def read_combinations(self, search_space: Mapping[str, Any] | None) -> str:
-        self.combinations = combinations(search_space, self.settings)
-        searches = len(self.combinations) * self.settings.search_seeds
-        return f"{len(self.combinations)} combination(s), {searches} search(es)"
+    def read_combinations() -> str:
+        nonlocal varied
+        varied = combinations(config.get("searchSpace"), settings)
+        return f"{len(varied)} combination(s), {len(varied) * settings.search_seeds} search(es)"
 
-    def searches(self) -> list[SearchSettings]:
-        """The settings of every search, as far as they are known."""
-        return [self.settings.with_values(values).search for values in self.combinations or []]
+    def compare_trials() -> str:
+        check_trial_limit(settings, varied, config.get("maxTrialNumber"))
+        most = largest_trial_count(settings, varied)
+        usual = (most - 1) // settings.attempts + 1
+        return f"{usual} if none fails and no two networks are alike, at most {most} with attempts: {settings.attempts}"
 
-    def compare_trials(self, most: int | None) -> str:
-        check_trial_limit(self.settings, self.combinations, most)
-        needed = largest_trial_count(self.settings, self.combinations)
-        usual = (needed - 1) // self.settings.attempts + 1
-        return (
-            f"{usual} if none fails and no two networks are alike, "
-            f"at most {needed} with attempts: {self.settings.attempts}"
-        )
-
-
-def _registration() -> str:
-    if not is_registered():
-        raise UsageError(f"{NAME} is not registered with NNI in this environment; run `nni-gumbel register`")
-    return f"{NAME} is registered with NNI"
+    yield finding_of("settings", read_settings)
+    if settings is not None:
+        yield finding_of("searchSpace", read_combinations)
+    if varied is not None:
+        yield finding_of("trials", compare_trials)
+    searches = [settings.with_values(values).search for values in varied or []]
+    yield from _command_and_data_findings(config, settings.metric if settings else None, searches)
 
 
-def _torch_finding(gpus: int) -> Finding:
-    import torch
-
-    seen = torch.cuda.device_count()
-    if seen < gpus:
-        remedy = "install a CUDA build of torch that fits the driver"
-        return Finding(WARN, "torch", f"{torch.__version__} sees {seen} of {gpus} GPUs; {remedy}")
-    return Finding(OK, "torch", f"sees {seen} GPU(s)")
+# -- the trial command: what it names is built and tried, in the order in which it would fail ---------------
 
 
-# -- the trial command: what it names is built and tried, in the order in which it would fail ------------------
-
-# What torchvision's sets hold, channels first.
-DOWNLOADED_SHAPES = {
-    **dict.fromkeys(("mnist", "fashion-mnist", "kmnist"), (1, 28, 28)),
-    **dict.fromkeys(("cifar10", "cifar100"), (3, 32, 32)),
-}
-
-
-def command_and_data_findings(
+def _command_and_data_findings(
     config: Mapping[str, Any], metric: str | None, searches: Sequence[SearchSettings]
 ) -> Iterator[Finding]:
     """The trial command: its words, its space (which is built and tried), its data, its evaluator and its costs."""
@@ -228,7 +211,10 @@ def command_and_data_findings(
         return
     yield Finding(OK, "trial command", f"runs in {directory}")
     with _inside(directory):
-        found = [finding_of("space", lambda: _space(command)), finding_of("data", lambda: _data(command))]
+        found = [
+            finding_of("space", lambda: _space(command)),
+            finding_of("data", lambda: _data(command)),
+        ]
         yield from found
         if all(finding.level == OK for finding in found):
             rehearsed = finding_of("rehearsal", lambda: _rehearsal(command, searches))
@@ -242,83 +228,10 @@ def command_and_data_findings(
 
 
 def _space(command: TrialCommand) -> str:
-    reference = SpaceReference.parse(command.space, command.space_arguments)
     with warnings.catch_warnings():
         # NNI wonders about classes that torch has added since; nobody can do anything about it.
         warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"nni\.nas")
-        labels = reference.build().simplify()
-    return f"{reference}, {len(labels)} choices"
-
-
-def _rehearsal(command: TrialCommand, searches: Sequence[SearchSettings]) -> str:
-    from nni_gumbel.pipeline.rehearsal import rehearse
-    from nni_gumbel.search.module import check_estimator
-    from nni_gumbel.supernet.mutation import relax
-
-    reference = SpaceReference.parse(command.space, command.space_arguments)
-    space = reference.build()
-    distribution = relax(space)
-    for settings in searches:
-        check_estimator(distribution, settings)
-    if not _data_is_at_hand(command):
-        return "every choice can be relaxed; the first trial tries the space on its data"
-    example, classes = _example(command)
-    rehearse(space, distribution, reference, example, None if command.evaluator else classes)
-    return "every choice can be relaxed, and the space takes the data"
-
-
-def _costs(command: TrialCommand, searches: Sequence[SearchSettings]) -> str:
-    from nni_gumbel.pipeline.rehearsal import check_costs
-    from nni_gumbel.supernet.mutation import relax
-
-    space = SpaceReference.parse(command.space, command.space_arguments).build()
-    example = _example(command)[0] if _data_is_at_hand(command) else _stand_in(command)
-    check_costs(space, relax(space), searches, command.own_cost(), example)
-    left = {"max_latency_ms": any(settings.max_latency_ms is not None for settings in searches)}
-    left["max_flops"] = example is None and any(settings.max_flops is not None for settings in searches)
-    later = " and ".join(name for name in ("max_flops", "max_latency_ms") if left[name])
-    priced = command.cost or ", ".join(dict.fromkeys(settings.cost for settings in searches))
-    return f"{priced}; every budget can be met" + (
-        f", but for {later}, which the first search tells" * bool(later)
-    )
-
-
-def _stand_in(command: TrialCommand) -> Example | None:
-    """Blank images of the shape of a data set that is not here yet; ``None`` if only its own code knows it."""
-    import torch
-
-    from nni_gumbel.results.example import Example
-
-    if command.data not in DOWNLOADED_SHAPES:
-        return None
-    return Example((torch.zeros(2, *DOWNLOADED_SHAPES[command.data]),))
-
-
-def _data_is_at_hand(command: TrialCommand) -> bool:
-    """Whether looking at the data downloads nothing and runs nobody's code."""
-    return command.data == PACKAGED or str(command.data).startswith(FILE_PREFIX)
-
-
-def _example(command: TrialCommand) -> tuple[Example, int]:
-    """Two inputs, and the number of classes."""
-    import torch
-
-    from nni_gumbel.data.sources import read_parts
-    from nni_gumbel.results.example import Example
-
-    parts = read_parts(command.data, command.data_dir)
-    return Example((torch.from_numpy(parts.validation.pixels[:2]).float(),)), int(
-        parts.train.labels.max()
-    ) + 1
-
-
-def _evaluator(command: TrialCommand, metric: str | None) -> str:
-    if command.evaluator is None and metric not in (None, "acc", "loss"):
-        raise UsageError(
-            f"metric: the built-in classification logs acc and loss, not {metric!r}; set metric: acc, "
-            "or name an --evaluator of your own"
-        )
-    return command.evaluator or "the built-in classification"
+        return f"{command.space}, {len(command.reference.build().simplify())} choices"
 
 
 def _data(command: TrialCommand) -> str:
@@ -333,15 +246,82 @@ def _data(command: TrialCommand) -> str:
                 f"{DIRECTORY_FIELD}: {existing} cannot be written; give a directory that can, or that holds {name}"
             )
         return f"{name}, which the first trial downloads unless it is in {folder}"
-    if name == PACKAGED or name.startswith(FILE_PREFIX):
-        from nni_gumbel.data.sources import read_parts
+    if not _is_at_hand(name):
+        return name
+    from nni_gumbel.data.sources import read_parts
 
-        parts = read_parts(name, command.data_dir)
-        sizes = (
-            f"{len(parts.train)} training, {len(parts.validation)} validation, {len(parts.test)} test images"
+    parts = read_parts(name, command.data_dir)
+    sizes = f"{len(parts.train)} training, {len(parts.validation)} validation, {len(parts.test)} test images"
+    return f"{name}, {sizes} of shape {parts.train.pixels.shape[1:]}"
+
+
+def _rehearsal(command: TrialCommand, searches: Sequence[SearchSettings]) -> str:
+    from nni_gumbel.pipeline.rehearsal import rehearse
+    from nni_gumbel.search.module import check_estimator
+
+    space, distribution = _relaxed(command)
+    for settings in searches:
+        check_estimator(distribution, settings)
+    if not _is_at_hand(command.data):
+        return "every choice can be relaxed; the first trial tries the space on its data"
+    example, classes = _example(command)
+    rehearse(space, distribution, command.reference, example, None if command.evaluator else classes)
+    return "every choice can be relaxed, and the space takes the data"
+
+
+def _costs(command: TrialCommand, searches: Sequence[SearchSettings]) -> str:
+    from nni_gumbel.pipeline.rehearsal import check_costs
+
+    example, _ = _example(command)
+    check_costs(*_relaxed(command), searches, command.own_cost(), example)
+    later = [
+        name
+        for name, unknown in (("max_flops", example is None), ("max_latency_ms", True))
+        if unknown and any(getattr(settings, name) is not None for settings in searches)
+    ]
+    priced = command.cost or ", ".join(dict.fromkeys(settings.cost for settings in searches))
+    but = f", but for {' and '.join(later)}, which the first search tells" if later else ""
+    return f"{priced}; every budget can be met{but}"
+
+
+def _evaluator(command: TrialCommand, metric: str | None) -> str:
+    if command.evaluator is None and metric not in (None, "acc", "loss"):
+        raise UsageError(
+            f"metric: the built-in classification logs acc and loss, not {metric!r}; set metric: acc, "
+            "or name an --evaluator of your own"
         )
-        return f"{name}, {sizes} of shape {parts.train.pixels.shape[1:]}"
-    return name
+    return command.evaluator or "the built-in classification"
+
+
+def _relaxed(command: TrialCommand) -> tuple[ModelSpace, Distribution]:
+    from nni_gumbel.supernet.mutation import relax
+
+    space = command.reference.build()
+    return space, relax(space)
+
+
+def _is_at_hand(data: str | None) -> bool:
+    """Whether looking at the data downloads nothing and runs nobody's code."""
+    return data == PACKAGED or str(data).startswith(FILE_PREFIX)
+
+
+def _example(command: TrialCommand) -> tuple[Example | None, int | None]:
+    """Two inputs, and the number of classes, where they are known.
+
+    Of a data set that is not here yet two blank images; of a person's own code nothing.
+    """
+    import torch
+
+    from nni_gumbel.data.sources import read_parts
+    from nni_gumbel.results.example import Example
+
+    if command.data in DOWNLOADED:
+        return Example((torch.zeros(2, *DOWNLOADED[command.data]),)), None
+    if not _is_at_hand(command.data):
+        return None, None
+    parts = read_parts(command.data, command.data_dir)
+    images = torch.from_numpy(parts.validation.pixels[:2]).float()
+    return Example((images,)), int(parts.train.labels.max()) + 1
 
 
 @contextmanager

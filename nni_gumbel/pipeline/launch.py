@@ -18,12 +18,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import loky
 import nni
 
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.export import run_export
-from nni_gumbel.pipeline.machine import usable_cores
 from nni_gumbel.pipeline.manager import Manager
 from nni_gumbel.pipeline.task import EXPORT, TENSORBOARD, Task
 
@@ -85,7 +85,7 @@ def _use_share_of_cores(manager: Manager) -> None:
 
     Must run before torch is imported, which reads the variable once.
     """
-    cores = usable_cores()
+    cores = loky.cpu_count()  # of this process: affinity and the limits of a container count
     threads = max(1, cores // manager.experiment()["params"]["trialConcurrency"])
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(threads)
