@@ -1,5 +1,10 @@
 """The exceptions that are written for people."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UsageError(ValueError):
     """A person's mistake, told in one line: the field, the value and the remedy.
@@ -18,3 +23,22 @@ def first_line(error: BaseException) -> str:
     if isinstance(error, UsageError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextmanager
+def user_code(what: str, remedy: str) -> Iterator[None]:
+    """Tell whatever a person's code raises in one line; a usage error stays as it is.
+
+    Args:
+        what: the field, the name and what fails.
+        remedy: what the person can do.
+
+    Raises:
+        UsageError: ``what: error; remedy``.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{what}: {first_line(error)}; {remedy}") from error

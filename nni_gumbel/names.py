@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.errors import UsageError, user_code
 
 
 def split_name(field: str, reference: str) -> tuple[str, str]:
@@ -41,26 +41,26 @@ def import_named(field: str, module: str, name: str) -> Any:
     if here not in sys.path:
         sys.path.insert(0, here)
         importlib.invalidate_caches()
-    try:
-        loaded = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise UsageError(
-                f"{field}: importing {module!r} fails: {first_line(error)}; install or correct it"
-            ) from error
-        path = module.replace(".", "/") + ".py"
-        raise UsageError(
-            f"{field}: there is no module {module!r} in {here}; put {path} there or correct the name"
-        ) from error
-    except Exception as error:  # whatever a person's module raises while it is imported
-        raise UsageError(
-            f"{field}: importing {module!r} fails: {first_line(error)}; correct that module"
-        ) from error
+    with user_code(f"{field}: importing {module!r} fails", "install or correct it"):
+        try:
+            loaded = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is not None and f"{module}.".startswith(f"{error.name}."):
+                raise no_module(field, module, here) from error
+            raise
     if not hasattr(loaded, name):
         own = [key for key, value in vars(loaded).items() if getattr(value, "__module__", None) == module]
         there = ", ".join(sorted(own)) or "nothing"
         raise UsageError(f"{field}: module {module!r} has no {name!r}; it defines {there}")
     return getattr(loaded, name)
+
+
+def no_module(field: str, module: str, directory: str | Path) -> UsageError:
+    """What is told where ``module`` is neither in the directory nor installed."""
+    path = module.replace(".", "/") + ".py"
+    return UsageError(
+        f"{field}: there is no module {module!r} in {directory}; put {path} there or correct the name"
+    )
 
 
 def call_with(field: str, reference: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
@@ -81,9 +81,5 @@ def call_with(field: str, reference: str, function: Callable[..., Any], argument
                 f"{field}: {reference} asks for {parameter.name!r}; it can be given {', '.join(arguments)}"
             )
     names = set(arguments) if takes_all else {parameter.name for parameter in parameters}
-    try:
+    with user_code(f"{field}: {reference} fails", "correct that function"):
         return function(**{name: value for name, value in arguments.items() if name in names})
-    except UsageError:
-        raise
-    except Exception as error:  # whatever a person's code raises
-        raise UsageError(f"{field}: {reference} fails: {first_line(error)}; correct that function") from error

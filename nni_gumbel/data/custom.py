@@ -12,7 +12,7 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
 from nni_gumbel.data import FIELD
-from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.errors import UsageError, user_code
 from nni_gumbel.names import call_with, import_named, split_name
 
 
@@ -26,17 +26,11 @@ def build_custom(reference: str, **arguments: Any) -> LightningDataModule:
         UsageError: it is not found, fails, or returns something else.
     """
     function = import_named(FIELD, *split_name(FIELD, reference))
-    try:
-        data = call_with(FIELD, reference, function, arguments)
-        if not isinstance(data, LightningDataModule):
-            raise UsageError(
-                f"{FIELD}: {reference} returns {type(data).__name__}; return a LightningDataModule"
-            )
+    data = call_with(FIELD, reference, function, arguments)
+    if not isinstance(data, LightningDataModule):
+        raise UsageError(f"{FIELD}: {reference} returns {type(data).__name__}; return a LightningDataModule")
+    with user_code(f"{FIELD}: {reference} fails", "correct that function"):
         _complete(data, arguments["batch_size"], arguments["seed"])
-    except UsageError:
-        raise
-    except Exception as error:  # whatever a person's code raises
-        raise UsageError(f"{FIELD}: {reference} fails: {first_line(error)}; correct that function") from error
     return data
 
 

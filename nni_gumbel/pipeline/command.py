@@ -10,10 +10,11 @@ their source; importing them would cost the tuner the seconds in which it must c
 from __future__ import annotations
 
 import argparse
-import ast
 import importlib.util
+import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import symtable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any, NoReturn
 from nni_gumbel.data import DIRECTORY_FIELD, DOWNLOADED, FILE_PREFIX, PACKAGED, check_name
 from nni_gumbel.data import FIELD as DATA_FIELD
 from nni_gumbel.errors import UsageError
-from nni_gumbel.names import import_named, split_name
+from nni_gumbel.names import import_named, no_module, split_name
 from nni_gumbel.results.space import FIELD as SPACE_FIELD
 from nni_gumbel.results.space import SpaceReference
 from nni_gumbel.search.settings import nearest
@@ -110,9 +111,8 @@ class TrialCommand:
         SpaceReference.parse(command.space, command.space_arguments)
         if command.data is not None:
             check_name(command.data)
-        for field, reference in ((EVALUATOR_FIELD, command.evaluator), (COST_FIELD, command.cost)):
-            if reference is not None:
-                split_name(field, reference)
+        for field, reference in command._named().items():
+            split_name(field, reference)
         return command
 
     @classmethod
@@ -146,12 +146,15 @@ class TrialCommand:
         Raises:
             UsageError: a module, a class or a function is not there.
         """
-        _check_named(SPACE_FIELD, self.space, Path(code_directory))
+        for field, reference in self._named().items():
+            _check_named(field, reference, Path(code_directory))
+
+    def _named(self) -> dict[str, str]:
+        """What it names as ``module:name``, by field."""
+        named = {SPACE_FIELD: self.space, EVALUATOR_FIELD: self.evaluator, COST_FIELD: self.cost}
         if self.data is not None and ":" in self.data and not self.data.startswith(FILE_PREFIX):
-            _check_named(DATA_FIELD, self.data, Path(code_directory))
-        for field, reference in ((EVALUATOR_FIELD, self.evaluator), (COST_FIELD, self.cost)):
-            if reference is not None:
-                _check_named(field, reference, Path(code_directory))
+            named[DATA_FIELD] = self.data
+        return {field: reference for field, reference in named.items() if reference is not None}
 
     def own_cost(self) -> Callable[..., Any] | None:
         """The function that it names as the cost; ``None`` if it names none.
@@ -180,22 +183,20 @@ def _check_named(field: str, reference: str, directory: Path) -> None:
     module, name = split_name(field, reference)
     spec = _find(module, directory)
     if spec is None:
-        path = module.replace(".", "/") + ".py"
-        raise UsageError(
-            f"{field}: there is no module {module!r} in {directory}; put {path} there or correct the name"
-        )
+        raise no_module(field, module, directory)
     if spec.origin is None or not spec.origin.endswith(".py"):
         return  # compiled: what is in it shows when it is imported
     try:
-        tree = ast.parse(Path(spec.origin).read_bytes())
+        source = Path(spec.origin).read_bytes()
+        table = symtable.symtable(source, spec.origin, "exec")
     except (SyntaxError, ValueError, OSError) as error:
         line = getattr(error, "lineno", None)
         where = f"{spec.origin}, line {line}" if line else spec.origin
         raise UsageError(
             f"{field}: {where} is not Python ({getattr(error, 'msg', error)}); correct it"
         ) from None
-    names = list(_bound_names(tree.body))
-    if name not in names and "*" not in names:
+    names = [each.get_name() for each in table.get_symbols() if each.is_assigned() or each.is_imported()]
+    if name not in names and not re.search(rb"^\s*from .+ import \*", source, re.MULTILINE):
         raise UsageError(f"{field}: module {module!r} ({spec.origin}) has no {name!r}{nearest(name, names)}")
 
 
@@ -214,25 +215,3 @@ def _find(module: str, directory: Path) -> ModuleSpec | None:
             return None
         spec = PathFinder.find_spec(f"{spec.name}.{part}", list(spec.submodule_search_locations))
     return spec
-
-
-def _bound_names(statements: Sequence[ast.stmt]) -> Iterator[str]:
-    """The names that the statements of a module bind; ``*`` for an import of everything."""
-    for statement in statements:
-        if isinstance(statement, (ast.ClassDef, ast.FunctionDef)):
-            yield statement.name
-        elif isinstance(statement, (ast.Import, ast.ImportFrom)):
-            yield from (alias.asname or alias.name.split(".")[0] for alias in statement.names)
-        elif isinstance(statement, (ast.Assign, ast.AnnAssign)):
-            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            yield from (
-                node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)
-            )
-        else:  # names bound under `if`, `try` or `with` are the module's, too
-            inner = [
-                node
-                for node in ast.iter_child_nodes(statement)
-                if isinstance(node, (ast.stmt, ast.ExceptHandler))
-            ]
-            for node in inner:
-                yield from _bound_names(node.body if isinstance(node, ast.ExceptHandler) else [node])

@@ -15,7 +15,7 @@ from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor, nn
 
-from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.errors import UsageError, first_line, user_code
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference, network_of
 from nni_gumbel.search.costs import SearchCosts
@@ -57,16 +57,9 @@ class BeforeTheSearch(pl.Callback):
         with unchanged_randomness([]):
             batch = {"val": next(iter(_a_loader(self._evaluator)))}
         batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))["val"]
-        try:
-            with logging_with(module, mute):
-                inputs = inputs_of(module.model, lambda: training_step(module, batch, 0))
-        except UsageError:
-            raise
-        except Exception as error:  # whatever a person's step raises
-            raise UsageError(
-                f"--evaluator: its training_step fails on the first batch: {first_line(error)}; correct it, or name "
-                "another"
-            ) from error
+        fails = "--evaluator: its training_step fails on the first batch"
+        with logging_with(module, mute), user_code(fails, "correct it, or name another"):
+            inputs = inputs_of(module.model, lambda: training_step(module, batch, 0))
         self.example = Example(*inputs).first(EXAMPLES)
         self._do(self.example)
 
