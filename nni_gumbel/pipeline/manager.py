@@ -25,9 +25,9 @@ from urllib3.util import Retry
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.combinations import combinations
 from nni_gumbel.pipeline.command import TrialCommand
-from nni_gumbel.pipeline.plan import Failure, Trial, judged
+from nni_gumbel.pipeline.plan import Failure
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.task import EXPORT_FOLDER
+from nni_gumbel.pipeline.task import EXPORT_FOLDER, Trial, judged
 
 # In the experiment's log directory: the one line with which the tuner ended. A tuner that starts
 # removes what one before it has left.

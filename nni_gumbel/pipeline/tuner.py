@@ -35,7 +35,6 @@ from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.combinations import combinations
 from nni_gumbel.pipeline.manager import ERROR_FILE, Manager, ManagerUnreachable, trial_command_of
 from nni_gumbel.pipeline.plan import (
-    Trial,
     check_trial_limit,
     failure,
     finished,
@@ -44,7 +43,7 @@ from nni_gumbel.pipeline.plan import (
     next_tasks,
 )
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.task import Task
+from nni_gumbel.pipeline.task import Task, Trial
 
 _logger = logging.getLogger(__name__)
 

@@ -29,9 +29,9 @@ from nni_gumbel.pipeline.manager import (
     tuners_line,
     why_it_shut_down,
 )
-from nni_gumbel.pipeline.plan import Trial, failure, finished, networks, next_tasks
+from nni_gumbel.pipeline.plan import failure, finished, networks, next_tasks
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.task import EXPORT, RANDOM, SEARCH, STAGES, TRAIN
+from nni_gumbel.pipeline.task import EXPORT, RANDOM, SEARCH, STAGES, TRAIN, Trial
 from nni_gumbel.results.choice import Network
 
 # Longer than a manager is silent when it is busy.
@@ -160,14 +160,12 @@ def progress_of(
     elapsed: float,
 ) -> Progress:
     """Count trials by stage; how many trainings and random networks are needed is known search by search."""
-    done = Counter(_stage(trial) for trial in trials if trial.state == "succeeded")
-    running = Counter(_stage(trial) for trial in trials if trial.state == "pending")
+    done = Counter(trial.stage for trial in trials if trial.state == "succeeded")
+    running = Counter(trial.stage for trial in trials if trial.state == "pending")
     waiting = Counter(task.stage for task in next_tasks(settings, combinations, trials))
     results = {
         stage: [
-            trial.result["default"]
-            for trial in trials
-            if trial.state == "succeeded" and _stage(trial) == stage
+            trial.result["default"] for trial in trials if trial.state == "succeeded" and trial.stage == stage
         ]
         for stage in (TRAIN, SEARCH)
     }
@@ -272,15 +270,9 @@ def _outcome(
     settings: ExperimentSettings, combinations: list[dict[str, Any]], trials: list[Trial]
 ) -> Outcome:
     found = networks(settings, combinations, trials)
-    export = next(trial for trial in trials if trial.state == "succeeded" and _stage(trial) == EXPORT)
+    export = next(trial for trial in trials if trial.state == "succeeded" and trial.stage == EXPORT)
     chosen = next((network for network in found if network.name == export.result.get("network")), None)
     return Outcome(found, chosen, settings, str(export.result.get("path")), export.result.get("warning"))
-
-
-def _stage(trial: Trial) -> str | None:
-    """What a trial did by its own word; while it runs, what it was given."""
-    key = (trial.result or {}).get("key") or (trial.parameters or {}).get("key")
-    return str(key).split("-")[0] if key else None
 
 
 def _stopped(experiment: Experiment) -> str:

@@ -11,17 +11,15 @@ from hypothesis import strategies as st
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.plan import (
-    Trial,
     failure,
     finished,
     given_up,
-    judged,
     largest_trial_count,
     networks,
     next_tasks,
 )
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.task import Task
+from nni_gumbel.pipeline.task import Task, Trial, judged
 
 SETTINGS = ExperimentSettings.from_flat({"search_seeds": 2, "train_seeds": 2})
 NOTHING_VARIED = [{}]

@@ -13,9 +13,9 @@ from nni_gumbel.complexity.cost import count_parameters
 from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.export import run_export
-from nni_gumbel.pipeline.plan import Trial, next_tasks
+from nni_gumbel.pipeline.plan import next_tasks
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.task import Task
+from nni_gumbel.pipeline.task import Task, Trial
 from nni_gumbel.results.bundle import FACTS, README, load, write_bundle
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference

@@ -20,9 +20,9 @@ from nni_gumbel.pipeline.manager import (
     tuners_line,
     why_it_shut_down,
 )
-from nni_gumbel.pipeline.plan import Trial, next_tasks
+from nni_gumbel.pipeline.plan import next_tasks
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.task import Task
+from nni_gumbel.pipeline.task import Task, Trial
 from nni_gumbel.pipeline.watch import failed_trial_line, progress_of
 
 NOBODY = Manager("http://127.0.0.1:1/api/v1/nni")
