@@ -36,7 +36,7 @@ from nni_gumbel.pipeline.machine import (
     visible_gpus,
 )
 from nni_gumbel.pipeline.manager import NAME, is_registered, running_experiments, trial_command_of
-from nni_gumbel.pipeline.plan import check_trial_limit, largest_trial_count
+from nni_gumbel.pipeline.plan import Plan
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.tuner import ASSESSOR_REFUSED
 from nni_gumbel.search.settings import SearchSettings, without_effect
@@ -161,7 +161,7 @@ def config_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(WARN, "trialConcurrency", f"{slower}; give at most {cores}")
 
     # Each check needs what those before it have read.
-    settings, varied = None, None
+    settings, plan = None, None
 
     def read_settings() -> str:
         nonlocal settings
@@ -175,22 +175,23 @@ def config_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
         )
 
     def read_combinations() -> str:
-        nonlocal varied
-        varied = combinations(config.get("searchSpace"), settings)
-        return f"{len(varied)} combination(s), {len(varied) * settings.search_seeds} search(es)"
+        nonlocal plan
+        plan = Plan(settings, combinations(config.get("searchSpace"), settings))
+        count = len(plan.combinations)
+        return f"{count} combination(s), {count * settings.search_seeds} search(es)"
 
     def compare_trials() -> str:
-        check_trial_limit(settings, varied, config.get("maxTrialNumber"))
-        most = largest_trial_count(settings, varied)
+        plan.check_trial_limit(config.get("maxTrialNumber"))
+        most = plan.largest_trial_count
         usual = (most - 1) // settings.attempts + 1
         return f"{usual} if none fails and no two networks are alike, at most {most} with attempts: {settings.attempts}"
 
     yield finding_of("settings", read_settings)
     if settings is not None:
         yield finding_of("searchSpace", read_combinations)
-    if varied is not None:
+    if plan is not None:
         yield finding_of("trials", compare_trials)
-    searches = [settings.with_values(values).search for values in varied or []]
+    searches = [variant.search for variant in plan.variants] if plan else []
     yield from _command_and_data_findings(config, settings.metric if settings else None, searches)
 
 

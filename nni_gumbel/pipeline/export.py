@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import nni
 
 from nni_gumbel.errors import first_line
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.manager import Manager, plan_of
-from nni_gumbel.pipeline.plan import networks
+from nni_gumbel.pipeline.plan import Plan
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import BUNDLE, EXPORT_FOLDER, Task
 from nni_gumbel.results import front
@@ -24,11 +22,9 @@ from nni_gumbel.results.report import export_readme
 logger = logging.getLogger(__name__)
 
 
-def _priced(
-    command: TrialCommand, settings: ExperimentSettings, combinations: Sequence[Mapping[str, Any]]
-) -> str:
+def _priced(command: TrialCommand, plan: Plan) -> str:
     """What the searches of an experiment price; parameters, where some price one cost and some another."""
-    words = {settings.with_values(values).search.cost for values in combinations}
+    words = {variant.search.cost for variant in plan.variants}
     if command.cost is not None:
         return "cost"
     return words.pop() if len(words) == 1 else "params"
@@ -39,9 +35,9 @@ def run_export(task: Task, command: TrialCommand, manager: Manager, output: Path
 
     The front is written beside it. If that fails, the export comes without it, and with a warning.
     """
-    settings, combinations = plan_of(manager.experiment())
-    found = networks(settings, combinations, manager.trials())
-    choice = choose(found, settings.metric, settings.optimize_mode, _priced(command, settings, combinations))
+    plan = plan_of(manager.experiment())
+    settings, found = plan.settings, plan.networks(manager.trials())
+    choice = choose(found, settings.metric, settings.optimize_mode, _priced(command, plan))
     # NNI keeps the output directories of an experiment's trials side by side.
     source = output.parent / choice.run.trial_id / BUNDLE
     destination = Path.cwd() / EXPORT_FOLDER / os.environ["NNI_EXP_ID"]

@@ -25,7 +25,7 @@ from urllib3.util import Retry
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.combinations import combinations
 from nni_gumbel.pipeline.command import TrialCommand
-from nni_gumbel.pipeline.plan import Failure
+from nni_gumbel.pipeline.plan import Failure, Plan
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import EXPORT_FOLDER, Trial, judged
 
@@ -144,15 +144,15 @@ def error_line(stderr: str) -> str | None:
     return (errors or lines or [None])[-1]
 
 
-def plan_of(experiment: Mapping[str, Any]) -> tuple[ExperimentSettings, list[dict[str, Any]]]:
-    """The settings and the combinations of an experiment's profile.
+def plan_of(experiment: Mapping[str, Any]) -> Plan:
+    """The plan of an experiment's profile.
 
     Raises:
-        UsageError: one of them is wrong.
+        UsageError: its settings or its search space are wrong.
     """
     params = experiment["params"]
     settings = ExperimentSettings.from_flat((params.get("tuner") or {}).get("classArgs"))
-    return settings, combinations(params.get("searchSpace"), settings)
+    return Plan(settings, combinations(params.get("searchSpace"), settings))
 
 
 def trial_command_of(experiment: Mapping[str, Any]) -> tuple[TrialCommand, Path]:

@@ -1,18 +1,19 @@
 """The plan of an experiment: what has been done, what comes next, and which networks there are.
 
-Pure functions of the settings and of the trials so far. Searches come first, one for every combination of settings
-and every seed. Each distinct network that they find is trained from scratch, with several seeds, as soon as its own
-search has ended. Then, if asked for, come random networks of its size, each trained once: a baseline, without which
-the export comes as well. When nothing of this is left, one last trial chooses a network and exports it.
+Searches come first, one for every combination of settings and every seed. Each distinct network that they find is
+trained from scratch, with several seeds, as soon as its own search has ended. Then, if asked for, come random networks
+of its size, each trained once: a baseline, without which the export comes as well. When nothing of this is left, one
+last trial chooses a network and exports it.
 
-Which trial did what is read by :mod:`nni_gumbel.pipeline.task`. Nothing is remembered between two calls, so a stopped
-and resumed experiment goes on where it was.
+All of it are pure functions of the settings and of the trials so far (:mod:`nni_gumbel.pipeline.task` reads which
+trial did what): a stopped and resumed experiment goes on where it was.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import median
 from typing import Any
 
@@ -20,25 +21,6 @@ from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import EXPORT, RANDOM, SEARCH, TRAIN, Ledger, Task, Trial, canonical
 from nni_gumbel.results.choice import Network, TrainedRun
-
-
-def next_tasks(
-    settings: ExperimentSettings, combinations: Sequence[Mapping[str, Any]], trials: Sequence[Trial]
-) -> list[Task]:
-    """All tasks that may start now, in the order in which they should.
-
-    Returns:
-        Tasks that are neither pending nor done nor given up; empty when all of the rest is pending,
-        and when the experiment is over.
-    """
-    ledger = Ledger.of(trials)
-    if EXPORT in ledger.done:
-        return []
-    work = _work(settings, combinations, ledger)
-    if all(ledger.is_over(task, settings.attempts) for task in work):
-        trained = any(task.stage == TRAIN and task.identity in ledger.done for task in work)
-        work = [_export(settings)] if trained else []
-    return [ledger.next_attempt(task) for task in work if ledger.may_start(task, settings.attempts)]
 
 
 @dataclass(frozen=True)
@@ -49,91 +31,162 @@ class Failure:
     last_trial: str
 
 
-def failure(
-    settings: ExperimentSettings, combinations: Sequence[Mapping[str, Any]], trials: Sequence[Trial]
-) -> Failure | None:
-    """Why no export can come any more; ``None`` as long as one can."""
-    ledger = Ledger.of(trials)
-    if EXPORT in ledger.done or ledger.pending or next_tasks(settings, combinations, trials):
-        return None
-    trainings = [
-        task for network in _found(settings, combinations, ledger) for task in network.trainings(settings)
-    ]
-    stage, what = (
-        (SEARCH, "every search failed, so there is no network to train")
-        if not trainings
-        else (TRAIN, "every training failed, so there is no network to export")
-        if not any(task.identity in ledger.done for task in trainings)
-        else (EXPORT, "the export failed")
-    )
-    failed = [
-        trial for trials_of in ledger.failed.values() for task, trial in trials_of if task.stage == stage
-    ]
-    last = max(failed, key=lambda trial: (trial.end or 0, trial.sequence))
-    return Failure(f"{what} (attempts: {settings.attempts})", last.id)
+@dataclass(frozen=True)
+class _Found:
+    """A distinct pair of a network and the training settings it was found for, and the combinations that found it."""
+
+    architecture: dict[str, Any]
+    settings: dict[str, Any]
+    parameters: int
+    combinations: list[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an experiment is to do.
+
+    Args:
+        settings: those that all trials share.
+        combinations: what `searchSpace` varies: each is tried on top of the settings.
+    """
+
+    settings: ExperimentSettings
+    combinations: Sequence[Mapping[str, Any]]
+
+    @cached_property
+    def variants(self) -> list[ExperimentSettings]:
+        """The settings of each combination."""
+        return [self.settings.with_values(combination) for combination in self.combinations]
+
+    @property
+    def largest_trial_count(self) -> int:
+        """How many trials it takes if every task needs all its attempts and no two networks are alike."""
+        settings = self.settings
+        of_a_network = 1 + settings.train_seeds + settings.random_baseline
+        return len(self.combinations) * settings.search_seeds * of_a_network * settings.attempts + 1
+
+    def check_trial_limit(self, limit: int | None) -> None:
+        """See that ``maxTrialNumber`` leaves room for the export.
+
+        Raises:
+            UsageError: it may not.
+        """
+        if limit is not None and limit < self.largest_trial_count:
+            raise UsageError(
+                f"maxTrialNumber: {limit} may be too few, the export would never come; give at least "
+                f"{self.largest_trial_count} (combinations x search_seeds x (1 + train_seeds + random_baseline) x "
+                "attempts + 1) or leave it out"
+            )
+
+    def next_tasks(self, trials: Sequence[Trial]) -> list[Task]:
+        """All tasks that may start now, in the order in which they should.
+
+        Returns:
+            Tasks that are neither pending nor done nor given up; empty when all of the rest is pending,
+            and when the experiment is over.
+        """
+        ledger, attempts = Ledger.of(trials), self.settings.attempts
+        if EXPORT in ledger.done:
+            return []
+        work = self._work(ledger)
+        if all(ledger.is_over(task, attempts) for task in work):
+            trained = any(task.stage == TRAIN and task.identity in ledger.done for task in work)
+            export = Task(EXPORT, self.settings.seed, 1, self.settings.export_values())
+            work = [export] if trained else []
+        return [ledger.next_attempt(task) for task in work if ledger.may_start(task, attempts)]
+
+    def failure(self, trials: Sequence[Trial]) -> Failure | None:
+        """Why no export can come any more; ``None`` as long as one can."""
+        ledger = Ledger.of(trials)
+        if EXPORT in ledger.done or ledger.pending or self.next_tasks(trials):
+            return None
+        trainings = [task for found in self._found(ledger) for task in self._trainings(found)]
+        if not trainings:
+            stage, what = SEARCH, "every search failed, so there is no network to train"
+        elif not ledger.done_of(trainings):
+            stage, what = TRAIN, "every training failed, so there is no network to export"
+        else:
+            stage, what = EXPORT, "the export failed"
+        failed = [trial for each in ledger.failed.values() for task, trial in each if task.stage == stage]
+        last = max(failed, key=lambda trial: (trial.end or 0, trial.sequence))
+        return Failure(f"{what} (attempts: {self.settings.attempts})", last.id)
+
+    def given_up(self, trials: Sequence[Trial]) -> list[str]:
+        """One warning for each task before the export that is left out because all its attempts failed."""
+        ledger = Ledger.of(trials)
+        return [
+            f"{task.identity} is left out, its attempts failed: trials "
+            f"{', '.join(trial.id for _, trial in ledger.failed[task.identity])}"
+            for task in self._work(ledger)
+            if task.identity not in ledger.done and ledger.is_over(task, self.settings.attempts)
+        ]
+
+    def networks(self, trials: Sequence[Trial]) -> list[Network]:
+        """The distinct networks with at least one finished training, named in the order of their searches.
+
+        The order is that of the plan, not of the clock: two equal experiments name their networks alike.
+        Each has its baseline with it; networks of equal size, trained alike, have the same one.
+        """
+        ledger, seeds = Ledger.of(trials), self.settings.baseline_seeds
+        named = []
+        for number, found in enumerate(self._found(ledger), start=1):
+            done = ledger.done_of(self._trainings(found))
+            if done:
+                name = f"network-{number}"
+                baseline = tuple(
+                    _network(f"{name}-random-{seeds.index(task.seed) + 1}", [(task, trial)])
+                    for task, trial in ledger.done_of(self._baseline(found))
+                )
+                varied = tuple(dict(combination) for combination in found.combinations)
+                named.append(replace(_network(name, done), found_with=varied, baseline=baseline))
+        return named
+
+    def _work(self, ledger: Ledger) -> list[Task]:
+        """Everything that comes before the export, as far as it is known.
+
+        Each task once: combinations that differ in the training alone share their searches, networks of equal
+        size their baseline. A network that nobody could train needs none.
+        """
+        found = self._found(ledger)
+        searches = [task for variant in self.variants for task in self._searches(variant)]
+        trainings = [task for network in found for task in self._trainings(network)]
+        trained = [network for network in found if ledger.done_of(self._trainings(network))]
+        baseline = [task for network in trained for task in self._baseline(network)]
+        return list({task.identity: task for task in (*searches, *trainings, *baseline)}.values())
+
+    def _found(self, ledger: Ledger) -> list[_Found]:
+        """What the finished searches have found, in the order of the plan."""
+        found: dict[str, _Found] = {}
+        for combination, variant in zip(self.combinations, self.variants):
+            values = variant.train_values()
+            for _, trial in ledger.done_of(self._searches(variant)):
+                report = trial.report
+                network = found.setdefault(
+                    canonical([report.architecture, values]),
+                    _Found(report.architecture, values, report.parameters, []),
+                )
+                if combination not in network.combinations:
+                    network.combinations.append(combination)
+        return list(found.values())
+
+    def _searches(self, variant: ExperimentSettings) -> list[Task]:
+        seeds = range(self.settings.seed, self.settings.seed + self.settings.search_seeds)
+        return [Task(SEARCH, seed, 1, variant.search_values()) for seed in seeds]
+
+    def _trainings(self, found: _Found) -> list[Task]:
+        seeds = range(self.settings.seed, self.settings.seed + self.settings.train_seeds)
+        return [Task(TRAIN, seed, 1, found.settings, found.architecture) for seed in seeds]
+
+    def _baseline(self, found: _Found) -> list[Task]:
+        return [
+            Task(RANDOM, seed, 1, found.settings, target_parameters=found.parameters)
+            for seed in self.settings.baseline_seeds
+        ]
 
 
 def finished(trials: Sequence[Trial]) -> bool:
     """Whether an export has succeeded."""
     return EXPORT in Ledger.of(trials).done
-
-
-def largest_trial_count(settings: ExperimentSettings, combinations: Sequence[Mapping[str, Any]]) -> int:
-    """How many trials the experiment takes if every task needs all its attempts and no two networks are alike."""
-    of_a_network = 1 + settings.train_seeds + settings.random_baseline
-    return len(combinations) * settings.search_seeds * of_a_network * settings.attempts + 1
-
-
-def check_trial_limit(
-    settings: ExperimentSettings, combinations: Sequence[Mapping[str, Any]], limit: int | None
-) -> None:
-    """See that ``maxTrialNumber`` leaves room for the export.
-
-    Raises:
-        UsageError: it may not.
-    """
-    needed = largest_trial_count(settings, combinations)
-    if limit is not None and limit < needed:
-        raise UsageError(
-            f"maxTrialNumber: {limit} may be too few, the export would never come; give at least {needed} "
-            "(combinations x search_seeds x (1 + train_seeds + random_baseline) x attempts + 1) or leave it out"
-        )
-
-
-def given_up(
-    settings: ExperimentSettings, combinations: Sequence[Mapping[str, Any]], trials: Sequence[Trial]
-) -> list[str]:
-    """One warning for each task before the export that is left out because all its attempts failed."""
-    ledger = Ledger.of(trials)
-    return [
-        f"{task.identity} is left out, its attempts failed: trials "
-        f"{', '.join(trial.id for _, trial in ledger.failed[task.identity])}"
-        for task in _work(settings, combinations, ledger)
-        if task.identity not in ledger.done and ledger.is_over(task, settings.attempts)
-    ]
-
-
-def networks(
-    settings: ExperimentSettings, combinations: Sequence[Mapping[str, Any]], trials: Sequence[Trial]
-) -> list[Network]:
-    """The distinct networks with at least one finished training, named in the order of their searches.
-
-    The order is that of the plan, not of the clock: two equal experiments name their networks alike.
-    Each has its baseline with it; networks of equal size, trained alike, have the same one.
-    """
-    ledger = Ledger.of(trials)
-    named = []
-    for number, found in enumerate(_found(settings, combinations, ledger), start=1):
-        done = ledger.done_of(found.trainings(settings))
-        if done:
-            name = f"network-{number}"
-            baseline = tuple(
-                _network(f"{name}-random-{settings.baseline_seeds.index(task.seed) + 1}", [(task, trial)])
-                for task, trial in ledger.done_of(found.baseline(settings))
-            )
-            varied = tuple(dict(combination) for combination in found.combinations)
-            named.append(replace(_network(name, done), found_with=varied, baseline=baseline))
-    return named
 
 
 def _network(name: str, done: Sequence[tuple[Task, Trial]]) -> Network:
@@ -142,8 +195,8 @@ def _network(name: str, done: Sequence[tuple[Task, Trial]]) -> Network:
     first = trial.report
 
     def middle(field: str) -> float | None:
-        measured = [getattr(report, field) for report in reports]
-        return median(known) if (known := [value for value in measured if value is not None]) else None
+        known = [value for report in reports if (value := getattr(report, field)) is not None]
+        return median(known) if known else None
 
     return Network(
         name=name,
@@ -161,76 +214,3 @@ def _network(name: str, done: Sequence[tuple[Task, Trial]]) -> Network:
         table_latency_ms=middle("table_latency_ms"),
         own_cost=middle("own_cost"),
     )
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A distinct pair of a network and the training settings it was found for.
-
-    ``combinations`` are those whose searches found it.
-    """
-
-    architecture: dict[str, Any]
-    settings: dict[str, Any]
-    parameters: int
-    combinations: list[Mapping[str, Any]]
-
-    def trainings(self, settings: ExperimentSettings) -> list[Task]:
-        return [
-            Task(TRAIN, settings.seed + index, 1, self.settings, self.architecture)
-            for index in range(settings.train_seeds)
-        ]
-
-    def baseline(self, settings: ExperimentSettings) -> list[Task]:
-        return [
-            Task(RANDOM, seed, 1, self.settings, target_parameters=self.parameters)
-            for seed in settings.baseline_seeds
-        ]
-
-
-def _found(
-    settings: ExperimentSettings, combinations: Sequence[Mapping[str, Any]], ledger: Ledger
-) -> list[_Found]:
-    """What the finished searches have found, in the order of the plan."""
-    found: dict[str, _Found] = {}
-    for combination in combinations:
-        values = settings.with_values(combination).train_values()
-        for search in _searches_of(settings, combination):
-            if search.identity in ledger.done:
-                report = ledger.done[search.identity].report
-                network = found.setdefault(
-                    canonical([report.architecture, values]),
-                    _Found(report.architecture, values, report.parameters, []),
-                )
-                if combination not in network.combinations:
-                    network.combinations.append(combination)
-    return list(found.values())
-
-
-def _work(
-    settings: ExperimentSettings, combinations: Sequence[Mapping[str, Any]], ledger: Ledger
-) -> list[Task]:
-    """Everything that comes before the export, as far as it is known.
-
-    Each task once: combinations that differ in the training alone share their searches, networks of equal
-    size their baseline. A network that nobody could train needs none.
-    """
-    searches = [task for combination in combinations for task in _searches_of(settings, combination)]
-    found = _found(settings, combinations, ledger)
-    trainings = [task for network in found for task in network.trainings(settings)]
-    baseline = [
-        task
-        for network in found
-        if ledger.done_of(network.trainings(settings))
-        for task in network.baseline(settings)
-    ]
-    return list({task.identity: task for task in (*searches, *trainings, *baseline)}.values())
-
-
-def _searches_of(settings: ExperimentSettings, combination: Mapping[str, Any]) -> list[Task]:
-    values = settings.with_values(combination).search_values()
-    return [Task(SEARCH, settings.seed + index, 1, values) for index in range(settings.search_seeds)]
-
-
-def _export(settings: ExperimentSettings) -> Task:
-    return Task(EXPORT, settings.seed, 1, settings.export_values())

@@ -144,8 +144,7 @@ def _train(
             **after_pruning,
         }
         write_bundle(output / BUNDLE, network, architecture, reference, example, facts, pruned)
-        plan, combinations = plan_of(manager.experiment())
-        if any(prices_latency(plan.with_values(values).search) for values in combinations):
+        if any(prices_latency(variant.search) for variant in plan_of(manager.experiment()).variants):
             also = {**also, **latencies(pruned, sample, reference, example.first(1), output)}
         nni.report_final_result(
             Metrics(

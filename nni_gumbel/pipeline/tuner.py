@@ -34,14 +34,7 @@ from nni.tuner import Tuner
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.combinations import combinations
 from nni_gumbel.pipeline.manager import ERROR_FILE, Manager, ManagerUnreachable, trial_command_of
-from nni_gumbel.pipeline.plan import (
-    check_trial_limit,
-    failure,
-    finished,
-    given_up,
-    largest_trial_count,
-    next_tasks,
-)
+from nni_gumbel.pipeline.plan import Plan, finished
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import Task, Trial
 
@@ -94,7 +87,6 @@ class GumbelSearchTuner(Tuner):
         super().__init__()
         _error_file().unlink(missing_ok=True)
         self._lock = threading.RLock()
-        self._combinations: list[dict[str, Any]] = []
         self._owed: list[int] = []
         self._on_their_way: dict[str, Task] = {}
         self._told: set[str] = set()
@@ -108,31 +100,31 @@ class GumbelSearchTuner(Tuner):
 
     def _start(self, class_args: dict[str, Any]) -> None:
         """Check everything that can be checked before the first trial."""
-        self._settings = ExperimentSettings.from_flat(class_args)
+        settings = ExperimentSettings.from_flat(class_args)
         experiment = self._manager.experiment()
         params = experiment["params"]
-        self._combinations = combinations(params.get("searchSpace"), self._settings)
+        self._plan = Plan(settings, combinations(params.get("searchSpace"), settings))
         command, directory = trial_command_of(experiment)
         command.check(directory)
         command.check_cost({*class_args, *(params.get("searchSpace") or {})})
         # After the export it is the number of trials that there were.
         if not finished(self._manager.trials()):
-            check_trial_limit(self._settings, self._combinations, params.get("maxTrialNumber"))
+            self._plan.check_trial_limit(params.get("maxTrialNumber"))
         if params.get("assessor"):
             raise UsageError(ASSESSOR_REFUSED)
-        most = largest_trial_count(self._settings, self._combinations)
-        _logger.info("%d combinations, at most %d trials", len(self._combinations), most)
+        count, most = len(self._plan.combinations), self._plan.largest_trial_count
+        _logger.info("%d combinations, at most %d trials", count, most)
 
     @_ends_the_experiment
     def update_search_space(self, search_space: Any) -> None:
         try:
-            changed = combinations(search_space, self._settings)
+            changed = combinations(search_space, self._plan.settings)
         except UsageError as error:
             # That of the YAML was checked at the start: this one was typed into the portal.
             _logger.error("the search space stays as it was: %s", error)
             return
         with self._lock:
-            self._combinations = changed
+            self._plan = Plan(self._plan.settings, changed)
             self._look()
 
     @_ends_the_experiment
@@ -181,14 +173,14 @@ class GumbelSearchTuner(Tuner):
         shown = {(trial.parameters or {}).get("key") for trial in trials}
         self._on_their_way = {key: task for key, task in self._on_their_way.items() if key not in shown}
         trials += [Trial(key, -1, "pending", task.parameters()) for key, task in self._on_their_way.items()]
-        for warning in given_up(self._settings, self._combinations, trials):
+        for warning in self._plan.given_up(trials):
             if warning not in self._told:
                 self._told.add(warning)
                 _logger.warning("%s", warning)
-        failed = failure(self._settings, self._combinations, trials)
+        failed = self._plan.failure(trials)
         if failed is not None:
             raise UsageError(self._manager.explained(failed))
-        return next_tasks(self._settings, self._combinations, trials)
+        return self._plan.next_tasks(trials)
 
     def _fill(self, tasks: list[Task]) -> None:
         while tasks and self._owed and self._send is not None:

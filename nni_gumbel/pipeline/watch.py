@@ -29,7 +29,7 @@ from nni_gumbel.pipeline.manager import (
     tuners_line,
     why_it_shut_down,
 )
-from nni_gumbel.pipeline.plan import failure, finished, networks, next_tasks
+from nni_gumbel.pipeline.plan import Plan, finished
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import EXPORT, RANDOM, SEARCH, STAGES, TRAIN, Trial
 from nni_gumbel.results.choice import Network
@@ -120,8 +120,8 @@ def follow(
                     f"it, `kill {experiment.pid}` ends it"
                 ) from None
         if profile:
-            settings, combinations = _plan(experiment, profile)
-            progress = progress_of(status, settings, combinations, trials, profile.get("execDuration", 0.0))
+            plan = _plan(experiment, profile)
+            progress = progress_of(status, plan, trials, profile.get("execDuration", 0.0))
             for trial in sorted(trials, key=lambda trial: trial.sequence):
                 if trial.state == "failed" and trial.id not in told:
                     told.add(trial.id)
@@ -130,10 +130,10 @@ def follow(
             if finished(trials):
                 done_at = done_at or now
                 if status in ("DONE", "VIEWED") or now - done_at > _UNTIL_DONE:
-                    return _outcome(settings, combinations, trials)
+                    return _outcome(plan, trials)
             else:
                 _raise_if_over(experiment, reachable=True)
-                failed = failure(settings, combinations, trials)
+                failed = plan.failure(trials)
                 failed_line = manager.explained(failed) if failed else None
                 _raise_if_ended(experiment, status, errors, profile, trials, failed_line)
                 if any(stage.running for stage in progress.stages):
@@ -152,17 +152,11 @@ def follow(
         time.sleep(every)
 
 
-def progress_of(
-    status: str,
-    settings: ExperimentSettings,
-    combinations: list[dict[str, Any]],
-    trials: list[Trial],
-    elapsed: float,
-) -> Progress:
+def progress_of(status: str, plan: Plan, trials: list[Trial], elapsed: float) -> Progress:
     """Count trials by stage; how many trainings and random networks are needed is known search by search."""
     done = Counter(trial.stage for trial in trials if trial.state == "succeeded")
     running = Counter(trial.stage for trial in trials if trial.state == "pending")
-    waiting = Counter(task.stage for task in next_tasks(settings, combinations, trials))
+    waiting = Counter(task.stage for task in plan.next_tasks(trials))
     results = {
         stage: [
             trial.result["default"] for trial in trials if trial.state == "succeeded" and trial.stage == stage
@@ -170,7 +164,7 @@ def progress_of(
         for stage in (TRAIN, SEARCH)
     }
     best_stage = next((stage for stage, values in results.items() if values), None)
-    better = max if settings.optimize_mode == "maximize" else min
+    better = max if plan.settings.optimize_mode == "maximize" else min
     return Progress(
         status=status,
         stages=tuple(
@@ -181,10 +175,10 @@ def progress_of(
                 max(done[stage] + running[stage] + waiting[stage], int(stage == EXPORT)),
             )
             for stage in STAGES
-            if stage != RANDOM or settings.random_baseline
+            if stage != RANDOM or plan.settings.random_baseline
         ),
         failed=sum(trial.state == "failed" for trial in trials),
-        metric=settings.metric,
+        metric=plan.settings.metric,
         best=better(results[best_stage]) if best_stage else None,
         best_stage=best_stage,
         elapsed=elapsed,
@@ -204,9 +198,7 @@ def failed_trial_line(manager: Manager, trial: Trial) -> str:
     return f"trial {trial.id} ({what}) failed: {reason}"
 
 
-def _plan(
-    experiment: Experiment, profile: Mapping[str, Any]
-) -> tuple[ExperimentSettings, list[dict[str, Any]]]:
+def _plan(experiment: Experiment, profile: Mapping[str, Any]) -> Plan:
     tuner = profile["params"].get("tuner") or {}
     if str(tuner.get("name")).lower() != NAME.lower():
         raise UsageError(
@@ -266,13 +258,11 @@ def _raise_if_ended(
         )
 
 
-def _outcome(
-    settings: ExperimentSettings, combinations: list[dict[str, Any]], trials: list[Trial]
-) -> Outcome:
-    found = networks(settings, combinations, trials)
+def _outcome(plan: Plan, trials: list[Trial]) -> Outcome:
+    found = plan.networks(trials)
     export = next(trial for trial in trials if trial.state == "succeeded" and trial.stage == EXPORT)
     chosen = next((network for network in found if network.name == export.result.get("network")), None)
-    return Outcome(found, chosen, settings, str(export.result.get("path")), export.result.get("warning"))
+    return Outcome(found, chosen, plan.settings, str(export.result.get("path")), export.result.get("warning"))
 
 
 def _stopped(experiment: Experiment) -> str:

@@ -10,19 +10,13 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.pipeline.plan import (
-    failure,
-    finished,
-    given_up,
-    largest_trial_count,
-    networks,
-    next_tasks,
-)
+from nni_gumbel.pipeline.plan import Plan, finished
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import Task, Trial, judged
 
 SETTINGS = ExperimentSettings.from_flat({"search_seeds": 2, "train_seeds": 2})
 NOTHING_VARIED = [{}]
+PLAN = Plan(SETTINGS, NOTHING_VARIED)
 FOREIGN = [
     None,
     {},
@@ -66,10 +60,10 @@ def play(settings, combinations, rng, *, failing=0.0, slots=2, networks_found=3,
     """
     trials, running = [], []
     while True:
-        for task in next_tasks(settings, combinations, trials)[: slots - len(running)]:
+        for task in Plan(settings, combinations).next_tasks(trials)[: slots - len(running)]:
             trials.append(trial_of(task, "pending", f"t{len(trials)}"))
             running.append(len(trials) - 1)
-        missing = next_tasks(settings, combinations, trials)
+        missing = Plan(settings, combinations).next_tasks(trials)
         assert len(running) == slots or not missing, "a slot is empty although there is work"
         if not running:
             return trials
@@ -148,28 +142,29 @@ def test_no_task_is_done_twice_and_the_export_comes_last_and_once(
     assert len(set(started)) == len(started)
     if not swapping:  # a task whose parameters went to another trial is handed out once more
         # The export may need its attempts, too: they are not part of the count.
-        assert len([key for key in started if key[:6] != "export"]) < largest_trial_count(
-            settings, combinations
+        assert (
+            len([key for key in started if key[:6] != "export"])
+            < Plan(settings, combinations).largest_trial_count
         )
     exports = [trial for trial in trials if trial.parameters["stage"] == "export"]
     if finished(trials):
-        assert failure(settings, combinations, trials) is None
+        assert Plan(settings, combinations).failure(trials) is None
         assert len([trial for trial in exports if trial.state == "succeeded"]) == 1
         assert all(trial.end <= exports[0].end for trial in trials if trial not in exports)
-        assert networks(settings, combinations, trials)
+        assert Plan(settings, combinations).networks(trials)
     else:
-        assert failure(settings, combinations, trials)
+        assert Plan(settings, combinations).failure(trials)
         assert len(exports) in (0, attempts)
     if not failing:
-        assert finished(trials) and not given_up(settings, combinations, trials)
+        assert finished(trials) and not Plan(settings, combinations).given_up(trials)
         assert {key.rsplit("-attempt", 1)[1] for key in done} == {"1"} or swapping
-        assert {len(network.baseline) for network in networks(settings, combinations, trials)} == {
+        assert {len(network.baseline) for network in Plan(settings, combinations).networks(trials)} == {
             random_baseline
         }
 
 
 def test_searches_come_first_and_their_seeds_count_up():
-    tasks = next_tasks(SETTINGS.with_values({"seed": 7}), [{}, {"batch_size": 8}], [])
+    tasks = Plan(SETTINGS.with_values({"seed": 7}), [{}, {"batch_size": 8}]).next_tasks([])
     assert [(task.stage, task.seed, task.attempt) for task in tasks] == [
         ("search", 7, 1),
         ("search", 8, 1),
@@ -178,9 +173,9 @@ def test_searches_come_first_and_their_seeds_count_up():
 
 
 def test_a_network_is_trained_as_soon_as_its_own_search_has_ended():
-    first, second = next_tasks(SETTINGS, NOTHING_VARIED, [])
+    first, second = PLAN.next_tasks([])
     trials = [trial_of(first, "pending"), trial_of(second, "succeeded", architecture={"layer": "pool"})]
-    tasks = next_tasks(SETTINGS, NOTHING_VARIED, trials)
+    tasks = PLAN.next_tasks(trials)
     assert [(task.stage, task.seed, task.architecture) for task in tasks] == [
         ("train", 0, {"layer": "pool"}),
         ("train", 1, {"layer": "pool"}),
@@ -188,45 +183,45 @@ def test_a_network_is_trained_as_soon_as_its_own_search_has_ended():
 
 
 def test_a_network_found_twice_is_trained_once():
-    trials = [trial_of(task, "succeeded") for task in next_tasks(SETTINGS, NOTHING_VARIED, [])]
-    assert len(next_tasks(SETTINGS, NOTHING_VARIED, trials)) == SETTINGS.train_seeds
+    trials = [trial_of(task, "succeeded") for task in PLAN.next_tasks([])]
+    assert len(PLAN.next_tasks(trials)) == SETTINGS.train_seeds
 
 
 def test_combinations_that_differ_in_the_training_alone_share_their_search():
     combinations = [{"train_epochs": 1}, {"train_epochs": 2}]
-    searches = next_tasks(SETTINGS, combinations, [])
+    searches = Plan(SETTINGS, combinations).next_tasks([])
     assert len(searches) == SETTINGS.search_seeds
-    trainings = next_tasks(SETTINGS, combinations, [trial_of(task, "succeeded") for task in searches])
+    trainings = Plan(SETTINGS, combinations).next_tasks([trial_of(task, "succeeded") for task in searches])
     assert [task.settings["train_epochs"] for task in trainings] == [1, 1, 2, 2]
 
 
 def test_a_failed_task_is_tried_once_more_and_then_left_out_with_a_warning():
-    first, second = next_tasks(SETTINGS, NOTHING_VARIED, [])
+    first, second = PLAN.next_tasks([])
     trials = [trial_of(first, "failed", "x"), trial_of(second, "pending")]
-    (again,) = next_tasks(SETTINGS, NOTHING_VARIED, trials)
+    (again,) = PLAN.next_tasks(trials)
     assert (again.identity, again.attempt) == (first.identity, 2)
-    assert given_up(SETTINGS, NOTHING_VARIED, trials) == []
+    assert PLAN.given_up(trials) == []
     trials.append(trial_of(again, "failed", "y"))
-    assert next_tasks(SETTINGS, NOTHING_VARIED, trials) == []
-    (warning,) = given_up(SETTINGS, NOTHING_VARIED, trials)
+    assert PLAN.next_tasks(trials) == []
+    (warning,) = PLAN.given_up(trials)
     assert first.identity in warning and "x, y" in warning
-    assert failure(SETTINGS, NOTHING_VARIED, trials) is None  # the second search goes on
+    assert PLAN.failure(trials) is None  # the second search goes on
 
 
 def test_the_failure_of_everything_is_told_in_one_line():
     once = SETTINGS.with_values({"attempts": 1, "search_seeds": 1, "train_seeds": 1})
-    (search,) = next_tasks(once, NOTHING_VARIED, [])
+    (search,) = Plan(once, NOTHING_VARIED).next_tasks([])
     trials = [trial_of(search, "failed", "SRCH")]
-    found = failure(once, NOTHING_VARIED, trials)
+    found = Plan(once, NOTHING_VARIED).failure(trials)
     assert "every search failed" in found.line and found.last_trial == "SRCH"
     trials = [trial_of(search, "succeeded")]
-    (training,) = next_tasks(once, NOTHING_VARIED, trials)
-    found = failure(once, NOTHING_VARIED, [*trials, trial_of(training, "failed", "TRN")])
+    (training,) = Plan(once, NOTHING_VARIED).next_tasks(trials)
+    found = Plan(once, NOTHING_VARIED).failure([*trials, trial_of(training, "failed", "TRN")])
     assert "every training failed" in found.line and found.last_trial == "TRN"
     trials.append(trial_of(training, "succeeded"))
-    (export,) = next_tasks(once, NOTHING_VARIED, trials)
+    (export,) = Plan(once, NOTHING_VARIED).next_tasks(trials)
     assert export.stage == "export"
-    found = failure(once, NOTHING_VARIED, [*trials, trial_of(export, "failed", "EXP")])
+    found = Plan(once, NOTHING_VARIED).failure([*trials, trial_of(export, "failed", "EXP")])
     assert "the export failed" in found.line and found.last_trial == "EXP"
 
 
@@ -236,7 +231,7 @@ def test_trials_started_by_hand_are_ignored(parameters):
         Trial("h", 9, state, parameters, {"default": 1.0}, 0.0, 1.0)
         for state in ("pending", "failed", "succeeded")
     ]
-    assert next_tasks(SETTINGS, NOTHING_VARIED, by_hand) == next_tasks(SETTINGS, NOTHING_VARIED, [])
+    assert PLAN.next_tasks(by_hand) == PLAN.next_tasks([])
 
 
 @pytest.mark.parametrize(
@@ -253,10 +248,10 @@ def test_trials_started_by_hand_are_ignored(parameters):
     ],
 )
 def test_a_success_without_a_sound_result_is_a_failure(broken):
-    first, second = next_tasks(SETTINGS, NOTHING_VARIED, [])
+    first, second = PLAN.next_tasks([])
     trial = trial_of(first, "succeeded")
     trials = [replace(trial, result=trial.result | broken), trial_of(second, "pending")]
-    assert [task.attempt for task in next_tasks(SETTINGS, NOTHING_VARIED, trials)] == [2]
+    assert [task.attempt for task in PLAN.next_tasks(trials)] == [2]
 
 
 def test_states_follow_from_what_nni_shows():
@@ -273,12 +268,12 @@ def test_states_follow_from_what_nni_shows():
 
 
 def test_networks_have_their_runs_by_seed_and_names_by_search():
-    tasks = next_tasks(SETTINGS, NOTHING_VARIED, [])
+    tasks = PLAN.next_tasks([])
     trials = [trial_of(task, "succeeded", architecture={"layer": task.seed}) for task in tasks]
-    trainings = next_tasks(SETTINGS, NOTHING_VARIED, trials)
+    trainings = PLAN.next_tasks(trials)
     trials += [trial_of(task, "succeeded", f"n{index}") for index, task in enumerate(trainings)]
     for order in (trials, trials[::-1]):
-        one, two = networks(SETTINGS, NOTHING_VARIED, order)
+        one, two = PLAN.networks(order)
         assert (one.name, one.architecture, two.name) == ("network-1", {"layer": 0}, "network-2")
         assert [(run.trial_id, run.seed, run.test) for run in two.runs] == [("n2", 0, 0.8), ("n3", 1, 0.8)]
         assert (one.parameters, one.flops, one.validation_size) == (100, 1000, 50)
@@ -286,18 +281,21 @@ def test_networks_have_their_runs_by_seed_and_names_by_search():
 
 
 WITH_BASELINE = SETTINGS.with_values({"random_baseline": 2, "search_seeds": 1})
+BASELINE_PLAN = Plan(WITH_BASELINE, NOTHING_VARIED)
 
 
 def trained(settings, size=100):
     """The trials of an experiment whose search and trainings are done: what comes next is the baseline."""
-    (search,) = next_tasks(settings, NOTHING_VARIED, [])
+    (search,) = Plan(settings, NOTHING_VARIED).next_tasks([])
     done = trial_of(search, "succeeded")
     trials = [replace(done, result=done.result | {"parameters": size})]
-    return trials + [trial_of(task, "succeeded") for task in next_tasks(settings, NOTHING_VARIED, trials)]
+    return trials + [
+        trial_of(task, "succeeded") for task in Plan(settings, NOTHING_VARIED).next_tasks(trials)
+    ]
 
 
 def test_random_networks_of_its_size_follow_the_trainings_of_a_network_each_with_a_seed_that_no_training_has():
-    tasks = next_tasks(WITH_BASELINE, NOTHING_VARIED, trained(WITH_BASELINE, 123))
+    tasks = BASELINE_PLAN.next_tasks(trained(WITH_BASELINE, 123))
     assert [(task.stage, task.seed, task.target_parameters) for task in tasks] == [
         ("random", 2, 123),
         ("random", 3, 123),
@@ -308,20 +306,20 @@ def test_random_networks_of_its_size_follow_the_trainings_of_a_network_each_with
 def test_a_network_gets_a_baseline_once_it_could_be_trained_and_after_what_is_left_to_train():
     search, first, second = trained(WITH_BASELINE)
     waiting = [search, first]
-    stages = [task.stage for task in next_tasks(WITH_BASELINE, NOTHING_VARIED, waiting)]
+    stages = [task.stage for task in BASELINE_PLAN.next_tasks(waiting)]
     assert stages == ["train", "random", "random"]
-    assert [task.stage for task in next_tasks(WITH_BASELINE, NOTHING_VARIED, [search])] == ["train"] * 2
+    assert [task.stage for task in BASELINE_PLAN.next_tasks([search])] == ["train"] * 2
 
 
 def test_networks_of_equal_size_share_their_baseline():
     settings = WITH_BASELINE.with_values({"search_seeds": 2})
-    searches = next_tasks(settings, NOTHING_VARIED, [])
+    searches = Plan(settings, NOTHING_VARIED).next_tasks([])
     trials = [trial_of(task, "succeeded", architecture={"layer": task.seed}) for task in searches]
-    trials += [trial_of(task, "succeeded") for task in next_tasks(settings, NOTHING_VARIED, trials)]
-    tasks = next_tasks(settings, NOTHING_VARIED, trials)
+    trials += [trial_of(task, "succeeded") for task in Plan(settings, NOTHING_VARIED).next_tasks(trials)]
+    tasks = Plan(settings, NOTHING_VARIED).next_tasks(trials)
     assert [(task.stage, task.seed) for task in tasks] == [("random", 2), ("random", 3)]
     trials += [trial_of(task, "succeeded", f"r{task.seed}") for task in tasks]
-    one, two = networks(settings, NOTHING_VARIED, trials)
+    one, two = Plan(settings, NOTHING_VARIED).networks(trials)
     assert [each.runs[0].trial_id for each in one.baseline] == ["r2", "r3"]
     assert [each.runs for each in one.baseline] == [each.runs for each in two.baseline]
     assert [each.name for each in two.baseline] == ["network-2-random-1", "network-2-random-2"]
@@ -330,32 +328,36 @@ def test_networks_of_equal_size_share_their_baseline():
 def test_the_export_comes_although_every_random_network_failed():
     trials = trained(WITH_BASELINE)
     for _ in range(WITH_BASELINE.attempts):
-        tasks = next_tasks(WITH_BASELINE, NOTHING_VARIED, trials)
+        tasks = BASELINE_PLAN.next_tasks(trials)
         assert [task.stage for task in tasks] == ["random", "random"]
         trials += [trial_of(task, "failed", f"r{task.attempt}") for task in tasks]
-    assert failure(WITH_BASELINE, NOTHING_VARIED, trials) is None
-    assert len(given_up(WITH_BASELINE, NOTHING_VARIED, trials)) == 2
-    assert [task.stage for task in next_tasks(WITH_BASELINE, NOTHING_VARIED, trials)] == ["export"]
-    (network,) = networks(WITH_BASELINE, NOTHING_VARIED, trials)
+    assert BASELINE_PLAN.failure(trials) is None
+    assert len(BASELINE_PLAN.given_up(trials)) == 2
+    assert [task.stage for task in BASELINE_PLAN.next_tasks(trials)] == ["export"]
+    (network,) = BASELINE_PLAN.networks(trials)
     assert network.baseline == ()
 
 
 def test_without_a_training_that_succeeded_the_baseline_does_not_delay_the_failure():
     once = WITH_BASELINE.with_values({"attempts": 1})
     search = trained(once)[0]
-    trainings = [trial_of(task, "failed", "TRN", None) for task in next_tasks(once, NOTHING_VARIED, [search])]
-    assert "every training failed" in failure(once, NOTHING_VARIED, [search, *trainings]).line
+    trainings = [
+        trial_of(task, "failed", "TRN", None) for task in Plan(once, NOTHING_VARIED).next_tasks([search])
+    ]
+    assert "every training failed" in Plan(once, NOTHING_VARIED).failure([search, *trainings]).line
 
 
 def test_a_network_knows_the_combinations_whose_searches_found_it():
     combinations = [{"cost_weight": 0.1}, {"cost_weight": 0.2}, {"cost_weight": 0.3}]
-    searches = next_tasks(WITH_BASELINE, combinations, [])
+    searches = Plan(WITH_BASELINE, combinations).next_tasks([])
     trials = [
         trial_of(task, "succeeded", architecture={"layer": int(task.settings["cost_weight"] < 0.25)})
         for task in searches
     ]
-    trials += [trial_of(task, "succeeded") for task in next_tasks(WITH_BASELINE, combinations, trials)]
-    found = {network.name: network.found_with for network in networks(WITH_BASELINE, combinations, trials)}
+    trials += [trial_of(task, "succeeded") for task in Plan(WITH_BASELINE, combinations).next_tasks(trials)]
+    found = {
+        network.name: network.found_with for network in Plan(WITH_BASELINE, combinations).networks(trials)
+    }
     assert found == {
         "network-1": ({"cost_weight": 0.1}, {"cost_weight": 0.2}),
         "network-2": ({"cost_weight": 0.3},),
@@ -373,7 +375,7 @@ def test_a_network_has_its_pruned_counts_and_the_median_of_its_latencies():
         for trial, value in zip(trainings, (1.0, 9.0, 2.0))
     ]
     settings = SETTINGS.with_values({"search_seeds": 1, "train_seeds": 3})
-    (network,) = networks(settings, NOTHING_VARIED, trials)
+    (network,) = Plan(settings, NOTHING_VARIED).networks(trials)
     assert (network.pruned_parameters, network.pruned_flops) == (90, 900)
     assert (network.latency_ms, network.table_latency_ms) == (2.0, 2.0)
 
@@ -382,17 +384,17 @@ def test_a_network_has_its_pruned_counts_and_the_median_of_its_latencies():
 def test_a_training_with_an_unsound_count_or_latency_has_not_been_done(broken):
     search, first, second = trained(SETTINGS.with_values({"search_seeds": 1}))
     trials = [search, replace(first, result=first.result | broken), second]
-    (again,) = next_tasks(SETTINGS.with_values({"search_seeds": 1}), NOTHING_VARIED, trials)
+    (again,) = Plan(SETTINGS.with_values({"search_seeds": 1}), NOTHING_VARIED).next_tasks(trials)
     assert (again.stage, again.attempt) == ("train", 2)
 
 
 def all_tasks():
-    searches = next_tasks(SETTINGS, NOTHING_VARIED, [])
+    searches = PLAN.next_tasks([])
     trials = [trial_of(task, "succeeded") for task in searches]
-    trainings = next_tasks(SETTINGS, NOTHING_VARIED, trials)
+    trainings = PLAN.next_tasks(trials)
     trials += [trial_of(task, "succeeded") for task in trainings]
-    baseline = next_tasks(WITH_BASELINE, NOTHING_VARIED, trained(WITH_BASELINE))
-    return [*searches, *trainings, *baseline, *next_tasks(SETTINGS, NOTHING_VARIED, trials)]
+    baseline = BASELINE_PLAN.next_tasks(trained(WITH_BASELINE))
+    return [*searches, *trainings, *baseline, *PLAN.next_tasks(trials)]
 
 
 @pytest.mark.parametrize("task", all_tasks(), ids=lambda task: task.key)
@@ -420,7 +422,7 @@ def test_parameters_bring_a_task_through_nni_and_back(task):
     ],
 )
 def test_parameters_that_are_not_a_tasks_are_refused(change):
-    task = next_tasks(SETTINGS, NOTHING_VARIED, [])[0]
+    task = PLAN.next_tasks([])[0]
     with pytest.raises(UsageError):
         Task.from_parameters(task.parameters() | change)
     with pytest.raises(UsageError):
@@ -430,13 +432,13 @@ def test_parameters_that_are_not_a_tasks_are_refused(change):
 
 
 def test_the_largest_number_of_trials_is_that_of_the_guide():
-    assert largest_trial_count(ExperimentSettings(), NOTHING_VARIED) == 1 * 1 * (1 + 3) * 2 + 1
-    assert largest_trial_count(SETTINGS, [{}, {"batch_size": 8}]) == 2 * 2 * (1 + 2) * 2 + 1
-    assert largest_trial_count(WITH_BASELINE, [{}, {"batch_size": 8}]) == 2 * 1 * (1 + 2 + 2) * 2 + 1
+    assert Plan(ExperimentSettings(), NOTHING_VARIED).largest_trial_count == 1 * 1 * (1 + 3) * 2 + 1
+    assert Plan(SETTINGS, [{}, {"batch_size": 8}]).largest_trial_count == 2 * 2 * (1 + 2) * 2 + 1
+    assert Plan(WITH_BASELINE, [{}, {"batch_size": 8}]).largest_trial_count == 2 * 1 * (1 + 2 + 2) * 2 + 1
 
 
 @pytest.mark.parametrize("size", [None, "100", -1, 1.5, 101])
 def test_a_random_network_without_the_size_that_its_key_was_made_for_is_refused(size):
-    task = next_tasks(WITH_BASELINE, NOTHING_VARIED, trained(WITH_BASELINE))[0]
+    task = BASELINE_PLAN.next_tasks(trained(WITH_BASELINE))[0]
     with pytest.raises(UsageError):
         Task.from_parameters(task.parameters() | {"target_parameters": size})

@@ -13,7 +13,7 @@ from nni_gumbel.complexity.cost import count_parameters
 from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.export import run_export
-from nni_gumbel.pipeline.plan import next_tasks
+from nni_gumbel.pipeline.plan import Plan
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import Task, Trial
 from nni_gumbel.results.bundle import FACTS, README, load, write_bundle
@@ -152,7 +152,7 @@ def before_the_export(folder, class_args, found=lambda seed: {"width": 1, "activ
     settings = ExperimentSettings.from_flat(class_args)
     reference = SpaceReference.parse(COMMAND.space)
     trials = []
-    while (tasks := next_tasks(settings, [{}], trials))[0].stage != "export":
+    while (tasks := Plan(settings, [{}]).next_tasks(trials))[0].stage != "export":
         for task in tasks:
             architecture = task.architecture or found(task.seed)
             size = SIZES[architecture["width"]]
@@ -286,7 +286,7 @@ def search(class_args, folder, command=COMMAND):
     from nni_gumbel.pipeline.trial import run_search
 
     class_args = {"search_epochs": 1, "batch_size": 10, **class_args}
-    (task,) = next_tasks(ExperimentSettings.from_flat(class_args), [{}], [])
+    (task,) = Plan(ExperimentSettings.from_flat(class_args), [{}]).next_tasks([])
     output = folder / "trials" / task.key
     output.mkdir(parents=True)
     run_search(task, command, Manager(class_args), output)

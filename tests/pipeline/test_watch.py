@@ -20,7 +20,7 @@ from nni_gumbel.pipeline.manager import (
     tuners_line,
     why_it_shut_down,
 )
-from nni_gumbel.pipeline.plan import next_tasks
+from nni_gumbel.pipeline.plan import Plan
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import Task, Trial
 from nni_gumbel.pipeline.watch import failed_trial_line, progress_of
@@ -42,22 +42,22 @@ def searched(task, number, default):
 
 def test_progress_counts_trials_by_stage():
     settings = ExperimentSettings(search_seeds=2, train_seeds=3)
-    first, second = next_tasks(settings, [{}], [])
+    first, second = Plan(settings, [{}]).next_tasks([])
     trials = [searched(first, 0, 0.5), Trial("t1", 1, "pending", second.parameters())]
-    progress = progress_of("RUNNING", settings, [{}], trials, 12.0)
+    progress = progress_of("RUNNING", Plan(settings, [{}]), trials, 12.0)
     counts = {stage.stage: (stage.done, stage.running, stage.planned) for stage in progress.stages}
     assert counts == {"search": (1, 1, 2), "train": (0, 0, 3), "export": (0, 0, 1)}
 
 
 def test_random_networks_are_shown_if_asked_for_and_are_never_the_best():
     settings = ExperimentSettings(search_seeds=1, train_seeds=1, random_baseline=2)
-    (search,) = next_tasks(settings, [{}], [])
+    (search,) = Plan(settings, [{}]).next_tasks([])
     trials = [searched(search, 0, 0.5)]
-    (training,) = next_tasks(settings, [{}], trials)
+    (training,) = Plan(settings, [{}]).next_tasks(trials)
     trials.append(done(training, 1, default=0.7, parameters=10, flops=20))
-    first, _ = next_tasks(settings, [{}], trials)
+    first, _ = Plan(settings, [{}]).next_tasks(trials)
     trials.append(done(first, 2, default=0.9, architecture='{"a": 1}', parameters=10, flops=20))
-    progress = progress_of("RUNNING", settings, [{}], trials, 0.0)
+    progress = progress_of("RUNNING", Plan(settings, [{}]), trials, 0.0)
     (random,) = [stage for stage in progress.stages if stage.stage == "random"]
     assert (random.done, random.running, random.planned) == (1, 0, 2)
     assert (progress.best, progress.best_stage) == (0.7, "train")
@@ -66,19 +66,21 @@ def test_random_networks_are_shown_if_asked_for_and_are_never_the_best():
 @pytest.mark.parametrize(("mode", "best"), [("maximize", 0.8), ("minimize", 0.7)])
 def test_the_best_so_far_follows_the_mode_and_is_of_trainings_once_there_are_some(mode, best):
     settings = ExperimentSettings(optimize_mode=mode, train_seeds=2)
-    (search,) = next_tasks(settings, [{}], [])
+    (search,) = Plan(settings, [{}]).next_tasks([])
     trials = [searched(search, 0, 0.75)]
-    assert progress_of("RUNNING", settings, [{}], trials, 0.0).best == 0.75
-    for number, (task, value) in enumerate(zip(next_tasks(settings, [{}], trials), (0.7, 0.8)), start=1):
+    assert progress_of("RUNNING", Plan(settings, [{}]), trials, 0.0).best == 0.75
+    for number, (task, value) in enumerate(zip(Plan(settings, [{}]).next_tasks(trials), (0.7, 0.8)), start=1):
         trials.append(done(task, number, default=value, parameters=10, flops=20))
-    progress = progress_of("RUNNING", settings, [{}], trials, 0.0)
+    progress = progress_of("RUNNING", Plan(settings, [{}]), trials, 0.0)
     assert (progress.best, progress.best_stage) == (best, "train")
 
 
 def test_a_failed_trial_is_counted_and_its_second_attempt_is_planned():
     settings = ExperimentSettings()
-    (search,) = next_tasks(settings, [{}], [])
-    progress = progress_of("RUNNING", settings, [{}], [Trial("t0", 0, "failed", search.parameters())], 0.0)
+    (search,) = Plan(settings, [{}]).next_tasks([])
+    progress = progress_of(
+        "RUNNING", Plan(settings, [{}]), [Trial("t0", 0, "failed", search.parameters())], 0.0
+    )
     assert progress.failed == 1
     assert progress.stages[0].planned == 1
 
