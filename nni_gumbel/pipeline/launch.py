@@ -9,17 +9,16 @@ Each trial takes its share of the cores - cores / trial concurrency - and writes
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import loky
 import nni
+from filelock import FileLock, Timeout
 
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.command import TrialCommand
@@ -63,21 +62,19 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-@contextmanager
-def _alone_in(directory: Path) -> Iterator[None]:
+def _alone_in(directory: Path) -> AbstractContextManager[object]:
     """Hold a lock on the output directory.
 
     After the manager was killed, a trial lives on until its next report; a resumed experiment runs the
     same trial again in the same directory meanwhile.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.warning("waiting for an older process of this trial, which still writes to %s", directory)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    lock = FileLock(directory / ".lock")
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        logger.warning("waiting for an older process of this trial, which still writes to %s", directory)
+        return lock.acquire()
 
 
 def _use_share_of_cores(manager: Manager) -> None:

@@ -11,7 +11,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.errors import UsageError, first_line, user_code
 from nni_gumbel.pipeline.combinations import combinations
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.plan import Failure, Plan
@@ -226,7 +227,7 @@ class Experiment:
 
     @property
     def api(self) -> str:
-        return f"{self.portal}/api/v1/nni"
+        return f"{self.portal}/{_API}"
 
     @property
     def logs(self) -> Path:
@@ -236,6 +237,37 @@ class Experiment:
     def exported(self) -> bool:
         """Whether one of its trials has written an export."""
         return any(self.directory.glob(f"environments/*/trials/*/{EXPORT_FOLDER}/architecture.json"))
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether NNI's list says that it was stopped."""
+        return _listed().get(self.id, {}).get("status") == "STOPPED"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its manager is gone, by itself or because it was stopped."""
+        return self.is_stopped or not _is_alive(_listed().get(self.id, {}))
+
+    def tuners_line(self) -> str | None:
+        """The line with which this run's tuner ended."""
+        path = self.logs / ERROR_FILE
+        try:
+            # One from before a resume stays until the new tuner removes it.
+            is_ours = path.stat().st_mtime >= self.started
+            return path.read_text(encoding="utf8").strip() or None if is_ours else None
+        except OSError:
+            return None
+
+    def why_it_shut_down(self) -> str | None:
+        """The manager's last error, if it shut down for a reason of its own."""
+        try:
+            log = (self.logs / "nnimanager.log").read_text(encoding="utf8", errors="replace")
+        except OSError:
+            return None
+        last_run = log[log.rfind("Start NNI manager") :]
+        by_itself = re.search(r"Initiate shutdown: (?!SIG|REST)|Critical error", last_run)
+        found = re.findall(r"(?:ERROR|CRITICAL) \(\w[^)]*\) (.+)", last_run)
+        return found[-1].strip() if by_itself and found else None
 
 
 def running_experiments() -> dict[int, str]:
@@ -275,39 +307,6 @@ def find_experiment(experiment_id: str | None = None) -> Experiment:
     )
 
 
-def has_ended(experiment: Experiment) -> bool:
-    """Whether the manager is gone, by itself or because it was stopped."""
-    return is_marked_stopped(experiment) or not _is_alive(_listed().get(experiment.id, {}))
-
-
-def is_marked_stopped(experiment: Experiment) -> bool:
-    """Whether NNI's list says that the experiment was stopped."""
-    return _listed().get(experiment.id, {}).get("status") == "STOPPED"
-
-
-def tuners_line(experiment: Experiment) -> str | None:
-    """The line with which this run's tuner ended."""
-    path = experiment.logs / ERROR_FILE
-    try:
-        # One from before a resume stays until the new tuner removes it.
-        is_ours = path.stat().st_mtime >= experiment.started
-        return path.read_text(encoding="utf8").strip() or None if is_ours else None
-    except OSError:
-        return None
-
-
-def why_it_shut_down(experiment: Experiment) -> str | None:
-    """The manager's last error, if it shut down for a reason of its own."""
-    try:
-        log = (experiment.logs / "nnimanager.log").read_text(encoding="utf8", errors="replace")
-    except OSError:
-        return None
-    last_run = log[log.rfind("Start NNI manager") :]
-    by_itself = re.search(r"Initiate shutdown: (?!SIG|REST)|Critical error", last_run)
-    found = re.findall(r"(?:ERROR|CRITICAL) \(\w[^)]*\) (.+)", last_run)
-    return found[-1].strip() if by_itself and found else None
-
-
 def _listed() -> dict[str, dict[str, Any]]:
     from nni.tools.nnictl.config_utils import Experiments
 
@@ -345,7 +344,8 @@ def register() -> None:
         validator_class_name=None, algo_type="tuner", is_advisor=False, is_builtin=False, nni_version=None,
     )  # fmt: skip
     if not is_registered():
-        _on_the_list(register_algo_meta, meta)
+        with _nnis_list():
+            register_algo_meta(meta)
 
 
 def unregister() -> None:
@@ -356,7 +356,8 @@ def unregister() -> None:
     """
     from nni.tools.package_utils import unregister_algo_meta
 
-    _on_the_list(unregister_algo_meta, NAME)
+    with _nnis_list():
+        unregister_algo_meta(NAME)
 
 
 def is_registered() -> bool:
@@ -367,17 +368,14 @@ def is_registered() -> bool:
     """
     from nni.tools.package_utils import get_algo_meta
 
-    meta = _on_the_list(get_algo_meta, NAME)
+    with _nnis_list():
+        meta = get_algo_meta(NAME)
     return meta is not None and meta.class_name == CLASS_NAME
 
 
-def _on_the_list(function: Callable[[Any], Any], argument: Any) -> Any:
-    try:
-        return function(argument)
-    except Exception as error:  # the list is a YAML file that a person may have edited or may not write
-        from nni.runtime.config import get_config_directory
+def _nnis_list() -> AbstractContextManager[None]:
+    """The list is a YAML file that a person may have edited or may not write."""
+    from nni.runtime.config import get_config_directory
 
-        raise UsageError(
-            f"NNI's list of algorithms: {first_line(error)}; see that registered_algorithms.yml in "
-            f"{get_config_directory()} is sound and can be written"
-        ) from error
+    path = get_config_directory() / "registered_algorithms.yml"
+    return user_code("NNI's list of algorithms", f"see that {path} is sound and can be written")

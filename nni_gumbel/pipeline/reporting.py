@@ -71,10 +71,11 @@ class Progress(pl.Callback):
     Args:
         metric: name of the validation metric, without ``val_``.
         directory: where the TensorBoard events go.
+        of_search: also temperature, entropy and expected cost, and to TensorBoard every label's probabilities.
     """
 
-    def __init__(self, metric: str, directory: Path) -> None:
-        self.metric = metric
+    def __init__(self, metric: str, directory: Path, *, of_search: bool = False) -> None:
+        self.metric, self.of_search = metric, of_search
         self._writer = SummaryWriter(str(directory))
         self._losses: list[float] = []
         self._pending_copies: deque[tuple[HostCopy, int]] = deque()  # of losses, and their steps
@@ -103,41 +104,26 @@ class Progress(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._take(len(self._pending_copies))
-        numbers = {
-            "train_loss": sum(self._losses) / max(len(self._losses), 1),
-            **self.extra_numbers(pl_module),
-        }
+        numbers = {"train_loss": sum(self._losses) / max(len(self._losses), 1)}
         self._losses.clear()
+        curves = {}
+        if self.of_search:
+            numbers |= pl_module.structure_summary()
+            curves = {
+                f"probability/{label}/{candidate}": probability
+                for label, probabilities in pl_module.export_probs().items()
+                for candidate, probability in probabilities.items()
+            }
         default = logged_metric(trainer, "val", self.metric)
         if default is not None:  # an evaluator need not validate in every epoch
             nni.report_intermediate_result(Metrics(default=default, **numbers))
-            self._writer.add_scalar(f"val_{self.metric}", default, trainer.current_epoch)
-        for name, value in numbers.items():
+            curves[f"val_{self.metric}"] = default
+        for name, value in {**numbers, **curves}.items():
             self._writer.add_scalar(name, value, trainer.current_epoch)
-        self.write_more(self._writer, trainer.current_epoch, pl_module)
         self._writer.flush()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._writer.close()
-
-    def extra_numbers(self, pl_module: pl.LightningModule) -> dict[str, float]:
-        """More numbers for the portal and for TensorBoard."""
-        return {}
-
-    def write_more(self, writer: SummaryWriter, epoch: int, pl_module: pl.LightningModule) -> None:
-        """More curves for TensorBoard alone."""
-
-
-class SearchProgress(Progress):
-    """The same for a search: temperature, entropy and expected cost, and every label's probabilities."""
-
-    def extra_numbers(self, pl_module: pl.LightningModule) -> dict[str, float]:
-        return pl_module.structure_summary()
-
-    def write_more(self, writer: SummaryWriter, epoch: int, pl_module: pl.LightningModule) -> None:
-        for label, probabilities in pl_module.export_probs().items():
-            for candidate, probability in probabilities.items():
-                writer.add_scalar(f"probability/{label}/{candidate}", probability, epoch)
 
 
 def logged_metric(trainer: pl.Trainer, part: str, metric: str) -> float | None:

@@ -7,7 +7,7 @@ cannot fall apart. An installed package carries them as data files.
 from __future__ import annotations
 
 import shutil
-from importlib.metadata import PackageNotFoundError, files
+from importlib import metadata
 from pathlib import Path
 
 from nni_gumbel.errors import UsageError
@@ -48,17 +48,14 @@ def write_starter(directory: str | Path) -> list[Path]:
 
 
 def _source(name: str) -> Path:
-    # A clone comes first: beside an editable installation lie copies of the day it was made.
-    beside = Path(__file__).parents[2] / name
-    if beside.is_file() and (Path(__file__).parents[2] / "setup.cfg").is_file():
-        return beside
-    try:
-        installed = files(DISTRIBUTION) or []
-    except PackageNotFoundError:
-        installed = []
-    for entry in installed:
-        if entry.as_posix().endswith(_SHARE + name) and Path(entry.locate()).is_file():
-            return Path(entry.locate())
-    raise UsageError(
-        f"{name}: it is missing from this installation; run `pip install --force-reinstall --no-deps` again"
-    )
+    clone = Path(__file__).parents[2]
+    if (clone / "setup.cfg").is_file():  # beside an editable installation lie copies of the day it was made
+        return clone / name
+    installed = [
+        entry for entry in metadata.files(DISTRIBUTION) or [] if entry.as_posix().endswith(_SHARE + name)
+    ]
+    if not installed:
+        raise UsageError(
+            f"{name}: it is missing from this installation; run `pip install --force-reinstall --no-deps` again"
+        )
+    return Path(installed[0].locate())

@@ -24,7 +24,6 @@ from nni_gumbel.pipeline.rehearsal import BeforeTheSearch, rehearse, remember_in
 from nni_gumbel.pipeline.reporting import (
     Metrics,
     Progress,
-    SearchProgress,
     our_reports_only,
     validation_metric,
 )
@@ -63,7 +62,10 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
         costs.complete(example.args, example.kwargs)
 
     rehearsal = BeforeTheSearch(evaluator, check)
-    evaluator.trainer.callbacks += [rehearsal, SearchProgress(settings.metric, output / TENSORBOARD)]
+    evaluator.trainer.callbacks += [
+        rehearsal,
+        Progress(settings.metric, output / TENSORBOARD, of_search=True),
+    ]
     with our_reports_only():
         evaluator.evaluate(supernet)
         architecture = evaluator.module.export()

@@ -23,11 +23,7 @@ from nni_gumbel.pipeline.manager import (
     Manager,
     ManagerUnreachable,
     error_line,
-    has_ended,
-    is_marked_stopped,
     plan_of,
-    tuners_line,
-    why_it_shut_down,
 )
 from nni_gumbel.pipeline.plan import Plan, finished
 from nni_gumbel.pipeline.settings import ExperimentSettings
@@ -213,14 +209,14 @@ def _plan(experiment: Experiment, profile: Mapping[str, Any]) -> Plan:
 
 def _raise_if_over(experiment: Experiment, *, reachable: bool) -> None:
     """The ends that NNI's status does not tell: the tuner's line, a manager that is gone."""
-    line = tuners_line(experiment)
+    line = experiment.tuners_line()
     if line is not None:
         after = f"; {_end_it(experiment)}" if reachable else ""
         raise UsageError(f"experiment {experiment.id} failed: {line}{after}")
     if reachable:
         return
-    if has_ended(experiment):
-        if is_marked_stopped(experiment):
+    if experiment.has_ended:
+        if experiment.is_stopped:
             raise UsageError(_stopped(experiment))
         raise UsageError(
             f"experiment {experiment.id}: its manager (process {experiment.pid}) is gone; {_go_on(experiment)}"
@@ -267,7 +263,7 @@ def _outcome(plan: Plan, trials: list[Trial]) -> Outcome:
 
 def _stopped(experiment: Experiment) -> str:
     """The line for an experiment that a person stopped, or that shut down because it could not go on."""
-    reason = why_it_shut_down(experiment)
+    reason = experiment.why_it_shut_down()
     if reason is not None:
         return f"experiment {experiment.id} failed: {reason}; see {experiment.logs}"
     if experiment.exported:

@@ -17,8 +17,6 @@ from nni_gumbel.pipeline.manager import (
     Experiment,
     Manager,
     error_line,
-    tuners_line,
-    why_it_shut_down,
 )
 from nni_gumbel.pipeline.plan import Plan
 from nni_gumbel.pipeline.settings import ExperimentSettings
@@ -122,8 +120,8 @@ def test_a_trial_without_a_word_on_stderr_was_killed():
 def test_the_line_of_a_tuner_before_a_resume_does_not_count(tmp_path):
     (tmp_path / "log").mkdir()
     (tmp_path / "log" / ERROR_FILE).write_text("seed: wrong\n")
-    assert tuners_line(Experiment("a", "", tmp_path, 0, started=time.time() - 60)) == "seed: wrong"
-    assert tuners_line(Experiment("a", "", tmp_path, 0, started=time.time() + 60)) is None
+    assert Experiment("a", "", tmp_path, 0, started=time.time() - 60).tuners_line() == "seed: wrong"
+    assert Experiment("a", "", tmp_path, 0, started=time.time() + 60).tuners_line() is None
 
 
 @pytest.mark.parametrize(
@@ -141,7 +139,7 @@ def test_a_manager_that_shut_down_by_itself_says_why_in_its_log(tmp_path, log, r
     (tmp_path / "log").mkdir()
     before = "INFO (main) Start NNI manager\nERROR (RestServer) of the run before\n"
     (tmp_path / "log" / "nnimanager.log").write_text(before + "INFO (main) Start NNI manager\n" + log)
-    assert why_it_shut_down(Experiment("a", "", tmp_path, 0, 0.0)) == reason
+    assert Experiment("a", "", tmp_path, 0, 0.0).why_it_shut_down() == reason
 
 
 # Real experiments
