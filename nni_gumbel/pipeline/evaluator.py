@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -54,74 +55,51 @@ def evaluator_of(
     command: TrialCommand, network: nn.Module, settings: ExperimentSettings, epochs: int, seed: int
 ) -> Lightning:
     """The evaluator that a trial command names, for a run of so many epochs; logs the device that it runs on."""
-    data = None
+    data, size = None, settings.batch_size
     if command.data is not None:
-        data = build_data(command.data, data_dir=command.data_dir, batch_size=settings.batch_size, seed=seed)
+        data = build_data(command.data, data_dir=command.data_dir, batch_size=size, seed=seed)
     evaluator = build_evaluator(
-        command.evaluator,
-        network=network,
-        data=data,
-        epochs=epochs,
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        seed=seed,
-    )
-    logger.info("this trial runs on %s", _device_name(evaluator))
-    return evaluator
-
-
-def _device_name(evaluator: Lightning) -> str:
+        command.evaluator, data=data, network=network, epochs=epochs, batch_size=size,
+        learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, seed=seed,
+    )  # fmt: skip
     device = evaluator.trainer.strategy.root_device
-    if device.type != "cuda":
-        return str(device)
-    # NNI assigns a GPU by hiding the others: inside the trial it is always number 0.
-    assigned = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
-    return f"{torch.cuda.get_device_name(device)} (CUDA_VISIBLE_DEVICES={assigned})"
+    told = str(device)
+    if device.type == "cuda":
+        # NNI assigns a GPU by hiding the others: inside the trial it is always number 0.
+        assigned = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+        told = f"{torch.cuda.get_device_name(device)} (CUDA_VISIBLE_DEVICES={assigned})"
+    logger.info("this trial runs on %s", told)
+    return evaluator
 
 
 def build_evaluator(
     name: str | None,
     *,
     data: LightningDataModule | None,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    weight_decay: float,
-    seed: int,
     network: nn.Module | None = None,
+    **arguments: Any,
 ) -> Lightning:
     """Make the evaluator of one search or one training.
 
     Args:
-        name: ``module:function``; the function is called with those of the arguments below that it
+        name: ``module:function``; the function is called with those of ``data`` and the arguments below that it
             has parameters for, by keyword, and returns an NNI Lightning evaluator. ``None`` is the
             built-in classification.
         data: the data set of the trial command, if one is named there.
-        epochs: length of the run.
-        batch_size: examples in a batch.
-        learning_rate: largest learning rate of the weights.
-        weight_decay: weight decay of the weights.
-        seed: seed of the run; the global generators are already seeded with it.
         network: what is to be trained; it tells the number of classes where the data does not.
+        **arguments: of the run: ``epochs``, ``batch_size``, ``learning_rate`` (the largest one), ``weight_decay``,
+            ``seed`` (the global generators are already seeded with it).
 
     Raises:
         UsageError: the function is missing, or returns something else.
     """
-    arguments = {
-        "data": data,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "weight_decay": weight_decay,
-        "seed": seed,
-    }
     if name is None:
-        return _classification(network, **arguments)
+        return _classification(data, network, arguments)
     function = import_named("--evaluator", *split_name("--evaluator", name))
-    if data is None:
-        del arguments["data"]  # a function that needs it is told so
-    evaluator = call_with("--evaluator", name, function, arguments)
+    # A function that needs data is told so where there is none.
+    evaluator = call_with(
+        "--evaluator", name, function, arguments if data is None else {"data": data, **arguments}
+    )
     if not isinstance(evaluator, Lightning):
         raise UsageError(
             f"--evaluator: {name} returns {type(evaluator).__name__}; "
@@ -131,13 +109,7 @@ def build_evaluator(
 
 
 def _classification(
-    network: nn.Module | None,
-    *,
-    data: LightningDataModule | None,
-    epochs: int,
-    learning_rate: float,
-    weight_decay: float,
-    **_: Any,
+    data: LightningDataModule | None, network: nn.Module | None, arguments: Mapping[str, Any]
 ) -> Lightning:
     if data is not None and network is not None and data.num_classes is None:
         data.num_classes = _number_of_scores(network, data)
@@ -146,20 +118,12 @@ def _classification(
             "--data: its number of classes is not known; give the data module an attribute num_classes, "
             "or name an --evaluator of your own"
         )
-    module = Classification(
-        num_classes=data.num_classes, learning_rate=learning_rate, weight_decay=weight_decay
-    )
+    rates = {name: arguments[name] for name in ("learning_rate", "weight_decay")}
     trainer = Trainer(
-        max_epochs=epochs,
-        accelerator="auto",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-    return Lightning(module, trainer, datamodule=data)
+        max_epochs=arguments["epochs"], accelerator="auto", devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    return Lightning(Classification(num_classes=data.num_classes, **rates), trainer, datamodule=data)
 
 
 def _number_of_scores(network: nn.Module, data: LightningDataModule) -> int:
@@ -181,17 +145,13 @@ def _number_of_scores(network: nn.Module, data: LightningDataModule) -> int:
     return output.shape[1]
 
 
-def _validation_loader(evaluator: Lightning) -> Any:
-    """The first validation loader: NNI allows several."""
+def validation_size(evaluator: Lightning) -> int | None:
+    """Number of validation examples, if it is known; NNI allows several loaders, the first one counts."""
     data = evaluator.datamodule
     loader = evaluator.val_dataloaders if data is None else data.val_dataloader()
-    return loader[0] if isinstance(loader, (list, tuple)) else loader
-
-
-def validation_size(evaluator: Lightning) -> int | None:
-    """Number of validation examples, if it is known."""
+    first = loader[0] if isinstance(loader, (list, tuple)) else loader
     try:
-        return len(_validation_loader(evaluator).dataset)
+        return len(first.dataset)
     except (AttributeError, TypeError):
         return None
 
