@@ -123,7 +123,6 @@ def _init(arguments: argparse.Namespace) -> int:
 
 def _settings(arguments: argparse.Namespace) -> int:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -133,9 +132,7 @@ def _settings(arguments: argparse.Namespace) -> int:
     if arguments.markdown or arguments.schema:
         print(settings_markdown() if arguments.markdown else experiment_schema())
         return 0
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 100
+    console = _console(100)
     for title, basic in (("basic", True), ("expert", False)):
         table = Table(box=SIMPLE_HEAD, expand=True)
         table.add_column(f"{title} setting", no_wrap=True, min_width=21)
@@ -159,29 +156,24 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
     # NNI wonders about classes that torch has added since; nobody can do anything about it.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"nni\.nas")
-    from rich.console import Console
-
     from nni_gumbel.pipeline.inspection import example_of, inspect_space
     from nni_gumbel.pipeline.inspection_view import rendered
     from nni_gumbel.results.space import SpaceReference
 
     reference = SpaceReference.parse(arguments.space, arguments.arguments)
     example = example_of(arguments.input, arguments.data, arguments.data_dir, arguments.batch)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 100
+    console = _console(100)
     for part in rendered(inspect_space(reference, example)):
         console.print(part)
     return 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.text import Text
 
     from nni_gumbel.pipeline.doctor import examine
 
-    console, failed = Console(highlight=False), 0
+    console, failed = _console(), 0
     colours = {"ok": "green", "warn": "yellow", "FAIL": "bold red"}
     for finding in examine(arguments.experiment, arguments.port):
         level = Text(f"{finding.level:<6}", style=colours[finding.level])
@@ -195,15 +187,13 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _wait(arguments: argparse.Namespace) -> int:
     import time
 
-    from rich.console import Console
-
     from nni_gumbel.errors import UsageError
     from nni_gumbel.pipeline.manager import find_experiment
     from nni_gumbel.pipeline.watch import follow
 
     if arguments.timeout is not None and not arguments.timeout > 0:
         raise UsageError(f"--timeout: {arguments.timeout:g} is no time to wait; give seconds, more than 0")
-    console = Console(highlight=False)
+    console = _console(120)
     experiment = find_experiment(arguments.id)
     spinner = console.status("looking") if console.is_terminal else None
     shown = {"line": "", "at": 0.0}
@@ -240,6 +230,16 @@ def _wait(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _console(columns_of_a_log: int = 80) -> Console:
+    """Where lines and tables are printed; as wide as the terminal, or as a log may be."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = columns_of_a_log
+    return console
+
+
 def progress_line(progress: Progress) -> str:
     """Where an experiment is, without the time."""
     nouns = {"search": "searches", "train": "trainings", "random": "random networks", "export": "export"}
@@ -266,29 +266,21 @@ def _print_outcome(console: Console, outcome: Outcome) -> None:
 
     from nni_gumbel.results.report import baseline_line, network_header, network_rows
 
-    if not console.is_terminal:
-        console.width = max(console.width, 120)  # so that nothing is wrapped in a log
-    # The baseline has a line of its own: the table fits a terminal.
+    # The choices, as many as a network has layers, and the baseline have lines of their own: the table fits a terminal.
     metric = outcome.settings.metric
     rows = network_rows(outcome.networks, outcome.chosen, baseline=False)
-    table = Table(box=SIMPLE_HEAD)
-    for title in _without_choices(network_header(metric, outcome.networks, baseline=False)):
-        table.add_column(title)
-    for network, row in zip(outcome.networks, rows):
-        table.add_row(*_without_choices(row), style="bold" if network is outcome.chosen else None)
+    name, _, *titles = network_header(metric, outcome.networks, baseline=False)
+    table = Table(name, *titles, box=SIMPLE_HEAD)
+    for network, (name, _, *row) in zip(outcome.networks, rows):
+        table.add_row(name, *row, style="bold" if network is outcome.chosen else None)
     console.print(table)
-    # As many as a network has layers and more: too many for a column.
-    for name, choices, *_ in rows:
-        console.print(f"{name}: {choices}", soft_wrap=True, markup=False)
-    for line in filter(None, (baseline_line(network, metric) for network in outcome.networks)):
+    lines = [f"{name}: {choices}" for name, choices, *_ in rows]
+    lines += filter(None, (baseline_line(network, metric) for network in outcome.networks))
+    for line in lines:
         console.print(line, soft_wrap=True, markup=False)
     if outcome.warning:
         console.print(f"warning: {outcome.warning}", soft_wrap=True, markup=False, style="yellow")
     console.print(f"\nexport   {outcome.path}", soft_wrap=True, markup=False)
-
-
-def _without_choices(row: tuple[str, ...]) -> tuple[str, ...]:
-    return row[:1] + row[2:]
 
 
 def _clock(seconds: float) -> str:
