@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,23 +13,21 @@ from typing import Any
 import nni
 import pytorch_lightning as pl
 import torch
+from filelock import FileLock
+from nni.nas.nn.pytorch import ModelSpace
+from torch import nn
 
-from nni_gumbel.complexity.cost import count_parameters, expected_parameters
+from nni_gumbel.complexity.cost import cost_of, count_parameters, expected_parameters
 from nni_gumbel.complexity.flops import count_flops
+from nni_gumbel.complexity.latency import LatencyTable, expected_latency, measure_latency, measure_missing
 from nni_gumbel.complexity.own_cost import own_cost_of
 from nni_gumbel.complexity.sampling import random_network
-from nni_gumbel.errors import UsageError
+from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.evaluator import evaluator_of, result_on_test_part, validation_size
-from nni_gumbel.pipeline.latency import latencies, prices_latency, shared_table
 from nni_gumbel.pipeline.manager import Manager, plan_of
 from nni_gumbel.pipeline.rehearsal import BeforeTheSearch, rehearse, remember_inputs
-from nni_gumbel.pipeline.reporting import (
-    Metrics,
-    Progress,
-    our_reports_only,
-    validation_metric,
-)
+from nni_gumbel.pipeline.reporting import Metrics, Progress, our_reports_only, validation_metric
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import BUNDLE, RANDOM, SEARCH, TENSORBOARD, TRAIN, Task
 from nni_gumbel.results.bundle import write_bundle
@@ -34,16 +35,21 @@ from nni_gumbel.results.choice import EQUAL_SIZE
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.pruning import prune
 from nni_gumbel.results.space import SpaceReference, network_of, sample_of
+from nni_gumbel.search.settings import SearchSettings
 from nni_gumbel.search.strategy import GumbelSearch
+from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.mutation import relax
+
+LATENCY_TABLE = "latency-table.json"
+
+logger = logging.getLogger(__name__)
 
 
 def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path) -> None:
     """Search the space once and report the network found."""
     settings = ExperimentSettings.from_flat(task.settings)
     pl.seed_everything(task.seed)
-    reference = SpaceReference.parse(command.space, command.space_arguments)
-    own = command.own_cost()
+    reference, own = command.reference, command.own_cost()
     strategy = GumbelSearch(**{**vars(settings.search), **({} if own is None else {"cost": own})})
     supernet = strategy.mutate_model(reference.build())
     with torch.no_grad():
@@ -56,7 +62,7 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
 
     def check(example: Example) -> None:
         rehearse(supernet, strategy.distribution, reference, example, classes)
-        if prices_latency(settings.search):
+        if _prices_latency(settings.search):
             costs.latency_table = shared_table(supernet, strategy.distribution, example.first(1), output)
         # A budget that no network can meet ends the trial here.
         costs.complete(example.args, example.kwargs)
@@ -84,43 +90,22 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
 
 
 def run_training(task: Task, command: TrialCommand, manager: Manager, output: Path) -> None:
-    """Train one network from scratch, write its bundle, report what it reaches."""
-    _train(task, task.architecture, command, manager, output, {})
+    """Train one network from scratch, write its bundle, report what it reaches.
 
-
-def run_random(task: Task, command: TrialCommand, manager: Manager, output: Path) -> None:
-    """Draw a network of the size asked for, with the task's seed, and train it as one that was found."""
-    supernet = SpaceReference.parse(command.space, command.space_arguments).build()
-    distribution = relax(supernet)
-    architecture = random_network(
-        supernet,
-        distribution,
-        expected_parameters(supernet),
-        task.target_parameters,
-        EQUAL_SIZE,
-        task.seed,
-    )
-    _train(task, architecture, command, manager, output, {"architecture": json.dumps(architecture)})
-
-
-def _train(
-    task: Task,
-    architecture: dict[str, Any],
-    command: TrialCommand,
-    manager: Manager,
-    output: Path,
-    also: dict[str, Any],
-) -> None:
-    """Train the network of an NNI sample; ``also`` is reported with the results."""
+    The network was found by a search, or is drawn here at random, of the size asked for.
+    """
+    architecture, also = task.architecture, {}
+    if task.stage == RANDOM:
+        architecture = _drawn(task, command.reference)
+        also["architecture"] = json.dumps(architecture)
     settings = ExperimentSettings.from_flat(task.settings)
     pl.seed_everything(task.seed)
-    reference = SpaceReference.parse(command.space, command.space_arguments)
-    space = reference.build()
+    space = command.reference.build()
     sample = sample_of(space, architecture)
     network = network_of(space, sample)
     own = command.own_cost()
     if own is not None:  # a function that fails is told before the training
-        also = {**also, "own_cost": own_cost_of(own, sample, partial(network_of, space))}
+        also["own_cost"] = own_cost_of(own, sample, partial(network_of, space))
     evaluator = evaluator_of(command, network, settings, settings.train_epochs, task.seed)
     evaluator.trainer.callbacks.append(Progress(settings.metric, output / TENSORBOARD))
     inputs = remember_inputs(network)
@@ -130,36 +115,115 @@ def _train(
         if not inputs:
             raise UsageError("--evaluator: its steps do not call the network as self.model(...); call it so")
         (example,) = inputs
-        parameters, flops = count_parameters(network), count_flops(network, *example.args, **example.kwargs)
         pruned = prune(network, *example.args, **example.kwargs)
-        after_pruning = {
+        sizes = {
+            "parameters": count_parameters(network),
+            "flops": count_flops(network, *example.args, **example.kwargs),
             "pruned_parameters": count_parameters(pruned),
             "pruned_flops": count_flops(pruned, *example.args, **example.kwargs),
         }
         facts = {
-            "settings": task.settings,
-            "metric": settings.metric,
-            "validation": validation,
-            "seed": task.seed,
-            "parameters": parameters,
-            "flops": flops,
-            **after_pruning,
-        }
-        write_bundle(output / BUNDLE, network, architecture, reference, example, facts, pruned)
-        if any(prices_latency(variant.search) for variant in plan_of(manager.experiment()).variants):
-            also = {**also, **latencies(pruned, sample, reference, example.first(1), output)}
+            "settings": task.settings, "metric": settings.metric, "validation": validation, "seed": task.seed, **sizes
+        }  # fmt: skip
+        write_bundle(output / BUNDLE, network, architecture, command.reference, example, facts, pruned)
+        if any(_prices_latency(variant.search) for variant in plan_of(manager.experiment()).variants):
+            also |= latencies(pruned, sample, command.reference, example.first(1), output)
         nni.report_final_result(
             Metrics(
                 default=validation,
                 key=task.key,
                 test=result_on_test_part(evaluator, settings.metric),
-                parameters=parameters,
-                flops=flops,
-                **after_pruning,
+                **sizes,
                 validation_size=validation_size(evaluator),
                 **also,
             )
         )
 
 
-RUNS = {SEARCH: run_search, TRAIN: run_training, RANDOM: run_random}
+def _drawn(task: Task, reference: SpaceReference) -> dict[str, Any]:
+    """A random network with the task's number of parameters."""
+    supernet = reference.build()
+    distribution, cost = relax(supernet), expected_parameters(supernet)
+    return random_network(supernet, distribution, cost, task.target_parameters, EQUAL_SIZE, task.seed)
+
+
+RUNS = {SEARCH: run_search, TRAIN: run_training, RANDOM: run_training}
+
+
+# -- latency: a table that the trials of an experiment share -------------------------------------------------
+
+
+def _prices_latency(settings: SearchSettings) -> bool:
+    return settings.cost == "latency" or settings.max_latency_ms is not None
+
+
+def shared_table(
+    supernet: ModelSpace, distribution: Distribution, example: Example, output: Path
+) -> LatencyTable:
+    """The experiment's table, with all layers of a space; what it lacks is measured, while others wait.
+
+    It lies beside the output directories of the trials. A lock lets one trial measure at a time: measurements would
+    make each other longer, and a budget is to mean the same in every search.
+
+    Args:
+        supernet: a relaxed space.
+        distribution: of its networks.
+        example: a batch of inputs; times are of all of it.
+        output: the trial's output directory.
+
+    Raises:
+        UsageError: a layer cannot be measured, or the file is no table.
+    """
+    path = output.parent / LATENCY_TABLE
+    with FileLock(f"{path}.lock"):
+        known = LatencyTable.load(path) if path.exists() else LatencyTable()
+        table = measure_missing(supernet, distribution, example.args, example.kwargs, known)
+        if table != known:
+            # A trial that is killed leaves the old file or the new one.
+            fresh = path.with_name(f".{LATENCY_TABLE}.{os.getpid()}")
+            table.save(fresh)
+            os.replace(fresh, path)
+    return table
+
+
+def latencies(
+    network: nn.Module, sample: Mapping[str, Any], reference: SpaceReference, example: Example, output: Path
+) -> dict[str, float | None]:
+    """How long a network takes for a batch, in milliseconds; a training is not lost to what cannot be told.
+
+    Args:
+        network: frozen, of the space, as it is exported.
+        sample: its NNI sample.
+        reference: of the space.
+        example: a batch of inputs.
+        output: the trial's output directory.
+
+    Returns:
+        ``latency_ms``, the whole network measured now; ``table_latency_ms``, the sum of its layers by the table of
+        the experiment, which searches go by. ``None`` for one that cannot be told, with one warning that names the
+        network and the reason.
+    """
+    example = example.cpu()  # where networks are measured
+
+    def by_table() -> float:
+        supernet = reference.build()
+        distribution = relax(supernet)
+        table = shared_table(supernet, distribution, example, output)
+        cost = expected_latency(supernet, distribution, example.args, example.kwargs, table)
+        return cost_of(distribution, cost, sample)
+
+    ways = {
+        "latency_ms": lambda: measure_latency(network.cpu(), example.args, example.kwargs),
+        "table_latency_ms": by_table,
+    }
+    found: dict[str, float | None] = {}
+    reasons = []
+    for field, tell in ways.items():
+        try:
+            found[field] = tell()
+        except Exception as error:  # whatever a person's network raises: the training is done, and is kept
+            found[field] = None
+            reasons.append(f"{field}: {first_line(error)}")
+    if reasons:
+        logger.warning("network %s: its latency is left out (%s)", dict(sample), "; ".join(reasons))
+    return found

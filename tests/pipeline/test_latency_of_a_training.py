@@ -9,7 +9,7 @@ from nni.nas.nn.pytorch import ModelSpace, MutableLinear
 from torch import nn
 
 from nni_gumbel.complexity import latency as measuring
-from nni_gumbel.pipeline import latency
+from nni_gumbel.pipeline import trial
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference
 
@@ -46,9 +46,7 @@ def latencies_of(tmp_path, monkeypatch):
     reference = SpaceReference(__name__, "Space")
     output = tmp_path / "trial"
     output.mkdir()
-    return lambda network: latency.latencies(
-        network, SAMPLE, reference, Example((torch.zeros(1, 4),)), output
-    )
+    return lambda network: trial.latencies(network, SAMPLE, reference, Example((torch.zeros(1, 4),)), output)
 
 
 def test_both_latencies_are_told_where_they_can_be_measured(latencies_of, caplog):
@@ -77,7 +75,7 @@ def test_a_network_that_cannot_be_measured_has_no_latency_and_the_table_still_te
 
 
 def test_a_table_that_cannot_be_read_leaves_the_measured_latency(latencies_of, tmp_path, caplog):
-    (tmp_path / latency.FILE).write_text("no table")
+    (tmp_path / trial.LATENCY_TABLE).write_text("no table")
     with caplog.at_level(logging.WARNING):
         found = latencies_of(nn.Linear(4, 3))
     assert found["latency_ms"] > 0 and found["table_latency_ms"] is None

@@ -264,7 +264,7 @@ def test_an_export_comes_without_the_front_that_cannot_be_written_and_says_so(
 
 
 def test_a_random_network_has_the_size_asked_for_and_its_seed_decides_which_it_is(folder, reported):
-    from nni_gumbel.pipeline.trial import run_random
+    from nni_gumbel.pipeline.trial import run_training
 
     settings = ExperimentSettings.from_flat({"train_epochs": 1}).train_values()
     drawn = []
@@ -272,7 +272,7 @@ def test_a_random_network_has_the_size_asked_for_and_its_seed_decides_which_it_i
         task = Task("random", seed, attempt, settings, target_parameters=340)
         output = folder / "trials" / task.key
         output.mkdir(parents=True)
-        run_random(task, COMMAND, Manager({}), output)
+        run_training(task, COMMAND, Manager({}), output)
         architecture = json.loads(reported["architecture"])
         assert architecture["width"] == 1 and reported["parameters"] == SIZES[1]
         assert reported["key"] == task.key and 0 <= reported["default"] <= 1 and 0 <= reported["test"] <= 1
