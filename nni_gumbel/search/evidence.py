@@ -5,8 +5,8 @@ they like: candidates without parameters. The gradient at an undecided mixture o
 with the truth (figures: ``examples/benchmarks/RESULTS.md``). So weights start anew in every round, the gradient of the
 objective in the logits is averaged while the structure stays as it is, and then the worst candidates are rejected. The
 next round measures the others without them. Three candidates of every choice are left: which one of them is better
-depends on the rest of the network, and is told by networks that are trained alone
-(:mod:`~nni_gumbel.search.finals`).
+depends on the rest of the network, and is told by single networks with shared weights
+(:mod:`~nni_gumbel.search.population`).
 
 For an exponential family with marginals ``p``, ``d p_k / d theta_k = p_k (1 - p_k)``, so
 

@@ -1,77 +1,82 @@
-"""Finals: networks that are trained alone, and a distribution that follows what they reach.
+"""Finals: the best networks are trained alone, and what they reach corrects what shared weights have said.
 
-Weights that networks share say little of which network is better; a short training of its own does. The objective of
-a network is modelled as a sum over its choices,
+Shared weights judge many networks in little time, and lean to one side: what suits every network that shares them. A
+training of its own tells what a network reaches, and takes long. Both are observations of one function of the network:
 
-    ``y(z) = b + sum_k a_k z_k``,
+    ``alone(z) = c + f(z) + noise``, ``shared(z) = c' + f(z) + bias(z) + noise``,
 
-by ridge regression on the networks judged so far, with the evidence of the rounds as the prior mean of ``a``. The
-distribution of the next network is that of the logits ``-a / (temperature std(y))``; its temperature falls from one
-network to the next, as the settings say, from exploring to deciding. The network found is the one of those judged for
-which the mean of ``y`` and of the model's ``y`` is smallest.
+with unknown constants, one for each stage. ``f`` is a Gaussian process with the kernel ``s / 2 + exp(-3 (1 - s)) / 2``,
+where ``s`` is the part of the choices that two networks have in common; the bias belongs to candidates and has the
+kernel ``s / 2``; both are relative to the variance of the objectives. Each finalist is the best network of an ``f``
+that is drawn from what is known (Thompson sampling). The network found is the one with the best expected ``f``.
 
-Sources: the distribution that follows the networks it draws: Williams, Simple statistical gradient-following
-algorithms for connectionist reinforcement learning, Machine Learning 8 (1992), with a linear model of the return in the
-place of a baseline. Drawing by perturbed maxima: Papandreou, Yuille, Perturb-and-MAP random fields (ICCV 2011).
+Sources: two fidelities of one function: Kennedy, O'Hagan, Biometrika 87 (2000), equation 1; Gaussian processes:
+Rasmussen, Williams, Gaussian Processes for Machine Learning (2006), equations 2.22 to 2.24; Thompson, Biometrika 25
+(1933).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from nni.mutable import Sample
 
-from nni_gumbel.relaxation.gumbel import gumbel_noise
-from nni_gumbel.search.evidence import Evidence
-from nni_gumbel.supernet.distribution import SETTLED, Distribution
+from nni_gumbel.search.population import DISCOUNT, Population, features_of, plain
+from nni_gumbel.supernet.distribution import Distribution
 
-# In the place of a network that was judged before another one is drawn, so often, and every time so much warmer: at a
-# low temperature the same would come again and again.
-_TRIES, _WARMER = 20, 1.25
+# Variances relative to that of the objectives: of a judgement by shared weights, of a training alone, and of the
+# constants.
+_NOISE_SHARED, _NOISE_ALONE, _CONSTANT = 0.15, 0.25, 100.0
+# Networks of the last stages may be trained alone.
+_RECENT = 3
 
 
 class Finals:
-    """The networks that were trained alone, and what follows from them.
+    """The networks that are trained alone, and what follows from all judgements.
 
     Args:
-        distribution: of the networks that are left; its logits follow what is known.
-        evidence: of the rounds.
-        best: the most probable network that may be found, an NNI sample with the labels that it uses.
+        distribution: of the networks.
+        population: of the stages.
+        admissible: of an NNI sample, the labels that its network uses; ``None`` if it may not be found.
+        best: the most probable network that may be found.
+
+    Attributes:
+        current: the network that is being trained.
+        networks: those that were, in the order of their trainings.
+        objectives: what each has reached.
     """
 
-    def __init__(self, distribution: Distribution, evidence: Evidence, best: Callable[[], Sample]) -> None:
-        self._distribution, self._evidence, self._best = distribution, evidence, best
-        self._networks: list[dict[str, Any]] = []
-        self._objectives: list[float] = []
+    def __init__(
+        self,
+        distribution: Distribution,
+        population: Population,
+        admissible: Callable[[Sample], Sample | None],
+        best: Callable[[], Sample],
+    ) -> None:
+        self._distribution, self._population = distribution, population
+        self._admissible, self._best = admissible, best
         self.current: dict[str, Any] | None = None
+        self.networks: list[dict[str, Any]] = []
+        self.objectives: list[float] = []
         self._total, self._count = 0.0, 0
 
-    def begin(self, temperature: float) -> None:
-        """Draw the next network to be trained; the first one is what the evidence speaks for.
-
-        Args:
-            temperature: > 0, relative to the spread of the objectives.
-        """
-        logits = self._logits(temperature)
-        self._set(logits)
-        drawn = dict(self._best())
-        if self._networks:
-            for attempt in range(_TRIES):
-                warmth = _WARMER**attempt
-                self._set(
-                    {label: tensor / warmth + self._noise(label, tensor) for label, tensor in logits.items()}
-                )
-                drawn = dict(self._best())
-                if drawn not in self._networks:
-                    break
-            self._set(logits)
-        self.current, self._total, self._count = drawn, 0.0, 0
+    def begin(self) -> None:
+        """Choose the next network to be trained alone; the first one is the best expected."""
+        pool = self._pool()
+        expected, covariance = self._expected(pool)
+        if self.networks:
+            values, vectors = np.linalg.eigh(covariance)
+            noise = torch.randn(len(pool), dtype=torch.float64).numpy()
+            expected = expected + vectors @ (np.sqrt(values.clip(0)) * noise)
+        order = [pool[i] for i in np.argsort(expected, kind="stable")]
+        self.current = next((one for one in order if one not in self.networks), order[0])
+        self._total, self._count = 0.0, 0
 
     def judge(self, loss: float) -> None:
-        """Count the loss of the current network on one batch."""
+        """Take the loss of the current network on one batch into account."""
         self._total, self._count = self._total + loss, self._count + 1
 
     def end(self, objective: Callable[[float, Mapping[str, Any]], float]) -> None:
@@ -81,101 +86,92 @@ class Finals:
             objective: of a mean loss and a network.
         """
         if self.current is not None and self._count:
-            self._networks.append(self.current)
-            self._objectives.append(objective(self._total / self._count, self.current))
+            self.networks.append(self.current)
+            self.objectives.append(objective(self._total / self._count, self.current))
         self.current = None
 
     def ranked(self) -> list[dict[str, Any]]:
-        """The networks that were judged, each once; first the one with the smallest estimate.
-
-        What a network has reached is a single noisy number: its estimate is the mean of that and of the model.
-        """
-        if not self._networks:
+        """The networks that may be found, the best expected one first: those trained alone, if there are any."""
+        networks = _distinct(self.networks) or self._recent()
+        if not networks:
             return []
-        effects, _ = self._model()
-        modelled = np.stack([*map(self._features, self._networks)]) @ effects
-        objectives = np.array(self._objectives)
-        estimates = objectives - objectives.mean() + modelled - modelled.mean()
-        ranked: list[dict[str, Any]] = []
-        for index in np.argsort(estimates, kind="stable"):
-            if self._networks[index] not in ranked:
-                ranked.append(self._networks[index])
-        return ranked
-
-    def found(self) -> dict[str, Any]:
-        """The first of :meth:`ranked`; without any, the network that the evidence speaks for."""
-        if not self._networks:
-            self._set(self._logits(temperature=1.0))
-            return dict(self._best())
-        return self.ranked()[0]
+        expected, _ = self._expected(networks)
+        return [networks[i] for i in np.argsort(expected, kind="stable")]
 
     def decide(self) -> dict[str, Any]:
         """Decide every choice as the network found has it; what it does not use, as it is most probable."""
-        network = self.found()
+        network = next(iter(self.ranked()), None) or dict(self._best())
         self._distribution.settle_at(self._distribution.mode() | network)
         return network
 
-    def _logits(self, temperature: float) -> dict[str, torch.Tensor]:
-        """``-a / (temperature std(y))`` per label, of the candidates that are undecided."""
-        effects, spread = self._model()
-        scaled = torch.from_numpy(-effects / (temperature * max(spread, 1e-12))).float()
-        scaled = scaled.clamp(-SETTLED / 2, SETTLED / 2)  # where all objectives are the same
-        parts = scaled.split([law.size for law in self._distribution.laws.values()])
-        return dict(zip(self._distribution.laws, parts))
+    def _recent(self) -> list[dict[str, Any]]:
+        population = self._population
+        return _distinct(one for one, age in zip(population.judged, population.ages) if age < _RECENT)
 
-    def _model(self) -> tuple[np.ndarray, float]:
-        """``a`` of all labels one after the other, and ``std(y)``; of few networks what the evidence says."""
-        prior = np.concatenate([-evidence.double().numpy() for evidence in self._evidence.by_label.values()])
-        if len(self._networks) <= 2:
-            return prior, float(np.abs(prior).max(initial=0.0))
-        features = np.stack([*map(self._features, self._networks)])
-        features = features - features.mean(0)
-        objectives = np.array(self._objectives)
-        rest = objectives - objectives.mean() - features @ prior
-        gram = features.T @ features + np.eye(len(prior))
-        return prior + np.linalg.solve(gram, features.T @ rest), float(objectives.std())
+    def _pool(self) -> list[dict[str, Any]]:
+        """Networks judged of late, and what differs from the best one in a single choice."""
+        recent = self._recent()
+        if not recent:
+            return [dict(self._best())]
+        known = _distinct([*self.networks, *recent])
+        expected, _ = self._expected(known)
+        best = known[int(np.argmin(expected))]
+        values: dict[str, list[Any]] = {}
+        for network in recent:
+            for label, value in network.items():
+                if value not in values.setdefault(label, []):
+                    values[label].append(value)
+        mode = self._distribution.mode()
+        changed = [
+            self._admissible(mode | best | {label: value})
+            for label, several in values.items()
+            for value in several
+        ]
+        return _distinct([*known, *(dict(one) for one in changed if one is not None)])
 
-    def _features(self, network: Mapping[str, Any]) -> np.ndarray:
-        """0 and 1 for every candidate of every label, in this order."""
-        zeros = {label: np.zeros(law.size) for label, law in self._distribution.laws.items()}
-        used = {
-            label: self._distribution.outcome(label, value).cpu().numpy() for label, value in network.items()
-        }
-        return np.concatenate([*(zeros | used).values()]).astype(float)
-
-    def _noise(self, label: str, logits: torch.Tensor) -> torch.Tensor:
-        """What makes the most probable outcome a draw: Gumbel noise, of gates logistic noise, their difference."""
-        law = self._distribution.laws[label]
-        return gumbel_noise(logits) if law.least == law.most else gumbel_noise(logits) - gumbel_noise(logits)
-
-    @torch.no_grad()
-    def _set(self, logits: Mapping[str, torch.Tensor]) -> None:
-        """Set the logits of what is undecided."""
-        for label, tensor in logits.items():
-            own, law = self._distribution.logits[label], self._distribution.laws[label]
-            free = own.abs() < SETTLED
-            if not free.any():
-                continue
-            values = tensor.to(own)[free]
-            if law.least == law.most:
-                # The logits' mean says nothing, and must not make a candidate look decided.
-                values = values - values.mean()
-            own[free] = values.clamp(-SETTLED / 2, SETTLED / 2)
+    def _expected(self, networks: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and covariance of ``f`` at some networks, from all judgements."""
+        population = self._population
+        seen = [*population.judged, *self.networks]
+        reached = np.array([*population.objectives, *self.objectives])
+        features = features_of(self._distribution, [*networks, *seen])
+        features = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
+        common = features @ features.T
+        kernel = common / 2 + np.exp(-3 * (1 - common)) / 2
+        if not seen:
+            return np.zeros(len(networks)), kernel
+        new, shared = len(networks), len(population.judged)
+        of_seen = kernel[new:, new:].copy()
+        of_seen[:shared, :shared] += common[new : new + shared, new : new + shared] / 2
+        group = np.array([*population.ages, *[-1] * len(self.networks)])
+        of_seen += _CONSTANT * (group[:, None] == group[None])
+        of_seen += np.diag(np.where(group < 0, _NOISE_ALONE, _NOISE_SHARED / DISCOUNT ** group.clip(0)))
+        spread = float(np.std(population.objectives)) if shared else float(np.std(reached))
+        spread, centred = max(spread, 1e-12), reached.copy()
+        for number in {*group.tolist()}:
+            centred[group == number] -= centred[group == number].mean()
+        across = kernel[:new, new:]
+        solved = np.linalg.solve(of_seen, np.column_stack([centred / spread, across.T]))
+        covariance = kernel[:new, :new] - across @ solved[:, 1:]
+        return spread * (across @ solved[:, 0]), spread**2 * (covariance + covariance.T) / 2
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed search must know."""
         return {
-            "networks": [plain(network) for network in self._networks], "objectives": list(self._objectives),
+            "networks": [plain(network) for network in self.networks], "objectives": list(self.objectives),
             "current": None if self.current is None else plain(self.current),
             "total": self._total, "count": self._count,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
-        self._networks, self._objectives = list(state["networks"]), list(state["objectives"])
+        self.networks, self.objectives = list(state["networks"]), list(state["objectives"])
         self.current, self._total, self._count = state["current"], state["total"], state["count"]
 
 
-def plain(network: Mapping[str, Any]) -> dict[str, Any]:
-    """A network with plain strings: NNI's labels are of a class that a checkpoint would need to be trusted for."""
-    return {str(label): value for label, value in network.items()}
+def _distinct(networks: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for network in networks:
+        if network not in found:
+            found.append(network)
+    return found

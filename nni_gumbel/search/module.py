@@ -4,19 +4,20 @@ The structure step draws one joint sample, measures the evaluator's loss on a *v
 what the structure costs and how undecided it is, and takes the gradient in the logits. The weight step draws another
 sample and trains the weights on a *training* batch, exactly as the evaluator says.
 
-By default a search has a course (:mod:`~nni_gumbel.search.course`) of short trainings. Each begins with the weights
-that the search began with (:mod:`~nni_gumbel.search.restart`):
+By default a search has a course (:mod:`~nni_gumbel.search.course`):
 
-1. In a round all candidates are trained by weight steps. From a quarter of the round on, a structure step stands before
-   each of them, whose gradient is collected and moves nothing. At the end of the round the candidates are rejected for
-   which the gradients speak least (:mod:`~nni_gumbel.search.evidence`).
-2. A finalist is one network of the candidates left. It is trained alone, by weight steps. In the last quarter of its
-   training its loss is measured on validation batches. The next finalist is drawn by what is known of those before it
-   (:mod:`~nni_gumbel.search.finals`); the temperature falls from one finalist to the next.
-3. The best of the finalists, by what they reached and by what is known of the others, is the network found. It is
-   trained in the rest of the search.
+1. In a round all candidates are trained by weight steps, from the weights that the search began with
+   (:mod:`~nni_gumbel.search.restart`). From a quarter of the round on, a structure step stands before each of them,
+   whose gradient is collected and moves nothing. At the end of the round the candidates are rejected for which the
+   gradients speak least (:mod:`~nni_gumbel.search.evidence`).
+2. In a stage the weights are trained for single networks, drawn from the candidates left, one a step. In the last
+   quarter of the stage several of them are judged by their losses on validation batches. The logits follow, and the
+   temperature falls from one stage to the next (:mod:`~nni_gumbel.search.population`).
+3. A finalist is a network that is trained alone, and judged in the last quarter of its training. Which network comes
+   next, and which one is found, follows from all that was judged (:mod:`~nni_gumbel.search.finals`). The network
+   found is trained in the rest of the search.
 
-:mod:`~nni_gumbel.search.tournament` knows where in its course a search is. With ``rounds: 0`` there is no course: a
+:mod:`~nni_gumbel.search.tournament` knows where in its course a search is. With ``stages: 0`` there is no course: a
 structure step stands before every weight step after the warm-up, its gradient moves the logits, and temperature and
 entropy weight follow the progress of the search, step by step.
 
@@ -34,8 +35,8 @@ An estimator that draws single networks trains the weights on one in any executi
 execution ``sampled`` it is drawn from the tempered law, uniformly during a warm-up, so that all candidates learn
 before the search takes sides; see :mod:`~nni_gumbel.relaxation.partial`, also for what pairs and single networks do
 to the gradient of the logits. At level ``single`` the one pass is that of the structure step, drawn from the law
-itself: a warm-up is then the only fair time. The noise-free mixture is validated in all of them, and while a network is
-trained alone, that network.
+itself: a warm-up is then the only fair time. The noise-free mixture is validated in all of them; in a stage the most
+probable network, and behind the stages the one that is trained alone.
 
 What the steps are made of stands in files of its own: :mod:`~nni_gumbel.search.objective`,
 :mod:`~nni_gumbel.search.structure`, :mod:`~nni_gumbel.search.unrolled`, :mod:`~nni_gumbel.search.weights`.
@@ -51,6 +52,7 @@ from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import LightningModule
 from torch import Tensor
 
+from nni_gumbel.complexity.budget import best_within
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.temperature import progress_of, temperature_at
 from nni_gumbel.search.costs import SearchCosts
@@ -80,6 +82,7 @@ from nni_gumbel.search.weights import (
     weight_optimizer,
 )
 from nni_gumbel.search.wrapping import WrappingModule
+from nni_gumbel.supernet.architecture import used_part
 from nni_gumbel.supernet.cell import check_loose_ends
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.refusals import misfit_behind
@@ -219,8 +222,8 @@ class GumbelSearchModule(WrappingModule):
         clip_weights(self.training_module, self.trainer, optimizer, self.settings.gradient_clip_val)
 
     def on_validation_epoch_start(self) -> None:
-        """Validate the noise-free mixture, or the network that is trained alone."""
-        network = None if self._tournament is None else self._tournament.network
+        """Validate the noise-free mixture; behind the rounds a single network."""
+        network = None if self._tournament is None else self._tournament.likely
         with torch.no_grad():
             if network is None:
                 self.distribution.use_probabilities()
@@ -262,16 +265,18 @@ class GumbelSearchModule(WrappingModule):
 
     def _prepared_tournament(self) -> Tournament | None:
         settings, trainer = self.settings, self.trainer
-        if not settings.rounds or all(law.outcomes == 1 for law in self.distribution.laws.values()):
+        if not settings.stages or all(law.outcomes == 1 for law in self.distribution.laws.values()):
             return None
         epochs = settings.warmup_epochs
         warm_up = epochs and int(epochs * trainer.num_training_batches)
-        course = segments(self._total_steps - warm_up, settings.rounds, settings.finalists)
+        wanted = (settings.rounds, settings.stages, settings.finalists)
+        course = segments(self._total_steps - warm_up, *wanted)
         if trainer.is_global_zero:
-            warn_if_short(course, settings.rounds, settings.finalists)
+            warn_if_short(course, *wanted)
         return Tournament(
             self, self.distribution, course, warm_up,
-            best=self.export, objective=self.objective.of_network, temperature=self._temperature_at,
+            best=self._likeliest, admissible=self._admissible, objective=self.objective.of_network,
+            temperature=self._temperature_at,
         )  # fmt: skip
 
     def _load_tournament(self) -> None:
@@ -279,21 +284,33 @@ class GumbelSearchModule(WrappingModule):
         loaded, self._loaded = self._loaded, None
         if self._randomness is not None and (loaded is None) != (self._tournament is None):
             raise UsageError(
-                f"rounds: the checkpoint is of a search {'without' if loaded is None else 'with'} rounds, this one has "
-                f"{self.settings.rounds}; give it the settings of the checkpoint, or start anew without it"
+                f"stages: the checkpoint is of a search {'without' if loaded is None else 'with'} stages, this one has "
+                f"{self.settings.stages}; give it the settings of the checkpoint, or start anew without it"
             )
         if loaded is not None:
             self._tournament.load_state_dict(loaded)
 
+    def _likeliest(self) -> Sample:
+        """The most probable network that may be found; the same as :meth:`export` unless a budget is to be spent."""
+        sample = self._admissible(self.distribution.mode())
+        return best_within(self.model, self.distribution, self.costs.limits) if sample is None else sample
+
+    def _admissible(self, sample: Sample) -> Sample | None:
+        """The labels that a network uses; ``None`` if it exceeds a budget."""
+        used = used_part(self.model, sample)
+        return used if not self.costs.scarce or self.costs.usage(used) <= 1 else None
+
     def _judge(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """The loss of the network that is trained alone, where the structure has its data."""
+        """The losses of several networks on one batch, where the structure has its data."""
+        judged, losses = batch.get("val", batch["train"]), []
         with torch.no_grad():
-            self.distribution.use_architecture(self._tournament.network)
-            judged = batch.get("val", batch["train"])
-            _, loss = self._run(judged, batch_idx, "judgement", under_structure(self.trainer))
+            for network in self._tournament.judged():
+                self.distribution.use_architecture(network)
+                losses.append(self._run(judged, batch_idx, "judgement", under_structure(self.trainer))[1])
         self._check_losses()
         # Each process has batches of its own, and all decide the same.
-        self._tournament.finals.judge(float(mean_over_ranks(loss.detach(), self.trainer)))
+        means = mean_over_ranks(torch.stack(losses).detach().float(), self.trainer)
+        self._tournament.judge(means.tolist())
 
     def _structure_step(self, batch: dict[str, Any], batch_idx: int, temperature: float) -> None:
         for _ in range(self.settings.samples_per_step):
@@ -383,7 +400,7 @@ class GumbelSearchModule(WrappingModule):
 
     def _draw_for_weights(self, temperature: float, uniform: bool) -> None:
         distribution, settings = self.distribution, self.settings
-        network = None if self._tournament is None else self._tournament.network
+        network = None if self._tournament is None or uniform else self._tournament.network(self._step)
         if network is not None:
             distribution.use_architecture(network)
         elif settings.execution == "sampled":

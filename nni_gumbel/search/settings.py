@@ -43,8 +43,8 @@ COUPLINGS = {
     "seeds": "searches and trainings are seeded from `seed` upwards; the seeds of random networks come after these",
     "epochs": "`search_epochs` is greater than `warmup_epochs`",
     "preset": "a preset fills in these settings where you give none",
-    "course": "`rounds` and `finalists` are both above 0 or both 0; a search too short for all of them has fewer, and "
-    "the log says so",
+    "course": "`stages` and `finalists` are both above 0, or both 0 and `rounds` too; a search too short for all of "
+    "them has fewer, and the log says so",
     "temperature": "`temperature_start` is at least `temperature_end`; with schedule `constant` they are equal, and "
     "one of them is enough",
     "step": "`structure_candidates` other than `all` need execution `sampled`; `two` needs estimator `soft`; `sampled` "
@@ -216,12 +216,16 @@ class SearchSettings(Settings):
         "pair, or the drawn one alone", coupled="step",
     )  # fmt: skip
     rounds: int = setting(
-        2, "short trainings of all candidates, behind each of which the worst are rejected; 0, and no `finalists`: the "
-        "logits follow their gradient at every step", ge=0, coupled="preset course",
+        2, "short trainings of all candidates, behind each of which the worst are rejected by their gradients",
+        ge=0, coupled="preset course",
+    )  # fmt: skip
+    stages: int = setting(
+        7, "stages of a training of drawn networks with shared weights; behind each they are judged; 0, with no "
+        "`rounds` and `finalists`: the logits follow their gradient at every step", ge=0, coupled="preset course",
     )  # fmt: skip
     finalists: int = setting(
-        20, "networks of the candidates left that are trained alone and compared; 0 where there are no `rounds`",
-        ge=0, basic=True, coupled="preset course",
+        8, "networks that are trained alone behind the stages and compared; 0 where there are no `stages`", ge=0,
+        basic=True, coupled="preset course",
     )  # fmt: skip
     temperature_start: float = setting(
         1.0, "temperature of the first step", gt=0, coupled="preset temperature"
@@ -317,10 +321,10 @@ class SearchSettings(Settings):
                 "temperature_schedule: 'constant' needs temperature_start = temperature_end, "
                 f"got {self.temperature_start:g} and {self.temperature_end:g}"
             )
-        if bool(self.rounds) != bool(self.finalists):
+        if bool(self.stages) != bool(self.finalists) or (self.rounds and not self.stages):
             raise UsageError(
-                f"finalists: {self.finalists} and rounds: {self.rounds} do not go together; give both above 0, or "
-                "rounds: 0 and finalists: 0 for logits that follow their gradient at every step"
+                f"finalists: {self.finalists}, stages: {self.stages} and rounds: {self.rounds} do not go together; "
+                "give stages and finalists above 0, or 0 for all three: logits that follow their gradient at every step"
             )
         if self.level == "single" and self.samples_per_step > 1:
             raise UsageError(

@@ -17,7 +17,8 @@ from nni_gumbel.relaxation.temperature import progress_of
 from nni_gumbel.search.course import Kind, Segment
 from nni_gumbel.search.distributed import of_all_ranks
 from nni_gumbel.search.evidence import Evidence
-from nni_gumbel.search.finals import Finals, plain
+from nni_gumbel.search.finals import Finals
+from nni_gumbel.search.population import Population, plain
 from nni_gumbel.search.restart import ShortTrainings
 from nni_gumbel.supernet.distribution import Distribution
 
@@ -31,12 +32,14 @@ class Tournament:
         course: the segments of the search.
         first: the step after the warm-up.
         best: the most probable network that may be found.
+        admissible: of a sample, the labels that its network uses; ``None`` if it may not be found.
         objective: of a mean loss and a network.
-        temperature: of a progress of the finals, in [0, 1].
+        temperature: of a progress of the stages, in [0, 1].
 
     Attributes:
         evidence: of the rounds.
-        finals: the networks trained alone.
+        population: the networks that are trained with shared weights.
+        finals: the networks that are trained alone.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Tournament:
         first: int,
         *,
         best: Callable[[], Sample],
+        admissible: Callable[[Sample], Sample | None],
         objective: Callable[[float, Mapping[str, Any]], float],
         temperature: Callable[[float], float],
     ) -> None:
@@ -55,9 +59,10 @@ class Tournament:
         self._objective, self._temperature = objective, temperature
         self._at = -1  # before the first segment
         self._found: dict[str, Any] | None = None
-        self._network: dict[str, Any] | None = None
+        self._likeliest: dict[str, Any] = {}  # of every label: read once a stage, which a device waits for
         self.evidence = Evidence(distribution)
-        self.finals = Finals(distribution, self.evidence, best)
+        self.population = Population(distribution, best)
+        self.finals = Finals(distribution, self.population, admissible, best)
         self._trainings = ShortTrainings(search)
 
     @property
@@ -67,16 +72,43 @@ class Tournament:
 
     @property
     def temperature(self) -> float:
-        """That of the current segment: it holds in the rounds, and falls from one finalist to the next."""
-        finalists = [segment for segment in self._course if segment.kind is Kind.FINALIST]
-        if self.segment.kind is Kind.FINALIST:
-            return self._temperature(progress_of(finalists.index(self.segment), len(finalists)))
+        """That of the current segment: it holds in the rounds, and falls from one stage to the next."""
+        stages = [segment for segment in self._course if segment.kind is Kind.STAGE]
+        if self.segment.kind is Kind.STAGE:
+            return self._temperature(progress_of(stages.index(self.segment), len(stages)))
         return self._temperature(0.0 if self.segment.kind is Kind.ROUND else 1.0)
 
+    def network(self, step: int) -> Sample | None:
+        """The network that is trained at a step; every label is named. ``None`` in a round."""
+        if self.segment.kind is Kind.STAGE:
+            return self._complete(self.population.network(step - self._first - self.segment.first))
+        return self.likely
+
     @property
-    def network(self) -> Sample | None:
-        """The network that is trained alone; every label is named. ``None`` in a round."""
-        return self._network
+    def likely(self) -> Sample | None:
+        """The network trained alone, in a stage the most probable one, in a round ``None``; every label is named."""
+        if self.segment.kind is Kind.ROUND:
+            return None
+        return self._complete(
+            {
+                Kind.STAGE: lambda: self.population.networks[0],
+                Kind.FINALIST: lambda: self.finals.current,
+                Kind.FOUND: lambda: self._found,
+            }[self.segment.kind]()
+        )
+
+    def judged(self) -> list[Sample]:
+        """The networks that are judged on the next batch; every label is named."""
+        if self.segment.kind is Kind.FINALIST:
+            return [self.likely]
+        return [self._complete(network) for network in self.population.next_judged()]
+
+    def judge(self, losses: Sequence[float]) -> None:
+        """Take the losses of :meth:`judged` on one batch into account."""
+        if self.segment.kind is Kind.FINALIST:
+            self.finals.judge(*losses)
+        else:
+            self.population.judge(losses)
 
     def begins(self, step: int) -> bool:
         """Whether a segment begins at a step, and has not been entered."""
@@ -99,7 +131,7 @@ class Tournament:
 
     def advance(self, step: int) -> None:
         """After the weights' update in a step, let their schedules follow."""
-        self._trainings.advance(self.segment.place(step - self._first + 1))
+        self._trainings.advance(self.segment.trained(step - self._first + 1))
 
     def finish(self) -> None:
         """End a search early or at its end: decide every choice by what is known."""
@@ -114,8 +146,9 @@ class Tournament:
             "at": self._at,
             "found": self._found,
             "evidence": self.evidence.state_dict(),
+            "population": self.population.state_dict(),
             "finals": self.finals.state_dict(),
-            "network": self._network,
+            "likeliest": plain(self._likeliest),
             "trainings": self._trainings.state_dict(),
         }
 
@@ -126,13 +159,15 @@ class Tournament:
             UsageError: it is of a search with another course.
         """
         if state["course"] != self._described():
+            given, own = _in_words(state["course"]), _in_words(self._described())
             raise UsageError(
-                f"rounds, finalists: the checkpoint is of a search with {_in_words(state['course'])}, this one has "
-                f"{_in_words(self._described())}; give it the length and the settings of the checkpoint, or start "
-                "anew without it"
+                f"rounds, stages, finalists: the checkpoint is of a search with {given}, this one has {own}; give it "
+                "the length and the settings of the checkpoint, or start anew without it"
             )
-        self._at, self._found, self._network = state["at"], state["found"], state["network"]
+        self._at, self._found = state["at"], state["found"]
+        self._likeliest = state["likeliest"]
         self.evidence.load_state_dict(state["evidence"])
+        self.population.load_state_dict(state["population"])
         self.finals.load_state_dict(state["finals"])
         self._trainings.load_state_dict(state["trainings"])
         self._distribution.refresh_rows()
@@ -143,24 +178,31 @@ class Tournament:
         if self.segment.kind is Kind.ROUND:
             later = sum(segment.kind is Kind.ROUND for segment in self._course[self._at + 1 :])
             self.evidence.reject(later)
-        else:
+        elif self.segment.kind is Kind.STAGE:
+            self.population.end(self._objective)
+        elif self.segment.kind is Kind.FINALIST:
             self.finals.end(self._objective)
 
     def _begin(self) -> None:
-        self._trainings.begin()
-        if self.segment.kind is Kind.FINALIST:
-            self.finals.begin(self.temperature)
-            # Each process draws its own noise, and all train the same network.
+        if self.segment.begins_training:
+            self._trainings.begin()
+        # Each process draws its own noise, and all train the same networks.
+        if self.segment.kind is Kind.STAGE:
+            self.population.begin(self.temperature)
+            self.population.networks = of_all_ranks(self.population.networks, self._search.trainer)[0]
+        elif self.segment.kind is Kind.FINALIST:
+            self.finals.begin()
             self.finals.current = of_all_ranks(self.finals.current, self._search.trainer)[0]
         elif self.segment.kind is Kind.FOUND:
             self._decide()
-        network = self.finals.current if self.segment.kind is Kind.FINALIST else self._found
-        # Once a segment: on a device every label would be waited for.
-        self._network = None if network is None else plain(self._distribution.mode() | network)
+        self._likeliest = self._distribution.mode()
         self._distribution.copy_to_host()
 
     def _decide(self) -> None:
         self._found = plain(self.finals.decide())
+
+    def _complete(self, network: Sample) -> Sample:
+        return plain(self._likeliest | network)
 
     def _described(self) -> list[list[Any]]:
         return [
@@ -171,4 +213,5 @@ class Tournament:
 
 def _in_words(course: Sequence[Sequence[Any]]) -> str:
     kinds = [kind for kind, *_ in course]
-    return f"{kinds.count('round')} rounds and {kinds.count('finalist')} finalists in {course[-1][-1]} steps"
+    rounds, stages, finalists = (kinds.count(kind.value) for kind in (Kind.ROUND, Kind.STAGE, Kind.FINALIST))
+    return f"{rounds} rounds, {stages} stages and {finalists} finalists in {course[-1][-1]} steps"

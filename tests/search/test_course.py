@@ -1,4 +1,4 @@
-"""The course of a search: rounds, finalists trained alone, and the network found."""
+"""The course of a search: rounds, stages, finalists trained alone, and the network found."""
 
 import logging
 
@@ -8,86 +8,93 @@ from hypothesis import strategies as st
 
 from nni_gumbel.search.course import SHORTEST, Kind, segments, steps_for, warn_if_short
 
-STEPS, ROUNDS, FINALISTS = st.integers(1, 20_000), st.integers(1, 10), st.integers(1, 30)
+STEPS = st.integers(1, 20_000)
+WANTED = st.tuples(st.integers(0, 10), st.integers(1, 20), st.integers(1, 30))  # rounds, stages, finalists
+ORDER = ["round", "stage", "finalist", "found"]
 
 
 def kinds(course):
     return [segment.kind.value for segment in course]
 
 
-@given(STEPS, ROUNDS, FINALISTS)
-def test_segments_follow_each_other_from_the_first_step_to_the_last(steps, rounds, finalists):
-    course = segments(steps, rounds, finalists)
+@given(STEPS, WANTED)
+def test_segments_follow_each_other_from_the_first_step_to_the_last(steps, wanted):
+    course = segments(steps, *wanted)
     assert course[0].first == 0 and course[-1].end == steps
     assert all(one.end == following.first for one, following in zip(course, course[1:]))
     assert all(segment.end > segment.first for segment in course)
 
 
-@given(STEPS, ROUNDS, FINALISTS)
-def test_rounds_come_first_then_finalists_then_the_network_found_and_none_beyond_what_is_wanted(
-    steps, rounds, finalists
+@given(STEPS, WANTED)
+def test_rounds_stages_finalists_and_the_network_found_come_in_this_order_and_none_beyond_what_is_wanted(
+    steps, wanted
 ):
-    found = kinds(segments(steps, rounds, finalists))
-    assert found == sorted(found, key=["round", "finalist", "found"].index) and found.count("found") == 1
-    assert found.count("round") <= rounds and found.count("finalist") <= finalists
+    found = kinds(segments(steps, *wanted))
+    assert found == sorted(found, key=ORDER.index)
+    assert all(found.count(kind) <= most for kind, most in zip(ORDER, (*wanted, 1)))
 
 
-@given(st.integers(3, 20_000), ROUNDS, FINALISTS)
-def test_from_three_steps_on_there_is_one_of_each(steps, rounds, finalists):
-    assert {*kinds(segments(steps, rounds, finalists))} == {"round", "finalist", "found"}
+@given(st.integers(4, 20_000), WANTED)
+def test_from_four_steps_on_there_is_one_of_each(steps, wanted):
+    assert {*kinds(segments(steps, *wanted))} == {*ORDER} - ({"round"} if not wanted[0] else set())
 
 
-def test_the_shortest_searches_do_without():
-    assert kinds(segments(1, 6, 20)) == ["found"]
-    assert kinds(segments(2, 6, 20)) == ["round", "found"]
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_shortest_searches_do_without(steps):
+    assert len(segments(steps, 2, 7, 8)) == steps
 
 
-@given(STEPS, ROUNDS, FINALISTS)
-def test_where_there_are_several_rounds_or_finalists_each_is_long_enough_to_say_something(
-    steps, rounds, finalists
-):
-    course = segments(steps, rounds, finalists)
-    for kind in (Kind.ROUND, Kind.FINALIST):
+@given(STEPS, WANTED)
+def test_where_there_are_several_of_a_kind_each_is_long_enough_to_say_something(steps, wanted):
+    course = segments(steps, *wanted)
+    for kind in (Kind.ROUND, Kind.STAGE, Kind.FINALIST):
         lengths = [segment.end - segment.first for segment in course if segment.kind is kind]
         assert len(lengths) < 2 or min(lengths) >= SHORTEST - 1  # boundaries are rounded to whole steps
 
 
-@given(ROUNDS, FINALISTS)
-def test_a_search_of_the_length_that_is_needed_has_all_of_them(rounds, finalists):
-    found = kinds(segments(steps_for(rounds, finalists) + SHORTEST, rounds, finalists))
-    assert (found.count("round"), found.count("finalist")) == (rounds, finalists)
+@given(WANTED)
+def test_a_search_of_the_length_that_is_needed_has_all_of_them(wanted):
+    found = kinds(segments(steps_for(*wanted) + SHORTEST, *wanted))
+    assert tuple(found.count(kind) for kind in ORDER[:3]) == wanted
 
 
-@given(STEPS, ROUNDS, FINALISTS)
-def test_every_round_gathers_at_its_end_and_every_finalist_is_judged_at_its_end(steps, rounds, finalists):
-    for segment in segments(steps, rounds, finalists):
+@given(STEPS, WANTED)
+def test_every_round_gathers_at_its_end_and_every_stage_and_finalist_is_judged_at_its_end(steps, wanted):
+    for segment in segments(steps, *wanted):
         last = segment.end - 1
         assert segment.gathers(last) is (segment.kind is Kind.ROUND)
-        assert segment.judges(last) is (segment.kind is Kind.FINALIST)
+        assert segment.judges(last) is (segment.kind in (Kind.STAGE, Kind.FINALIST))
 
 
-def test_the_first_steps_of_a_round_are_the_weights_alone_and_a_finalist_is_judged_when_it_has_learned():
-    first, *_, finalist, _ = segments(4000, 2, 3)
-    assert not first.gathers(first.first) and not finalist.judges(finalist.first)
-    steps = range(first.first, first.end)
-    gathered = [first.gathers(step) for step in steps]
+def test_the_first_steps_of_a_round_are_the_weights_alone_and_a_stage_judges_when_it_has_learned():
+    first, _, stage, *_ = segments(4000, 2, 3, 4)
+    assert not first.gathers(first.first) and not stage.judges(stage.first)
+    gathered = [first.gathers(step) for step in range(first.first, first.end)]
     assert gathered == sorted(gathered)  # from one step on, to the end
 
 
 def test_a_search_that_is_too_short_for_all_of_them_says_how_long_it_should_be(caplog):
-    found = kinds(short := segments(100, 6, 20))
+    wanted = (6, 9, 20)
+    found = kinds(short := segments(100, *wanted))
     with caplog.at_level(logging.WARNING):
-        warn_if_short(segments(steps_for(6, 20), 6, 20), 6, 20)
+        warn_if_short(segments(steps_for(*wanted) + SHORTEST, *wanted), *wanted)
         assert not caplog.text
-        warn_if_short(short, 6, 20)
-    told = f"so there are {found.count('round')} and {found.count('finalist')}"
-    assert f"100 steps are too few for 6 and 20, {told}" in caplog.text
-    assert f"about {steps_for(6, 20)} steps" in caplog.text
+        warn_if_short(short, *wanted)
+    told = "so there are {}, {} and {}".format(*(found.count(kind) for kind in ORDER[:3]))
+    assert f"100 steps are too few for 6, 9 and 20, {told}" in caplog.text
+    assert f"about {steps_for(*wanted)} steps" in caplog.text
 
 
-@pytest.mark.parametrize("place", [0.0, 0.5])
-def test_the_place_in_a_segment_counts_from_its_own_first_step(place):
-    segment = segments(4000, 2, 3)[3]
-    assert segment.place(segment.first + int(place * (segment.end - segment.first))) == pytest.approx(
-        place, abs=1e-3
-    )
+def test_all_stages_are_one_training_and_each_other_segment_is_one():
+    course = segments(4000, 2, 3, 2)
+    first, second, third = [one for one in course if one.kind is Kind.STAGE]
+    assert all((one.begun, one.over) == (one.first, one.end) for one in course if one.kind is not Kind.STAGE)
+    assert first.begins_training and not second.begins_training and not third.begins_training
+    assert first.trained(first.first) == 0 and third.trained(third.end) == 1
+    assert first.trained(first.end) == second.trained(second.first)
+
+
+def test_the_first_stage_has_twice_the_length_of_another():
+    first, second, third = [one for one in segments(4000, 2, 3, 4) if one.kind is Kind.STAGE]
+    assert first.end - first.first == pytest.approx(2 * (second.end - second.first), abs=2)
+    assert second.end - second.first == pytest.approx(third.end - third.first, abs=1)

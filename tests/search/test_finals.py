@@ -1,211 +1,127 @@
-"""Finals: networks that are trained alone, and the distribution of the next one."""
+"""Finals: networks that are trained alone, and what follows from them and from shared weights."""
 
-import itertools
-
+import numpy as np
 import pytest
 import torch
-from budgeted_spaces import Sized
-from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace
-from small_searches import Nested
-from torch import nn
+from test_population import Several, planted, population_of, staged
 
-from nni_gumbel.complexity.budget import Limit, best_within
-from nni_gumbel.complexity.cost import count_parameters, expected_parameters
-from nni_gumbel.search.evidence import Evidence
 from nni_gumbel.search.finals import Finals
-from nni_gumbel.search.selection import best_spending
 from nni_gumbel.supernet.distribution import Distribution
 
 
-class Several(ModelSpace):
-    """Four choices of one, and gates."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(
-            *(LayerChoice([nn.Identity() for _ in range(3)], label=f"layer{i}") for i in range(4))
-        )
-        self.gates = InputChoice(3, n_chosen=None, label="gates")
+def finals_of(population, admissible=dict):
+    return Finals(population._distribution, population, admissible, population._distribution.mode)
 
 
-def finals_of(distribution, evidence=None, best=None):
-    return Finals(distribution, evidence or Evidence(distribution), best or distribution.mode)
-
-
-def judged(finals, loss, number, start=1.0, end=0.2):
-    """Draw networks and judge each by a function of it."""
-    for i in range(number):
-        finals.begin(start * (end / start) ** (i / max(number - 1, 1)))
+def trained(finals, loss, number):
+    """Train networks alone, each judged by a function of it."""
+    for _ in range(number):
+        finals.begin()
         finals.judge(loss(finals.current))
         finals.end(lambda mean, network: mean)
     return finals
 
 
-def planted(network):
-    """Additive: candidate 2 of every layer is best, and gate 1 is in and the others are not."""
-    return sum(network[f"layer{i}"] != 2 for i in range(4)) + len({*network["gates"]} ^ {1})
+def leaning(network):
+    """What shared weights say: the truth, and a liking for candidate 0 of the first layer."""
+    return planted(network) - 2.0 * (network["layer0"] == 0)
 
 
-def test_the_first_network_is_what_the_evidence_speaks_for():
-    distribution = Distribution(Several())
-    evidence = Evidence(distribution)
-    for i in range(4):
-        evidence.by_label[f"layer{i}"][i % 3] = 1.0
-    evidence.by_label["gates"] = torch.tensor([1.0, -1.0, 1.0])
-    finals = finals_of(distribution, evidence)
-    finals.begin(1.0)
-    assert finals.current == {"layer0": 0, "layer1": 1, "layer2": 2, "layer3": 0, "gates": [0, 2]}
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_a_planted_answer_is_found_though_the_evidence_is_silent(seed):
+def seeded(seed, loss=planted, stages=3):
     torch.manual_seed(seed)
-    distribution = Distribution(Several())
-    found = judged(finals_of(distribution), planted, 30).found()
-    assert planted(found) <= 1  # of 567 networks 30 were tried; one choice may be open
+    return staged(population_of(Distribution(Several())), loss, stages, end=1.0)
 
 
-def test_the_network_found_is_the_better_one_of_two():
-    torch.manual_seed(0)
-    distribution, seen = Distribution(Several()), []
-
-    def loss(network):
-        seen.append((float(torch.rand(())), network))
-        return seen[-1][0]
-
-    assert judged(finals_of(distribution), loss, 2).found() == min(seen, key=lambda pair: pair[0])[1]
+def test_the_first_network_is_the_best_one_by_shared_weights():
+    finals = finals_of(population := seeded(0))
+    finals.begin()
+    best = min(planted(network) for network in population.judged)
+    assert planted(finals.current) <= best
 
 
-def test_of_many_networks_a_lucky_one_does_not_win():
-    found, lucky = 0, 0
+def test_trainings_alone_overrule_what_shared_weights_lean_to():
+    overruled = 0
     for seed in range(5):
-        torch.manual_seed(seed)
-        finals = judged(
-            finals_of(Distribution(Several())), lambda network: planted(network) + float(torch.randn(())), 30
-        )
-        found += planted(finals.found())
-        lucky += planted(min(zip(finals._objectives, range(30), finals._networks))[2])
-    assert found <= lucky
+        finals = trained(finals_of(seeded(seed, leaning)), planted, 8)
+        assert finals.networks[0]["layer0"] == 0
+        overruled += finals.ranked()[0]["layer0"] == 2
+    assert overruled >= 4
+
+
+def test_no_network_is_trained_twice_while_there_are_others():
+    networks = trained(finals_of(seeded(0)), planted, 10).networks
+    assert len({str(network) for network in networks}) == 10
+
+
+def test_a_network_that_may_not_be_found_is_not_trained_though_it_is_close_to_the_best():
+    population = seeded(0)
+    population.judged = [network | {"layer1": 0} for network in population.judged]
+    finals = finals_of(population, lambda sample: None if sample["layer1"] == 2 else sample)
+    assert all(network["layer1"] != 2 for network in trained(finals, planted, 6).networks)
+
+
+def test_what_differs_in_one_choice_from_the_best_is_among_those_that_may_be_trained():
+    population = seeded(0)
+    best = {"layer0": 2, "layer1": 2, "layer2": 2, "layer3": 2, "gates": [1]}
+    kept = [i for i, one in enumerate(population.judged) if planted(one) > 1]
+    for name in ("judged", "objectives", "ages"):
+        setattr(population, name, [getattr(population, name)[i] for i in kept])
+    assert min(planted(one) for one in population.judged) == 2
+    assert any(planted(one) <= 1 for one in trained(finals_of(population), planted, 8).networks), best
 
 
 def test_the_loss_of_a_network_is_the_mean_over_its_batches_and_what_it_costs_is_added():
-    finals = finals_of(Distribution(Several()))
-    told = []
-    finals.begin(1.0)
+    finals, told = finals_of(seeded(0)), []
+    finals.begin()
     for loss in (1.0, 2.0, 6.0):
         finals.judge(loss)
     finals.end(lambda mean, network: told.append((mean, network)) or mean)
-    assert told[0][0] == 3.0 and told[0][1].keys() == {f"layer{i}" for i in range(4)} | {"gates"}
-
-
-def test_the_cheaper_one_of_networks_that_are_as_good_is_found():
-    torch.manual_seed(0)
-    finals = finals_of(Distribution(Several()))
-    for _ in range(10):
-        finals.begin(1.0)
-        finals.judge(1.0)
-        finals.end(lambda mean, network: mean + 0.1 * sum(network[f"layer{i}"] for i in range(4)))
-    costs = [sum(network[f"layer{i}"] for i in range(4)) for network in finals._networks]
-    assert sum(finals.found()[f"layer{i}"] for i in range(4)) == min(costs)
-
-
-def test_a_rejected_candidate_is_in_no_network():
-    torch.manual_seed(0)
-    distribution = Distribution(Several())
-    distribution.settle("layer0", 1, chosen=False)
-    finals = judged(finals_of(distribution), planted, 12)
-    assert all(network["layer0"] != 1 for network in finals._networks)
-
-
-def test_a_network_is_not_drawn_again_while_there_are_many_others():
-    torch.manual_seed(0)
-    finals = judged(finals_of(Distribution(Several())), planted, 10, end=1.0)
-    assert len({str(network) for network in finals._networks}) == 10
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_so_it_is_however_sure_the_distribution_is(seed):
-    torch.manual_seed(seed)
-    distribution = Distribution(Several())
-    evidence = Evidence(distribution)
-    for label in evidence.by_label:
-        evidence.by_label[label][0] = 1.0
-    finals = judged(finals_of(distribution, evidence), lambda network: 1.0, 12, start=0.1, end=0.01)
-    assert len({str(network) for network in finals._networks}) == 12
-
-
-def test_without_a_network_that_was_judged_the_evidence_decides():
-    distribution = Distribution(Several())
-    evidence = Evidence(distribution)
-    evidence.by_label["layer3"][1] = 1.0
-    assert finals_of(distribution, evidence).found()["layer3"] == 1
+    assert told == [(3.0, finals.networks[0])]
 
 
 def test_a_network_whose_training_was_cut_before_it_was_judged_does_not_count():
-    finals = finals_of(Distribution(Several()))
-    finals.begin(1.0)
+    finals = finals_of(seeded(0))
+    finals.begin()
     finals.end(lambda mean, network: mean)
-    assert finals._networks == []
+    assert finals.networks == []
+
+
+def test_without_any_judgement_the_most_probable_network_is_found():
+    population = population_of(distribution := Distribution(Several()))
+    finals = finals_of(population)
+    finals.begin()
+    assert finals.current == distribution.mode() == finals.decide()
 
 
 def test_every_choice_is_decided_as_the_network_found_has_it():
-    torch.manual_seed(0)
-    distribution = Distribution(Several())
-    network = judged(finals_of(distribution), planted, 5).decide()
-    assert distribution.mode() == network
-    assert float(distribution.log_prob(network).exp()) == pytest.approx(1)
-    assert float(distribution.entropy()) == pytest.approx(0, abs=1e-6)
+    finals = trained(finals_of(population := seeded(0)), planted, 3)
+    network = finals.decide()
+    assert network == finals.ranked()[0] == population._distribution.mode()
+    assert float(population._distribution.log_prob(network).exp()) == pytest.approx(1)
 
 
-def test_every_network_is_within_the_budget():
-    torch.manual_seed(0)
-    space = Sized()
-    distribution = Distribution(space)
-    limit = Limit("max_params", expected_parameters(space), 60)
-    finals = finals_of(distribution, best=lambda: best_within(space, distribution, [limit]))
-    # Without the budget the largest would be best.
-    judged(finals, lambda network: -count_parameters(Sized().freeze(network)), 6)
-    assert all(count_parameters(Sized().freeze(network)) <= 60 for network in finals._networks)
+def test_a_judgement_makes_a_network_and_those_like_it_better_known():
+    finals = finals_of(population := seeded(0))
+    pool = finals._pool()
+    before = np.diag(finals._expected(pool)[1])
+    trained(finals, planted, 1)
+    after = np.diag(finals._expected(pool)[1])
+    assert (after <= before + 1e-9).all() and after.sum() < before.sum()
+    assert population.judged
 
 
-@pytest.mark.parametrize(
-    ("outer", "inner"),
-    # With the first two, HiGHS's presolve ends in a solve error; the others are decided.
-    [
-        ((-5.0, 5.0), (-2.85, 2.85)),
-        ((5.0, -5.0), (0.64, -0.64)),
-        ((30.0, -30.0), (30.0, -30.0)),
-        ((-30.0, 30.0), (0, 0)),
-    ],
-)
-def test_the_network_that_uses_most_of_a_budget_is_found_whatever_is_decided(outer, inner):
-    space = Nested()
-    distribution = Distribution(space)
-    with torch.no_grad():
-        for label, logits in {"outer": outer, "inner": inner}.items():
-            distribution.logits[label].copy_(torch.tensor(logits))
-    limit = Limit("max_params", expected_parameters(space), 30)
-    network = best_spending(space, distribution, [limit])
-    sizes = []
-    for outer, inner in itertools.product(range(2), repeat=2):
-        sizes.append(count_parameters(Nested().freeze({"outer": outer, "inner": inner})))
-    within = max(size for size in sizes if size <= 30)
-    assert count_parameters(Nested().freeze({"inner": 0, **network})) == within
-
-
-def test_resumed_in_the_middle_of_a_network_they_go_on_as_if_never_interrupted():
+def test_resumed_in_the_middle_of_a_training_they_go_on_as_if_never_interrupted():
     results = []
     for interrupted in (False, True):
-        torch.manual_seed(3)
-        distribution = Distribution(Several())
-        finals = judged(finals_of(distribution), planted, 5)
-        finals.begin(0.5)
+        population = seeded(3)
+        finals = trained(finals_of(population), planted, 2)
+        finals.begin()
         finals.judge(2.0)
         if interrupted:
-            saved, finals = finals.state_dict(), finals_of(distribution)
+            saved, finals = finals.state_dict(), finals_of(population)
             finals.load_state_dict(saved)
         finals.judge(1.0)
         finals.end(lambda mean, network: mean)
-        judged(finals, planted, 3)
-        results.append((finals._networks, finals._objectives))
+        trained(finals, planted, 2)
+        results.append((finals.networks, finals.objectives))
     assert results[0] == results[1]

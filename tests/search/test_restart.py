@@ -44,12 +44,15 @@ class Recording(Minimal):
 def recorded(interval="step", **settings):
     module = Recording(interval)
     data = loader(count=BATCHES * 8)
-    search(evaluator(module, data, max_epochs=EPOCHS), preset="none", rounds=2, finalists=2, **settings)
+    search(
+        evaluator(module, data, max_epochs=EPOCHS), preset="none", rounds=2, stages=2, finalists=2, **settings
+    )
     return module.begins
 
 
 def course(warm_up=0):
-    return [(s.first + warm_up, s.end + warm_up) for s in segments(STEPS - warm_up, 2, 2)]
+    trainings = dict.fromkeys((s.begun, s.over) for s in segments(STEPS - warm_up, 2, 2, 2))
+    return [(begun + warm_up, over + warm_up) for begun, over in trainings]
 
 
 @pytest.fixture(scope="module")
@@ -57,26 +60,26 @@ def begins():
     return recorded()
 
 
-def test_every_segment_begins_with_the_weights_and_buffers_of_the_first_step(begins):
+def test_every_training_begins_with_the_weights_and_buffers_of_the_first_step(begins):
     assert len(begins) == STEPS
     for first, end in course():
         assert all(torch.equal(begins[0][0][name], value) for name, value in begins[first][0].items())
         assert any(not torch.equal(begins[0][0][name], value) for name, value in begins[end - 1][0].items())
 
 
-def test_every_segment_begins_with_the_optimiser_of_the_first_step(begins):
+def test_every_training_begins_with_the_optimiser_of_the_first_step(begins):
     for first, end in course():
         assert begins[first][1] == 0 < begins[end - 1][1]
 
 
-def test_a_schedule_by_step_runs_through_once_a_segment(begins):
+def test_a_schedule_by_step_runs_through_once_a_training(begins):
     for first, end in course():
         rates = [rate for *_, rate in begins[first:end]]
         assert rates == sorted(rates, reverse=True) and rates[0] == RATE
         assert rates[-1] < 0.1 * RATE
 
 
-def test_a_schedule_by_epoch_runs_through_once_a_segment():
+def test_a_schedule_by_epoch_runs_through_once_a_training():
     begins = recorded("epoch")
     for first, end in course():
         rates = {round(rate, 9) for *_, rate in begins[first:end]}
@@ -84,7 +87,7 @@ def test_a_schedule_by_epoch_runs_through_once_a_segment():
         assert rates == expected
 
 
-def test_after_a_warm_up_every_segment_begins_with_what_it_has_learned():
+def test_after_a_warm_up_every_training_begins_with_what_it_has_learned():
     begins = recorded(warmup_epochs=1)
     ((first, _), *others) = course(warm_up=BATCHES)
     assert begins[first][1] > 0

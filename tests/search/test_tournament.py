@@ -13,7 +13,7 @@ from torch import nn
 from nni_gumbel.complexity.cost import count_parameters
 from nni_gumbel.errors import UsageError
 
-STEPS = 112  # a round, two finalists and the network found
+STEPS = 112  # a round, two stages and the network found
 
 
 def searched(
@@ -25,7 +25,9 @@ def searched(
     )  # fmt: skip
     if resume_from is not None:
         given.fit_kwargs["ckpt_path"] = str(resume_from)
-    return search(given, space, seed, **{"preset": "none", "rounds": 2, "finalists": 2, **settings})
+    return search(
+        given, space, seed, **{"preset": "none", "rounds": 2, "stages": 2, "finalists": 2, **settings}
+    )
 
 
 def adam(parameters, rate=0.02):
@@ -75,7 +77,7 @@ class Inputs(ModelSpace):
 @pytest.mark.parametrize("seed", range(2))
 def test_a_planted_answer_is_found(seed):
     module = Minimal(lambda parameters: adam(parameters, rate=0.1))  # learns in the few steps of the round
-    found = searched(Planted, seed, module, steps=400, finalists=8, cost_weight=0.0).export()
+    found = searched(Planted, seed, module, steps=400, stages=3, finalists=3, cost_weight=0.0).export()
     assert found == {"layer": 1, "last": 2}
 
 
@@ -101,7 +103,7 @@ def test_the_shortest_search_ends_with_a_network_too(steps, caplog):
     with caplog.at_level(logging.WARNING):
         module = searched(trainer={"max_steps": steps})
     assert module.export() and module.structure_summary()["chosen_probability"] == pytest.approx(1)
-    assert f"{steps} steps are too few for 2 and 2" in caplog.text
+    assert f"{steps} steps are too few for 2, 2 and 2" in caplog.text
 
 
 @pytest.mark.parametrize("epoch", [0, 3])
@@ -110,7 +112,7 @@ def test_a_search_that_is_stopped_early_decides_by_what_it_knows(epoch):
         def on_train_epoch_end(self, trainer, module):
             trainer.should_stop = trainer.current_epoch == epoch
 
-    module = searched(epochs=16, trainer={"callbacks": [Stops()]})  # in the round, and in a finalist
+    module = searched(epochs=16, trainer={"callbacks": [Stops()]})  # in the round, and in a stage
     assert module.trainer.current_epoch == epoch + 1
     assert module.structure_summary()["chosen_probability"] == pytest.approx(1)
 
@@ -118,7 +120,7 @@ def test_a_search_that_is_stopped_early_decides_by_what_it_knows(epoch):
 def test_every_network_that_is_trained_is_within_the_budget():
     budget = 60
     module = searched(Sized, max_params=budget)
-    trained = [module.export(), *module._tournament.finals._networks]
+    trained = [module.export(), *module._tournament.population.judged, *module._tournament.finals.networks]
     assert all(count_parameters(Sized().freeze(network)) <= budget for network in trained)
 
 
@@ -128,10 +130,10 @@ def test_what_a_network_costs_decides_where_it_is_dear():
 
 @pytest.mark.parametrize(
     ("settings", "epochs"),
-    # After 4, 24, 56 and 92 of the steps: in the first round, at its end, in the finalist, in the network found.
+    # After 4, 24, 56 and 92 of the steps: in a round, at its end, in a stage, in the network found.
     [({}, (0, 5, 13, 22)), ({"level": "single", "batches_per_step": 2}, (0,)), ({"max_params": 30}, (5,))],
 )
-def test_resumed_in_a_round_or_a_final_it_ends_as_one_that_was_never_interrupted(tmp_path, settings, epochs):
+def test_resumed_in_a_round_or_a_stage_it_ends_as_one_that_was_never_interrupted(tmp_path, settings, epochs):
     saving = pl.callbacks.ModelCheckpoint(tmp_path, filename="{epoch}", every_n_epochs=1, save_top_k=-1)
     whole = searched(epochs=28, trainer={"callbacks": [saving], "enable_checkpointing": True}, **settings)
     for epoch in epochs:
@@ -139,16 +141,19 @@ def test_resumed_in_a_round_or_a_final_it_ends_as_one_that_was_never_interrupted
         resumed = searched(epochs=28, seed=100 + epoch, resume_from=path, **settings)
         expected, found = numbers(whole), numbers(resumed)
         assert all(torch.equal(expected[name], value) for name, value in found.items())
-        assert resumed._tournament.finals._objectives == whole._tournament.finals._objectives
+        assert resumed._tournament.finals.objectives == whole._tournament.finals.objectives
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"steps": 2 * STEPS}, "rounds, finalists: the checkpoint is of a search with 2 rounds and 1 finalists"),
-        ({"rounds": 0, "finalists": 0}, "rounds: the checkpoint is of a search with rounds, this one has 0"),
+        (
+            {"steps": 2 * STEPS},
+            "is of a search with 1 rounds, 1 stages and 1 finalists in 112 steps, this one has",
+        ),
+        ({"rounds": 0, "stages": 0, "finalists": 0}, "is of a search with stages, this one has 0"),
     ],
-)  # fmt: skip
+)
 def test_a_checkpoint_of_another_course_is_refused(tmp_path, settings, words):
     saving = pl.callbacks.ModelCheckpoint(tmp_path, filename="{epoch}", every_n_epochs=1, save_top_k=-1)
     stop = {"callbacks": [saving], "enable_checkpointing": True}
@@ -162,7 +167,7 @@ def test_the_same_seed_finds_the_same_numbers_twice():
     assert all(torch.equal(first[name], value) for name, value in second.items())
 
 
-def test_while_a_network_is_trained_alone_it_is_what_is_validated():
+def test_behind_the_rounds_a_single_network_is_validated():
     class Looks(Minimal):
         seen = []
 
