@@ -15,10 +15,10 @@ from typing import Any
 from torch import nn
 
 from nni_gumbel.complexity.loose_ends import Sources, parts_read, readers_of_loose_ends
-from nni_gumbel.complexity.presence import children_of
-from nni_gumbel.complexity.table import ONE, ExpectedSum, Table, elementwise_maximum
+from nni_gumbel.complexity.table import ONE, ExpectedSum, Table, elementwise_maximum, where
 from nni_gumbel.supernet.arguments import parameter_sizes
 from nni_gumbel.supernet.distribution import Distribution
+from nni_gumbel.supernet.structure import children
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -70,5 +70,5 @@ def _sizes(
         else:
             yield (id(parameter), 0), presence * size
     if not own:
-        for child, condition in children_of(module):
-            yield from _sizes(child, presence * condition, readers)
+        for child, condition in children(module):
+            yield from _sizes(child, presence * where(condition), readers)

@@ -14,11 +14,11 @@ import numpy as np
 from nni.nas.hub.pytorch.nasnet import NDS
 from torch import nn
 
-from nni_gumbel.complexity.presence import depths_of
-from nni_gumbel.complexity.table import ONE, Table, combined
+from nni_gumbel.complexity.table import ONE, Table, combined, where
 from nni_gumbel.supernet.cell import MixedCell
 from nni_gumbel.supernet.depth import MixedRepeat
 from nni_gumbel.supernet.hub import FullWidthCell, MixedStage
+from nni_gumbel.supernet.structure import Condition, depths_of
 
 # The cell whose output is read, and 1 in the networks where it is that one; None is the stem.
 Sources = list[tuple[Table, FullWidthCell | None]]
@@ -50,13 +50,13 @@ def _readers_in(space: NDS) -> dict[nn.Module, Sources]:
                 readers |= {conv: sources for conv in layer.modules() if isinstance(conv, nn.Conv2d)}
             latest = [latest[1], [(ONE, cell)]]
             if isinstance(stage, MixedRepeat):
-                labels, depth = depths_of(stage)
+                candidates, depth = depths_of(stage)
                 ends = latest
                 if number == 1 and isinstance(stage, MixedStage) and stage.transformation is not None:
                     convs = (m for m in stage.transformation.modules() if isinstance(m, nn.Conv2d))
                     readers |= dict.fromkeys(convs, latest[0])
                     ends = [[(ONE, None)], latest[1]]
-                depths.append((Table.of(labels, np.int64(depth == number)), ends))
+                depths.append((where(Condition(candidates, depth == number)), ends))
         if depths:
             latest = [_in_one(depths, place) for place in range(2)]
     return readers | {space.classifier: latest[1]}

@@ -15,8 +15,8 @@ import torch
 from nni.nas.nn.pytorch import ModelSpace
 
 from nni_gumbel.complexity.table import ExpectedSum
-from nni_gumbel.supernet.architecture import used_part
 from nni_gumbel.supernet.distribution import Distribution
+from nni_gumbel.supernet.structure import used_part
 
 # After so many samples none is likely to be close enough: a part of 1e-6 of a space is missed once in seven times.
 DRAWS = 2_000_000

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from nni_gumbel.errors import UsageError
+from nni_gumbel.supernet.structure import Condition
 
 MOST_COMBINATIONS = 1_000_000
 
@@ -60,10 +61,6 @@ class Table:
         values = np.transpose(np.asarray(values), order)
         return _reduced([labels[axis] for axis in order], values, [np.arange(n) for n in values.shape])
 
-    def dense(self) -> np.ndarray:
-        """One axis per label over all its outcomes: to be asked for only where these are few."""
-        return self.values[np.ix_(*self.classes)] if self.labels else self.values
-
     def at(self, outcomes: Mapping[str, Any]) -> Any:
         """The number at outcomes of the labels: an index each, or arrays of them, all of one shape.
 
@@ -98,6 +95,18 @@ class Table:
         kept = [axis for axis, label in enumerate(self.labels) if label not in others]
         values = self.values.max(axis=tuple(axis for axis in range(self.values.ndim) if axis not in kept))
         return _reduced([self.labels[axis] for axis in kept], values, [self.classes[axis] for axis in kept])
+
+    def summed_over(self, label: str, outcomes: int) -> Table:
+        """The sum over all outcomes of a label, of which there are so many, in every combination of the others."""
+        if label not in self.labels:
+            return self * outcomes
+        axis = self.labels.index(label)
+        numbers = np.bincount(self.classes[axis]).reshape(-1, *[1] * (self.values.ndim - axis - 1))
+        kept = [place for place in range(self.values.ndim) if place != axis]
+        values = (self.values * numbers).sum(axis)
+        return _reduced(
+            [self.labels[place] for place in kept], np.asarray(values), [self.classes[k] for k in kept]
+        )
 
     def __mul__(self, other: Table | float) -> Table:
         if not isinstance(other, Table):
@@ -221,6 +230,11 @@ def elementwise_maximum(tables: Sequence[Table]) -> Table:
     return combined(lambda *values: reduce(np.maximum, values), tables)
 
 
+def where(condition: Condition | None) -> Table:
+    """1 in the networks that meet a condition and 0 in the others; ``None`` is met by all."""
+    return ONE if condition is None else Table.of(condition.labels, condition.holds.astype(np.int64))
+
+
 def _presummed(tables: Iterable[Table]) -> Iterator[Table]:
     """Fewer tables of the same sum: a space has tens of thousands of layers, which depend on the same few labels."""
     groups: dict[tuple[str, ...], list[Table]] = {}
@@ -271,7 +285,12 @@ def _reduced(labels: Sequence[str], values: np.ndarray, classes: Sequence[np.nda
     kept_labels, kept_classes = [], []
     values = values + values.dtype.type(0) if values.dtype.kind == "f" else values  # -0.0 is 0.0
     for axis in reversed(range(values.ndim)):
-        slices = values.tolist() if values.ndim == 1 else [s.tobytes() for s in values.swapaxes(axis, 0)]
+        entries = values.swapaxes(axis, 0)
+        slices = (
+            entries.tolist()
+            if values.ndim == 1
+            else [str(s.tolist()) if values.dtype == object else s.tobytes() for s in entries]
+        )
         numbers, firsts = _numbered(slices)
         if len(firsts) < len(slices):
             values = values.take(firsts, axis=axis)

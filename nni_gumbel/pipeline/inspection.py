@@ -29,7 +29,6 @@ from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.rehearsal import rehearse
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference
-from nni_gumbel.supernet.architecture import parts_of
 from nni_gumbel.supernet.arguments import MixedArguments
 from nni_gumbel.supernet.cell import MixedCell
 from nni_gumbel.supernet.depth import MixedRepeat
@@ -38,6 +37,7 @@ from nni_gumbel.supernet.inputs import MixedInput
 from nni_gumbel.supernet.layer import MixedLayer
 from nni_gumbel.supernet.merging import merge_key
 from nni_gumbel.supernet.mutation import relax
+from nni_gumbel.supernet.structure import structure_of
 
 Range = tuple[float, float]
 
@@ -174,7 +174,7 @@ def _choices(
         for labels, execution in _executions(module):
             for label in labels:
                 modules[label][execution] += 1
-    always = {label for part in parts_of(space) for label in part.labels}
+    always = structure_of(space).labels
     for label, variable in distribution.variables.items():
         added = {
             name: added_costs(distribution, cost, label, label in always) for name, cost in costs.items()

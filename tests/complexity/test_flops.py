@@ -28,7 +28,7 @@ from torch import nn
 from nni_gumbel import relax
 from nni_gumbel.complexity.flops import count_flops, expected_flops
 from nni_gumbel.errors import UsageError
-from nni_gumbel.supernet.architecture import used_part
+from nni_gumbel.supernet.structure import used_part
 from search_spaces.mnist import MnistSpace
 
 

@@ -28,8 +28,8 @@ from nni_gumbel.pipeline import inspection as inspecting
 from nni_gumbel.pipeline.inspection import added_costs, example_of, inspect_space
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference
-from nni_gumbel.supernet.architecture import used_part
 from nni_gumbel.supernet.distribution import Distribution
+from nni_gumbel.supernet.structure import used_part
 
 EXAMPLE = Example((torch.zeros(2, 3, 8, 8),))
 

@@ -29,14 +29,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nni_gumbel.complexity.loose_ends import loose_nodes, readers_of_loose_ends
-from nni_gumbel.complexity.presence import depths_of
 from nni_gumbel.complexity.shapes.alternatives import (
     Split,
     VaryingNumber,
     VaryingTensor,
 )
 from nni_gumbel.complexity.shapes.joint_values import JointValues, identity
-from nni_gumbel.complexity.table import Table
+from nni_gumbel.complexity.table import Table, where
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.supernet.arguments import MixedArguments
 from nni_gumbel.supernet.cell import MixedCell
@@ -45,6 +44,7 @@ from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.inputs import MixedInput
 from nni_gumbel.supernet.kept import KeptModule
 from nni_gumbel.supernet.layer import MixedLayer
+from nni_gumbel.supernet.structure import Condition, depths_of
 
 # How often the forward of one module is run for the values of numbers that its Python code asks for: each number
 # multiplies that, and a run takes 0.1 s or more in a network of a usual size.
@@ -224,14 +224,14 @@ class Interpreter(JointValues):
         return output
 
     def _repeat(self, module: MixedRepeat, x: Any) -> Any:
-        labels, depths = depths_of(module)
-        cases = [(Table.of(labels, np.int64(depths == 0)), partial(_same, x))]
+        candidates, depths = depths_of(module)
+        cases = [(where(Condition(candidates, depths == 0)), partial(_same, x))]
         for depth, block in enumerate(module.blocks, start=1):
-            with self.where(Table.of(labels, np.int64(depths >= depth))) as possible:
+            with self.where(where(Condition(candidates, depths >= depth))) as possible:
                 if not possible:
                     break
                 x = block(x)
-            cases.append((Table.of(labels, np.int64(depths == depth)), partial(module.of_depth, depth, x)))
+            cases.append((where(Condition(candidates, depths == depth)), partial(module.of_depth, depth, x)))
         return self.cases(cases)
 
     def _input(self, module: MixedInput, candidate_inputs: Sequence[Any]) -> Any:
