@@ -182,6 +182,8 @@ def check_feasible(space: ModelSpace, distribution: Distribution, limits: Sequen
         UsageError: names a limit and the smallest cost that is possible; where each limit could be met alone, the
             smallest within the others.
     """
+    if not limits:
+        return
     programme = Programme(space, distribution, [limit.cost for limit in limits])
     alone = [(limit, ()) for limit in limits]
     together = [(limit, limits[:place]) for place, limit in enumerate(limits) if place]

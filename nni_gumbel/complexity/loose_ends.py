@@ -8,7 +8,7 @@ input. Which cell is before it depends on the depth of the stages.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial, reduce
+from functools import partial
 
 import numpy as np
 from nni.nas.hub.pytorch.nasnet import NDS
@@ -71,18 +71,12 @@ def loose_nodes(cell: MixedCell) -> dict[tuple[int, ...], Table]:
     Raises:
         UsageError: there are too many ways to connect the nodes.
     """
-    # A bit for each node that is taken.
-    bits = [
-        Table.of((source,), [0] * cell.num_predecessors + [1 << earlier for earlier in range(node)])
-        for node, slots in enumerate(cell.labels)
-        for source, _ in slots
-    ]
-    taken = combined(lambda *some: reduce(np.bitwise_or, some), bits)
+    loose = [_is_loose(cell, node) for node in range(cell.num_nodes)]
+    # A bit for each node.
+    sets = combined(lambda *some: sum(one << node for node, one in enumerate(some)), loose)
     return {
-        tuple(node for node in range(cell.num_nodes) if not number >> node & 1): taken.map(
-            partial(_equals, number)
-        )
-        for number in np.unique(taken.values).tolist()
+        tuple(node for node in range(cell.num_nodes) if number >> node & 1): sets.equals(number)
+        for number in np.unique(sets.values).tolist()
     }
 
 
@@ -120,7 +114,3 @@ def _is_loose(cell: MixedCell, node: int) -> Table:
                 (source,), np.int64(np.arange(cell.num_predecessors + later) != cell.num_predecessors + node)
             )
     return loose
-
-
-def _equals(number: int, values: np.ndarray) -> np.ndarray:
-    return np.int64(values == number)

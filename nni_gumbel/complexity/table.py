@@ -90,6 +90,10 @@ class Table:
         """A function of each number; it takes an array of them."""
         return _reduced(self.labels, np.asarray(function(self.values)), self.classes)
 
+    def equals(self, number: Any) -> Table:
+        """1 where it is this number and 0 elsewhere."""
+        return self.map(lambda values: np.int64(values == number))
+
     def largest_over(self, others: Collection[str]) -> Table:
         """The largest number over all outcomes of some labels, for every combination of the remaining ones."""
         kept = [axis for axis, label in enumerate(self.labels) if label not in others]
@@ -170,16 +174,10 @@ class ExpectedSum:
             total = total + values
         return total.to(first.dtype)
 
-    def at(self, outcomes: Mapping[str, int]) -> float:
-        """The sum for one network.
-
-        Args:
-            outcomes: per label the index of its outcome; a label that the network does not use may be missing.
-
-        Raises:
-            UsageError: a label is missing on which the sum depends.
-        """
-        return sum(float(table.at(outcomes)) for table in self.tables)
+    def at(self, outcomes: Mapping[str, Any]) -> Any:
+        """The sum for one network, a float, or for many: see :meth:`Table.at`."""
+        total = sum((table.at(outcomes) for table in self.tables), np.float64(0))
+        return total if total.ndim else float(total)
 
     def _move_to(self, device: torch.device) -> None:
         if self._values and self._values[0].device != device:
@@ -197,14 +195,18 @@ def too_large(labels: Sequence[str], combinations: int) -> UsageError:
 
 
 def combined(
-    function: Callable[..., np.ndarray], tables: Sequence[Table], refusal: Refusal = too_large
+    function: Callable[..., np.ndarray],
+    tables: Sequence[Table],
+    refusal: Refusal = too_large,
+    most: int | None = None,
 ) -> Table:
     """An elementwise function of the numbers of several tables, in every combination of outcomes.
 
     Args:
         function: takes an array of each table; they broadcast against each other.
         tables: at least one.
-        refusal: the error, where there are more than a million combinations of classes.
+        refusal: the error, where there are too many combinations of classes.
+        most: how many there may be, a million if omitted.
 
     Raises:
         UsageError: there are.
@@ -217,7 +219,7 @@ def combined(
     joint = {label: _joint_classes(found[label]) for label in labels}
     firsts = {label: places for label, (_, places) in joint.items()}
     sizes = [len(firsts[label]) for label in labels]
-    if math.prod(sizes) > MOST_COMBINATIONS:
+    if math.prod(sizes) > (most or MOST_COMBINATIONS):
         raise refusal(labels, math.prod(sizes))
     values = np.asarray(function(*(_spread(table, labels, firsts) for table in tables)))
     return _reduced(labels, np.broadcast_to(values, sizes), [joint[label][0] for label in labels])
