@@ -108,10 +108,13 @@ class Programme:
             self._integral += [True] * len(choice.columns)
         self._used: dict[str, Linear] = {}  # by label, 1 in the networks that use it and 0 in the others
         self._require_used(structure)
-        self.negative_log_prob = Linear.sum_of(
-            *((-1.0, Linear(dict(zip(choice.columns, choice.scores)))) for choice in self._choices.values()),
-            *((choice.log_partition, self._used[label]) for label, choice in self._choices.items()),
-        )
+        scores = {
+            column: -math.fsum(choice.theta[i] for i in members)
+            for choice in self._choices.values()
+            for column, members in zip(choice.columns, choice.members)
+        }
+        partitions = ((choice.log_partition, self._used[label]) for label, choice in self._choices.items())
+        self.negative_log_prob = Linear.sum_of((1.0, Linear(scores)), *partitions)
         self.costs = [self._value(cost.tables, MOST_CELLS) for cost in costs]
 
     # -- one network -----------------------------------------------------------------------------------
@@ -328,11 +331,6 @@ class _Choice:
         number = 1 if listed else law.least if law.least == law.most else None
         columns = range(first, first + len(members))
         return cls(columns, logits.tolist(), float(law.log_partition(logits)), members, number)
-
-    @property
-    def scores(self) -> list[float]:
-        """Per column its part of the logarithm of the probability, but for the log-partition."""
-        return [math.fsum(self.theta[i] for i in members) for members in self.members]
 
     def chosen(self, solution: np.ndarray) -> tuple[int, ...]:
         """The candidates of a solution, none if the label is not used."""

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from nni_gumbel.errors import UsageError
+from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.structure import Condition
 
 MOST_COMBINATIONS = 1_000_000
@@ -184,6 +185,16 @@ class ExpectedSum:
             with torch.inference_mode(False):  # autograd would refuse a kept tensor that was made in it
                 self._values = [values.to(device) for values in self._values]
                 self._classes = [[one.to(device) for one in classes] for classes in self._classes]
+
+
+def cost_of(distribution: Distribution, cost: ExpectedSum, sample: Mapping[str, Any]) -> float:
+    """What one network costs, exactly: an NNI sample that names at least the labels that the network uses.
+
+    Raises:
+        UsageError: the sample lacks a label on which the cost of the network depends.
+    """
+    labels = set(cost.labels) & set(sample)
+    return cost.at({label: distribution.outcome_index(label, sample[label]) for label in labels})
 
 
 def too_large(labels: Sequence[str], combinations: int) -> UsageError:

@@ -19,9 +19,9 @@ from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor, nn
 
 from nni_gumbel.complexity.budget import largest, smallest
-from nni_gumbel.complexity.cost import expected_parameters
 from nni_gumbel.complexity.counting import number_of_networks, number_of_samples
 from nni_gumbel.complexity.flops import expected_flops
+from nni_gumbel.complexity.params import expected_parameters
 from nni_gumbel.complexity.table import ExpectedSum, Table
 from nni_gumbel.data import FILE_PREFIX, build_data, check_name
 from nni_gumbel.data.sources import read_parts

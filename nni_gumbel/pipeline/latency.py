@@ -16,8 +16,8 @@ from filelock import FileLock
 from nni.nas.nn.pytorch import ModelSpace
 from torch import nn
 
-from nni_gumbel.complexity.cost import cost_of
 from nni_gumbel.complexity.latency import LatencyTable, expected_latency, measure_latency, measure_missing
+from nni_gumbel.complexity.table import cost_of
 from nni_gumbel.errors import first_line
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference

@@ -11,10 +11,10 @@ import nni
 import pytorch_lightning as pl
 import torch
 
-from nni_gumbel.complexity.cost import count_parameters, expected_parameters
+from nni_gumbel.complexity.baseline import random_network
 from nni_gumbel.complexity.flops import count_flops
 from nni_gumbel.complexity.own_cost import own_cost_of
-from nni_gumbel.complexity.sampling import random_network
+from nni_gumbel.complexity.params import count_parameters, expected_parameters
 from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.evaluator import evaluator_of, result_on_test_part, validation_size

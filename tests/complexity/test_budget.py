@@ -25,7 +25,7 @@ from nni_gumbel.complexity.budget import (
     ranked_within,
     smallest,
 )
-from nni_gumbel.complexity.cost import count_parameters, expected_parameters
+from nni_gumbel.complexity.params import count_parameters, expected_parameters
 from nni_gumbel.complexity.table import ONE, ExpectedSum, Table, elementwise_maximum
 from nni_gumbel.errors import UsageError
 from nni_gumbel.supernet.distribution import Distribution

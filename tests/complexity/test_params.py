@@ -9,9 +9,9 @@ from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace, MutableLine
 from torch import nn
 
 from nni_gumbel import UsageError, relax
-from nni_gumbel.complexity.cost import cost_of, count_parameters, expected_parameters
 from nni_gumbel.complexity.flops import count_flops
-from nni_gumbel.complexity.table import ExpectedSum, Table
+from nni_gumbel.complexity.params import count_parameters, expected_parameters
+from nni_gumbel.complexity.table import ExpectedSum, Table, cost_of
 from nni_gumbel.supernet.distribution import Distribution
 
 

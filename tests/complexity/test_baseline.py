@@ -9,8 +9,8 @@ from scipy.stats import chisquare
 from torch import nn
 
 from nni_gumbel.complexity import sampling
-from nni_gumbel.complexity.cost import count_parameters, expected_parameters
-from nni_gumbel.complexity.sampling import random_network
+from nni_gumbel.complexity.baseline import random_network
+from nni_gumbel.complexity.params import count_parameters, expected_parameters
 from nni_gumbel.supernet.distribution import Distribution
 from search_spaces.mnist import MnistSpace
 
