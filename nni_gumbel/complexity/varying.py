@@ -251,27 +251,28 @@ class JointValues(TorchFunctionMode):
         self, index: Table, outputs: Sequence[Any], varying: Callable[[Alternatives], Any]
     ) -> Any:
         """As :meth:`_merged` for tensors or numbers, without the labels that the result does not depend on."""
-        values: dict[Any, Any] = {}  # distinct, by what tells them apart
-        inside: list[Table] = []  # of each output, where its values stand among these
+        places: dict[Any, int] = {}  # by what tells values apart
+        values: list[Any] = []
+        inside: list[Table] = []  # of each output, which of these values it is
         for output in outputs:
             own = getattr(output, "alternatives", None) or Alternatives(_ALWAYS_FIRST, [output], self)
-            keys = list(map(identity, own.values))
-            for key, value in zip(keys, own.values):
-                values.setdefault(key, value)
-            order = {key: place for place, key in enumerate(values)}
-            inside.append(_renumbered(own.index, [order[key] for key in keys]))
+            numbers = []
+            for value in own.values:
+                numbers.append(places.setdefault(identity(value), len(values)))
+                if len(places) > len(values):
+                    values.append(value)
+            inside.append(_renumbered(own.index, numbers))
 
         def merge(place: np.ndarray, *inside: np.ndarray) -> np.ndarray:
             return _first_that_holds([place == number for number in range(len(inside))], inside)
 
         merged = _without_idle_labels(combined(merge, [index, *inside], self._refusal, self._most))
         used = [number for number in np.unique(merged.values).tolist() if number != _NOWHERE]
-        kept = [value for number, value in enumerate(values.values()) if number in used]
-        if len(kept) == 1:
-            return kept[0]
+        if len(used) == 1:
+            return values[used[0]]
         numbers = np.zeros(len(values), dtype=np.int64)
         numbers[used] = range(len(used))
-        return varying(Alternatives(_renumbered(merged, numbers), kept, self))
+        return varying(Alternatives(_renumbered(merged, numbers), [values[number] for number in used], self))
 
 
 def identity(value: Any) -> Any:
