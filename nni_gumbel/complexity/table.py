@@ -136,8 +136,6 @@ class ExpectedSum:
     Attributes:
         tables: their sum, one table for each set of labels.
         labels: all labels that it depends on.
-        upper_bound: no combination has a larger sum. It is rarely reached where one label is an axis of several
-            tables: what is the largest is for :func:`nni_gumbel.complexity.budget.largest` to say.
     """
 
     def __init__(self, tables: Iterable[Table]) -> None:
@@ -152,7 +150,6 @@ class ExpectedSum:
         # float64: counts stay exact integers up to 2^53.
         self._values = [torch.from_numpy(table.values.astype(np.float64)) for table in self.tables]
         self._classes = [[torch.from_numpy(classes) for classes in table.classes] for table in self.tables]
-        self.upper_bound = sum(float(values.max()) for values in self._values)
 
     def __call__(self, probabilities: Mapping[str, Tensor]) -> Tensor:
         """Scalar: ``sum_t sum_z t(z) prod_label P(z_label)``.
