@@ -206,22 +206,25 @@ class JointValues(TorchFunctionMode):
         possible = self.presence.largest_over(set(self.presence.labels) - labels)
         return combined(function, [possible, *tables], self._refusal, self._most)
 
-    def _combinations(self, found: Sequence[Alternatives]) -> tuple[Table, list[list[int]]]:
+    def _combinations(self, found: Sequence[Alternatives]) -> tuple[Table, list[tuple[int, ...]]]:
         """The combinations of alternatives that some networks have, each as places in their values.
 
         Before them the number of the combination that a network has, -1 where no network gets to.
         """
-        combinations: list[list[int]] = []
+        combinations: list[tuple[int, ...]] = [()]
 
         def number(possible: np.ndarray, *several: np.ndarray) -> np.ndarray:
             is_possible, *places = np.broadcast_arrays(possible != 0, *several)
-            those = np.stack([place[is_possible] for place in places])
-            if (those == _NOWHERE).any():
-                raise RuntimeError("a value is used in networks that do not compute it")
-            distinct, inverse = np.unique(those, axis=1, return_inverse=True)
-            combinations.extend(distinct.T.tolist())
+            codes = np.zeros(np.count_nonzero(is_possible), dtype=np.int64)
+            for alternatives, place in zip(found, places):
+                those, size = place[is_possible], len(alternatives.values)
+                if (those == _NOWHERE).any():
+                    raise RuntimeError("a value is used in networks that do not compute it")
+                # Numbered anew each time: there are few combinations, and products of many would overflow.
+                distinct, codes = np.unique(codes * size + those, return_inverse=True)
+                combinations[:] = [(*combinations[code // size], code % size) for code in distinct.tolist()]
             numbers = np.full(is_possible.shape, _NOWHERE)
-            numbers[is_possible] = inverse.ravel()
+            numbers[is_possible] = codes
             return numbers
 
         index = self._combined(number, [alternatives.index for alternatives in found])
