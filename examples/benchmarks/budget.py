@@ -76,7 +76,7 @@ def main() -> None:
 def _space() -> tuple[Any, Any, float]:
     from nni_gumbel import relax
     from nni_gumbel.complexity.budget import largest
-    from nni_gumbel.complexity.cost import expected_parameters
+    from nni_gumbel.complexity.params import expected_parameters
     from search_spaces.mnist import MnistSpace
 
     space = MnistSpace()

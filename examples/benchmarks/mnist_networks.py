@@ -135,7 +135,7 @@ def random_networks(make_space: Callable[[], Any], number: int) -> list[str]:
     import torch
 
     from nni_gumbel import relax
-    from nni_gumbel.supernet.architecture import used_part
+    from nni_gumbel.supernet.structure import used_part
 
     space = make_space()
     distribution = relax(space)

@@ -43,8 +43,8 @@ def search(seed: int, epochs: int, data: str = MNIST, **settings: Any) -> Row:
         ``validation`` accuracy of the mixture, and the search's summary of the structure.
     """
     from nni_gumbel import GumbelSearch
-    from nni_gumbel.complexity.cost import count_parameters
     from nni_gumbel.complexity.flops import count_flops
+    from nni_gumbel.complexity.params import count_parameters
     from search_spaces.mnist import MnistSpace
 
     evaluator = main_evaluator(seed, epochs, data)
@@ -76,7 +76,7 @@ def train_in(
     make_space: Callable[[], Any], seed: int, epochs: int, architecture: str, data: str = MNIST
 ) -> Row:
     """Train one network of a space from scratch; its ``validation`` and ``test`` accuracy and ``parameters``."""
-    from nni_gumbel.complexity.cost import count_parameters
+    from nni_gumbel.complexity.params import count_parameters
     from nni_gumbel.results.space import sample_of
 
     evaluator, space = main_evaluator(seed, epochs, data), make_space()

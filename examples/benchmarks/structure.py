@@ -124,8 +124,8 @@ def _row_of(job: dict[str, Any], rows: Iterable[runs.Row]) -> runs.Row:
 def _random_networks(sizes: list[float], number: int) -> list[str]:
     """Architectures drawn at random, the sizes taking turns."""
     from nni_gumbel import relax
-    from nni_gumbel.complexity.cost import expected_parameters
-    from nni_gumbel.complexity.sampling import random_network
+    from nni_gumbel.complexity.baseline import random_network
+    from nni_gumbel.complexity.params import expected_parameters
     from search_spaces.mnist import MnistSpace
 
     space = MnistSpace()

@@ -34,6 +34,8 @@ from nni_gumbel.supernet.distribution import Distribution
 MOST_SOLUTIONS = 300
 MOST_SECONDS = 60.0
 
+_UNITS = {"max_params": " parameters", "max_flops": " FLOPs", "max_latency_ms": " ms"}
+
 _log = logging.getLogger(__name__)
 
 
@@ -103,35 +105,34 @@ def ranked_within(
         >>> networks = ranked_within(space, Distribution(space), [])
         >>> sample, log_probability = next(networks)
     """
-    networks = _Networks(distribution, [limit.cost for limit in limits])
     maxima = [limit.maximum for limit in limits]
-    programme = Programme(space, distribution, networks.costs)
-    within = list(zip(programme.costs, maxima))
+    programme = Programme(space, distribution, [limit.cost for limit in limits])
     excluded: list[Network] = []
     passed_over, found_one, end = 0, False, time.monotonic() + MOST_SECONDS
     while passed_over < MOST_SOLUTIONS and time.monotonic() < end:
         found = programme.minimum(
-            programme.negative_log_prob, within, excluded, seconds=end - time.monotonic()
+            programme.negative_log_prob, maxima, excluded, seconds=end - time.monotonic()
         )
         if found is None:
             return
-        if found.network is not None and networks.are_within(found.network, maxima):
+        network = found.network
+        if network is not None and programme.is_within(network, maxima):
             if not found.is_proven:
                 _warn_once(
                     f"the most probable network was not proven in {MOST_SECONDS:g} s: one of them is taken"
                 )
-            excluded.append(found.network)
-            yield networks.sample(found.network), networks.log_prob(found.network)
+            excluded.append(network)
+            yield programme.sample(network), programme.log_prob(network)
             passed_over, found_one, end = 0, True, time.monotonic() + MOST_SECONDS
-        elif found.network is not None:
-            excluded.append(programme.priced(found.network))
+        elif network is not None:
+            excluded.append(programme.priced(network))
             passed_over += 1
     fields = " and ".join(limit.field for limit in limits) or "the space"
     _warn_once(f"{fields}: depends on too many choices at once to find the most probable network within it")
     if not found_one:
-        network = _cheapest(programme, networks, [1 / maximum for maximum in maxima], maxima).network
+        network, _, _ = _cheapest(programme, [1 / maximum for maximum in maxima], maxima)
         if network is not None:
-            yield networks.sample(network), networks.log_prob(network)
+            yield programme.sample(network), programme.log_prob(network)
 
 
 def smallest(
@@ -153,11 +154,11 @@ def smallest(
     Raises:
         UsageError: no network was found in time.
     """
-    networks = _Networks(distribution, [cost])
-    found = _cheapest(Programme(space, distribution, [cost]), networks, [1.0], [math.inf])
-    if found.network is None:
+    programme = Programme(space, distribution, [cost])
+    network, lowest, _ = _cheapest(programme, [1.0], [math.inf])
+    if network is None:
         raise UsageError(_none_found())
-    return found.cost, networks.sample(found.network)
+    return lowest, programme.sample(network)
 
 
 def largest(space: ModelSpace, distribution: Distribution, cost: ExpectedSum) -> tuple[float, dict[str, Any]]:
@@ -183,96 +184,56 @@ def check_feasible(space: ModelSpace, distribution: Distribution, limits: Sequen
     """
     if not limits:
         return
-    networks = _Networks(distribution, [limit.cost for limit in limits])
-    programme = Programme(space, distribution, networks.costs)
-    unlimited = [math.inf] * len(limits)
-
-    def lowest(which: int, maxima: Sequence[float]) -> float:
-        weights = [float(place == which) for place in range(len(limits))]
-        return _cheapest(programme, networks, weights, maxima).bound
-
-    for which, limit in enumerate(limits):
-        least = lowest(which, unlimited)
-        if least > limit.maximum:
+    programme = Programme(space, distribution, [limit.cost for limit in limits])
+    alone = [(limit, ()) for limit in limits]
+    together = [(limit, limits[:place]) for place, limit in enumerate(limits) if place]
+    for limit, others in [*alone, *together]:
+        weights = [float(one is limit) for one in limits]
+        maxima = [one.maximum if one in others else math.inf for one in limits]
+        _, _, least = _cheapest(programme, weights, maxima)
+        if least <= limit.maximum:
+            continue
+        told = f"has {_number(least)}{_UNITS.get(limit.field, '')}; give at least {_number(least)}"
+        if not others:
             raise UsageError(
-                f"{limit.field}: {_as_given(limit.maximum)} is below the smallest network of the space, which "
-                f"has {_number(least)}{_unit(limit)}; give at least {_number(least)}"
+                f"{limit.field}: {_as_given(limit.maximum)} is below the smallest network of the space, which {told}"
             )
-    for which, limit in enumerate(limits[1:], start=1):
-        others = limits[:which]
-        least = lowest(which, [other.maximum for other in others] + unlimited[which:])
-        if least > limit.maximum:
-            given = " and ".join(f"{other.field}: {_as_given(other.maximum)}" for other in others)
-            raise UsageError(
-                f"{limit.field}: {_as_given(limit.maximum)} is met by no network within {given}, where the "
-                f"smallest has {_number(least)}{_unit(limit)}; give at least {_number(least)} or "
-                f"raise {others[-1].field}"
-            )
-
-
-@dataclass(frozen=True)
-class _Cheapest:
-    network: Network | None
-    cost: float
-    bound: float  # no network costs less; as large as the cost unless a table is too large for the programme
+        given = " and ".join(f"{other.field}: {_as_given(other.maximum)}" for other in others)
+        raise UsageError(
+            f"{limit.field}: {_as_given(limit.maximum)} is met by no network within {given}, where the smallest "
+            f"{told} or raise {others[-1].field}"
+        )
 
 
 def _cheapest(
-    programme: Programme, networks: _Networks, weights: Sequence[float], maxima: Sequence[float]
-) -> _Cheapest:
-    """The network of the least weighted sum of costs that is within limits, some of which may be infinite."""
+    programme: Programme, weights: Sequence[float], maxima: Sequence[float]
+) -> tuple[Network | None, float, float]:
+    """The network of the least weighted sum of costs that is within limits, some of which may be infinite.
+
+    With it what it costs, and what no network costs less than: the same unless a table is too large for the programme.
+    """
     objective = Linear.sum_of(*zip(weights, programme.costs))
-    limits = [(cost, most) for cost, most in zip(programme.costs, maxima) if most < math.inf]
     tolerance = 1e-9 * objective.largest_coefficient
-    best = _Cheapest(None, math.inf, -math.inf)
+    best, lowest, bound = None, math.inf, -math.inf
     excluded: list[Network] = []
     end = time.monotonic() + MOST_SECONDS
     for _ in range(MOST_SOLUTIONS):
-        found = programme.minimum(objective, limits, excluded, seconds=end - time.monotonic())
-        if found is None or found.bound > best.cost - tolerance:
-            return _Cheapest(best.network, best.cost, best.cost)
+        found = programme.minimum(objective, maxima, excluded, seconds=end - time.monotonic())
+        if found is None or found.bound > lowest - tolerance:
+            return best, lowest, lowest
         network, bound = found.network, found.bound
-        best = _Cheapest(best.network, best.cost, bound)
         if network is None:
             break
-        cost = math.fsum(weight * cost for weight, cost in zip(weights, networks.prices(network)))
-        if networks.are_within(network, maxima) and cost < best.cost:
-            best = _Cheapest(network, cost, bound)
+        cost = math.fsum(weight * cost for weight, cost in zip(weights, programme.prices(network)))
+        if cost < lowest and programme.is_within(network, maxima):
+            best, lowest = network, cost
             if cost <= bound + tolerance:
-                return _Cheapest(network, cost, cost)
+                return best, lowest, lowest
         if time.monotonic() > end:
             break
         excluded.append(programme.priced(network))
     _warn_once("a cost depends on too many choices at once: its smallest value is known to a bound only")
-    return best
-
-
-class _Networks:
-    """Networks as outcomes of laws: their costs, without rounding, and their samples."""
-
-    def __init__(self, distribution: Distribution, costs: Sequence[ExpectedSum]) -> None:
-        self.costs = costs
-        self._distribution = distribution
-        self._labels = tuple(dict.fromkeys(label for cost in costs for label in cost.labels))
-        self._logits = {label: logits.detach().double() for label, logits in distribution.logits.items()}
-
-    def sample(self, network: Network) -> dict[str, Any]:
-        return {label: self._distribution.value_of(label, members) for label, members in network.items()}
-
-    def prices(self, network: Network) -> list[float]:
-        laws = self._distribution.laws
-        outcomes = {label: laws[label].index_of(network[label]) for label in self._labels if label in network}
-        return [cost.at(outcomes) for cost in self.costs]
-
-    def are_within(self, network: Network, maxima: Sequence[float]) -> bool:
-        return all(price <= maximum for price, maximum in zip(self.prices(network), maxima))
-
-    def log_prob(self, network: Network) -> float:
-        return math.fsum(
-            math.fsum(self._logits[label][list(members)].tolist())
-            - float(self._distribution.laws[label].log_partition(self._logits[label]))
-            for label, members in network.items()
-        )
+    return best, lowest, bound
 
 
 @functools.cache
@@ -286,10 +247,6 @@ def _none_found() -> str:
         f"space: its choices depend on each other so that no network was found in {MOST_SECONDS:g} s; "
         "share fewer labels between its layers"
     )
-
-
-def _unit(limit: Limit) -> str:
-    return {"max_params": " parameters", "max_flops": " FLOPs", "max_latency_ms": " ms"}.get(limit.field, "")
 
 
 def _as_given(limit: float) -> str:

@@ -1,23 +1,25 @@
 """How many networks a space has, each counted once.
 
-Two samples that differ only in labels that their network does not use are one network. Parts of a space that share no
-label multiply; what follows the values of a label adds up. Labels that several parts share are fixed one value after
-the other, which is the only thing that takes time.
+Samples that differ only in labels that their network does not use are one network: counted is the one whose unused
+labels have their first outcome. A label that is used where ``u`` is 1, and decides of nothing else, so makes
+``1 + (n - 1) u`` networks of one; for the others the sum of the products of all these tables is taken label by label
+(variable elimination).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Sequence
+from functools import partial, reduce
+from operator import mul
 
+import numpy as np
 from nni.nas.nn.pytorch import ModelSpace
 
-from nni_gumbel.supernet.architecture import Part, parts_of
+from nni_gumbel.complexity.table import ONE, Table, elementwise_maximum, where
+from nni_gumbel.errors import UsageError
 from nni_gumbel.supernet.distribution import Distribution
-
-# Partial networks that are looked at.
-_MOST_STEPS = 20_000
+from nni_gumbel.supernet.structure import Place, structure_of
 
 
 def number_of_samples(distribution: Distribution) -> int:
@@ -33,61 +35,47 @@ def number_of_networks(space: ModelSpace, distribution: Distribution) -> int | N
         distribution: of that space; its logits do not matter.
 
     Returns:
-        The number; ``None`` where so many labels are shared that counting would take long.
+        The number; ``None`` where more than a million combinations of shared labels have to be told apart.
     """
+    structure = structure_of(space)
+    sizes = {label: law.outcomes for label, law in distribution.laws.items()}
+    deciding = {x for place in structure.all() for condition, _ in place.inner for x in condition.labels}
     try:
-        return _Count(distribution).of(parts_of(space), {})
-    except _TakesLong:
+        factors = []
+        for label, used in _used(structure).items():
+            # Python's whole numbers: there may be more networks than 64 bits count.
+            used = Table(used.labels, used.values.astype(object), used.classes)
+            if label in deciding:
+                first = Table.of((label,), np.int64(np.arange(sizes[label]) == 0))
+                factors.append(elementwise_maximum([used, first]))
+            else:
+                factors.append(used * (sizes[label] - 1) + ONE)
+        while deciding:
+            label = min(sorted(deciding), key=partial(_combinations, factors))
+            deciding.remove(label)
+            concerned = [factor for factor in factors if label in factor.labels]
+            rest = [factor for factor in factors if label not in factor.labels]
+            factors = [*rest, reduce(mul, concerned, ONE).summed_over(label, sizes[label])]
+    except UsageError:
         return None
+    return math.prod(int(factor.values) for factor in factors)
 
 
-class _TakesLong(Exception):
-    """More than ``_MOST_STEPS``."""
+def _used(structure: Place) -> dict[str, Table]:
+    """By label, 1 in the networks that use it and 0 in the others."""
+    ways: dict[str, list[Table]] = {}
+
+    def visit(place: Place, presence: Table) -> None:
+        for label in place.labels:
+            ways.setdefault(label, []).append(presence)
+        for condition, inner in place.inner:
+            visit(inner, presence * where(condition))
+
+    visit(structure, ONE)
+    return {label: elementwise_maximum(tables) for label, tables in ways.items()}
 
 
-class _Count:
-    def __init__(self, distribution: Distribution) -> None:
-        self._distribution = distribution
-        self._labels: dict[Part, frozenset[str]] = {}
-        self._steps = 0
-
-    def of(self, parts: Iterable[Part], fixed: Mapping[str, Any]) -> int:
-        """Ways to decide what these parts use, some of it being fixed already."""
-        self._steps += 1
-        if self._steps > _MOST_STEPS:
-            raise _TakesLong
-        return math.prod(self._of_group(group, fixed) for group in self._independent(parts, fixed))
-
-    def _of_group(self, group: list[Part], fixed: Mapping[str, Any]) -> int:
-        # What everything else depends on first.
-        part, *rest = sorted(group, key=lambda part: not part.branches)
-        label = next((label for label in part.labels if label not in fixed), None)
-        if label is None:
-            following = part.branches[tuple(fixed[x] for x in part.labels)] if part.branches else ()
-            return self.of([*following, *rest], fixed)
-        if not any(one.branches for one in group):
-            labels = {label for one in group for label in one.labels if label not in fixed}
-            return math.prod(self._distribution.laws[label].outcomes for label in labels)
-        values = self._distribution.variables[label].values
-        return sum(self.of(group, {**fixed, label: value}) for value in values)
-
-    def _independent(self, parts: Iterable[Part], fixed: Mapping[str, Any]) -> list[list[Part]]:
-        """Parts in groups that have no open label in common, not even inside."""
-        groups: list[tuple[set[str], list[Part]]] = []
-        for part in parts:
-            labels, members = {label for label in self._inside(part) if label not in fixed}, [part]
-            apart = []
-            for others in groups:
-                if labels & others[0]:
-                    labels |= others[0]
-                    members = others[1] + members
-                else:
-                    apart.append(others)
-            groups = [*apart, (labels, members)]
-        return [members for _, members in groups]
-
-    def _inside(self, part: Part) -> frozenset[str]:
-        if part not in self._labels:
-            inside = (self._inside(one) for following in part.branches.values() for one in following)
-            self._labels[part] = frozenset(part.labels).union(*inside)
-        return self._labels[part]
+def _combinations(factors: Sequence[Table], label: str) -> int:
+    """Of the classes of what meets where a label is summed over."""
+    classes = {x: of_x for one in factors if label in one.labels for x, of_x in zip(one.labels, one.classes)}
+    return math.prod(int(of_x.max()) + 1 for of_x in classes.values())

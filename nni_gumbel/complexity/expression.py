@@ -3,26 +3,28 @@
 A profiler of NNI is a symbolic expression in the choices of a space, and formally depends on nearly all of them.
 Its expectation is nevertheless cheap: that of a sum is the sum of the expectations, and each summand really depends
 on few labels. The summands are tabulated once, and contracted with the probabilities at every step.
+
+From the leaves upwards, every part of an expression becomes a sum of values that vary with the labels that they really
+depend on: the size of a feature map formally depends on every kernel before it, and not at all where the padding
+follows the kernel.
 """
 
 from __future__ import annotations
 
-import math
+import itertools
 import operator
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from functools import partial, reduce
+from typing import Any
 
-import numpy as np
 from nni.mutable import Categorical, MutableExpression
 
 from nni_gumbel.complexity.table import ExpectedSum, Table
+from nni_gumbel.complexity.varying import Alternatives, JointValues, VaryingNumber
 from nni_gumbel.errors import UsageError
 
-# NNI evaluates an expression in Python, one combination of candidates after the other. What can be taken apart is
-# tabulated only while that is cheaper than taking it apart.
+# Combinations of candidates that a summand may depend on.
 MOST_VALUES = 20_000
-LARGEST_SEPARABLE_TABLE = 500
 
 
 def expectation_of(expression: Any, variables: Mapping[str, Any]) -> ExpectedSum:
@@ -34,13 +36,16 @@ def expectation_of(expression: Any, variables: Mapping[str, Any]) -> ExpectedSum
 
     Raises:
         UsageError: the expression depends on a label that the space does not have or that is no ``nni.choice``,
-            or a part of it that cannot be taken apart depends on more than 20,000 combinations of candidates.
+            or a part of it that is no sum depends on more than 20,000 combinations of candidates.
     """
     if isinstance(expression, MutableExpression):
         for label, variable in expression.simplify().items():
             _check_label(label, variable, variables)
-    summands = _Tabulation(variables).summands(expression)
-    return ExpectedSum(Table.of(s.labels, np.asarray(s.values[0], dtype=np.float64)) for s in summands)
+    terms = _Sums().of(expression)
+    return ExpectedSum(
+        term.alternatives.numbers() if isinstance(term, VaryingNumber) else Table.of((), term)
+        for term in terms
+    )
 
 
 def _check_label(label: str, variable: Any, variables: Mapping[str, Any]) -> None:
@@ -56,136 +61,77 @@ def _check_label(label: str, variable: Any, variables: Mapping[str, Any]) -> Non
         )
 
 
-@dataclass(frozen=True)
-class _Values:
-    """Values of an expression, as objects: an axis of length 1, then one for each label, in the space's order."""
+class _Sums:
+    """Expressions as sums of terms: values, most of which vary; a value that is no number is its only term."""
 
-    labels: tuple[str, ...]
-    values: np.ndarray
+    def __init__(self) -> None:
+        self._values = JointValues(_too_many, most=MOST_VALUES)
+        self._add, self._multiply = (partial(self._of_values, f) for f in (operator.add, operator.mul))
 
-
-class _Tabulation:
-    """The values of expressions at every combination of the labels that they really depend on.
-
-    Built from the leaves upwards, a label is dropped as soon as the value no longer depends on it: the size of a
-    feature map formally depends on every kernel before it, and not at all where the padding follows the kernel.
-    """
-
-    def __init__(self, variables: Mapping[str, Any]) -> None:
-        self._candidates = {label: list(variable.values) for label, variable in variables.items()}
-        # With the expression itself, so that no other one is ever given the same id.
-        self._known: dict[tuple[int, int], tuple[Any, _Values | None]] = {}
-
-    def summands(self, expression: Any) -> Iterator[_Values]:
-        """Tables whose sum is the expression: what is too large for one table is taken apart."""
-        pending: list[tuple[Any, ...]] = [(expression,)]
-        while pending:
-            factors = pending.pop()
-            tables = [self._factor(factor) for factor in factors]
-            if None in tables:
-                large = tables.index(None)
-                for parts in _taken_apart(factors[large]):
-                    pending.append((*factors[:large], *parts, *factors[large + 1 :]))
-            else:
-                yield self._combined(_product, tables, MOST_VALUES) or _refuse(*factors)
-
-    def _factor(self, expression: Any) -> _Values | None:
-        """``None`` if the expression has to be taken apart."""
-        if _is_inner(expression) and _is_separable(expression):
-            return self._table_of(expression, LARGEST_SEPARABLE_TABLE)
-        return self._table_of(expression, MOST_VALUES) or _refuse(expression)
-
-    def _table_of(self, expression: Any, largest: int) -> _Values | None:
-        """``None`` if it would be too large. Not recursive: a cost is a chain of thousands of additions."""
+    def of(self, expression: Any) -> list[Any]:
+        """Not recursive: a cost is a chain of thousands of additions."""
+        known: dict[int, list[Any]] = {}
         waiting = [expression]
         while waiting:
             node = waiting[-1]
             arguments = node.arguments if _is_inner(node) else []
-            unknown = [argument for argument in arguments if (id(argument), largest) not in self._known]
+            unknown = [argument for argument in arguments if id(argument) not in known]
             waiting += unknown
             if not unknown:
                 waiting.pop()
-                if (id(node), largest) not in self._known:
-                    tables = [self._known[id(argument), largest][1] for argument in arguments]
-                    self._known[id(node), largest] = (node, self._built(node, tables, largest))
-        return self._known[id(expression), largest][1]
+                if id(node) not in known:
+                    known[id(node)] = self._terms(node, [known[id(argument)] for argument in arguments])
+        return known[id(expression)]
 
-    def _built(self, node: Any, arguments: list[_Values | None], largest: int) -> _Values | None:
-        if _is_inner(node):
-            return None if None in arguments else self._combined(node.function, arguments, largest)
+    def _terms(self, node: Any, arguments: list[list[Any]]) -> list[Any]:
         if isinstance(node, Categorical):
-            return _Values((node.label,), _objects(self._candidates[node.label]).reshape(1, -1))
-        return _Values((), _objects([node]))
+            each = Table.of((node.label,), range(len(node.values)))
+            return [VaryingNumber(Alternatives(each, node.values, self._values))]
+        if not _is_inner(node):
+            return [node]
+        if node.function is operator.mul:
+            return self._product(*arguments)
+        if node.function in (operator.add, operator.sub, operator.neg):
+            *first, last = arguments
+            last = last if node.function is operator.add else self._product([-1], last)
+            return self._sum(itertools.chain(*first, last))
+        if getattr(node.function, "__name__", "") == "_switch_fn":
+            branch, keys, cases = arguments[0], arguments[1::2], arguments[2::2]
+            chosen = ([self._of_one(operator.eq, branch, key)] for key in keys)
+            return self._sum(itertools.chain(*map(self._product, chosen, cases)))
+        return [self._of_one(node.function, *arguments)]
 
-    def _combined(self, function: Any, arguments: list[_Values], largest: int) -> _Values | None:
-        """The function of all arguments, without the labels that it does not depend on; ``None`` if too large."""
-        labels = [label for label in self._candidates if any(label in table.labels for table in arguments)]
-        shape = [len(self._candidates[label]) for label in labels]
-        if math.prod(shape) > largest:
-            return None
-        aligned = [
-            table.values.reshape(
-                1, *(size if label in table.labels else 1 for label, size in zip(labels, shape))
-            )
-            for table in arguments
-        ]
-        rows = zip(*(np.broadcast_to(values, (1, *shape)).reshape(-1) for values in aligned))
-        values = _objects([function(*row) for row in rows]).reshape(1, *shape)
-        for axis in reversed(range(len(labels))):
-            first = values.take([0], axis=axis + 1)
-            if (values == first).all():
-                values = first.squeeze(axis + 1)
-                del labels[axis]
-        return _Values(tuple(labels), values)
+    def _sum(self, terms: Any) -> list[Any]:
+        """Those of the same labels added up, as in :class:`ExpectedSum`."""
+        sums: dict[tuple[str, ...], Any] = {}
+        for term in terms:
+            while (labels := _labels_of(term)) in sums:
+                term = self._add(sums.pop(labels), term)
+            sums[labels] = term
+        return list(sums.values())
+
+    def _product(self, *factors: list[Any]) -> list[Any]:
+        return self._sum(reduce(self._multiply, some) for some in itertools.product(*factors))
+
+    def _of_one(self, function: Any, *arguments: list[Any]) -> Any:
+        """A function that is no sum: of the sums themselves, one value each."""
+        return self._of_values(function, *(reduce(self._add, terms) for terms in arguments))
+
+    def _of_values(self, function: Any, *values: Any) -> Any:
+        return self._values.evaluate(function, values, {})
 
 
 def _is_inner(node: Any) -> bool:
     return isinstance(node, MutableExpression) and not isinstance(node, Categorical)
 
 
-def _is_switch(node: Any) -> bool:
-    return getattr(node.function, "__name__", "") == "_switch_fn"
+def _labels_of(value: Any) -> tuple[str, ...]:
+    return value.alternatives.index.labels if isinstance(value, VaryingNumber) else ()
 
 
-def _is_separable(node: Any) -> bool:
-    return node.function in (operator.add, operator.sub, operator.neg, operator.mul) or _is_switch(node)
-
-
-def _taken_apart(node: Any) -> list[tuple[Any, ...]]:
-    """Products whose sum is the expression."""
-    arguments = node.arguments
-    if node.function is operator.add:
-        return [(argument,) for argument in arguments]
-    if node.function is operator.sub:
-        return [(arguments[0],), (-1, arguments[1])]
-    if node.function is operator.neg:
-        return [(-1, arguments[0])]
-    if node.function is operator.mul:
-        return [tuple(arguments)]
-    branch, *cases = arguments
-    return [
-        (MutableExpression(operator.eq, "{} == {}", [branch, key]), case)
-        for key, case in zip(cases[::2], cases[1::2])
-    ]
-
-
-def _product(*factors: Any) -> float:
-    return math.prod(map(float, factors))
-
-
-def _objects(values: list[Any]) -> np.ndarray:
-    """``(n,)`` objects, also where a value is itself a sequence."""
-    array = np.empty(len(values), dtype=object)
-    for index, value in enumerate(values):
-        array[index] = value
-    return array
-
-
-def _refuse(*factors: Any) -> NoReturn:
-    variables = {k: v for f in factors if isinstance(f, MutableExpression) for k, v in f.simplify().items()}
-    count = math.prod(len(variable.values) for variable in variables.values())
-    labels = ", ".join(map(repr, list(variables)[:3])) + (" …" if len(variables) > 3 else "")
-    raise UsageError(
-        f"penalty: a part of its profiler's expression depends on {count:,} combinations of choices ({labels}); "
+def _too_many(labels: Sequence[str], combinations: int) -> UsageError:
+    told = ", ".join(map(repr, labels[:3])) + (" …" if len(labels) > 3 else "")
+    return UsageError(
+        f"penalty: a part of its profiler's expression depends on {combinations:,} combinations of choices ({told}); "
         f"at most {MOST_VALUES:,} can be tabulated, so give these fewer candidates, or use the word params"
     )

@@ -10,13 +10,14 @@ convolutions, recurrent layers and norms other than BatchNorm.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from nni_gumbel.complexity.shapes.interpretation import prices_of_calls
+from nni_gumbel.complexity.calls import prices_of_calls
 from nni_gumbel.complexity.table import ExpectedSum
 from nni_gumbel.results.example import batch_size
 from nni_gumbel.supernet.distribution import Distribution
@@ -42,19 +43,26 @@ def count_flops(network: nn.Module, *args: Any, **kwargs: Any) -> int:
         nonlocal total
         total += flops_of_call(module, args, kwargs, output)
 
-    modules = list(network.modules())
-    hooks = [m.register_forward_hook(add, with_kwargs=True) for m in modules if is_counted(m)]
-    training = {m: m.training for m in modules}
+    hooks = [m.register_forward_hook(add, with_kwargs=True) for m in network.modules() if is_counted(m)]
     try:
-        network.eval()
-        with torch.no_grad():
+        with in_eval(network), torch.no_grad():
             network(*args, **kwargs)
     finally:
         for hook in hooks:
             hook.remove()
+    return total // batch_size(args, kwargs)
+
+
+@contextmanager
+def in_eval(network: nn.Module) -> Iterator[None]:
+    """Run the body with a network in ``eval()``; the modes of all its modules are as before afterwards."""
+    training = {module: module.training for module in network.modules()}
+    try:
+        network.eval()
+        yield
+    finally:
         for module, mode in training.items():
             module.training = mode
-    return total // batch_size(args, kwargs)
 
 
 def expected_flops(
@@ -71,7 +79,7 @@ def expected_flops(
         At the outcomes of a network, what :func:`count_flops` counts on what NNI's ``freeze`` keeps.
 
     Raises:
-        UsageError: see :func:`~nni_gumbel.complexity.shapes.interpretation.prices_of_calls`.
+        UsageError: see :func:`~nni_gumbel.complexity.calls.prices_of_calls`.
     """
     batch = batch_size(args, kwargs)
     tables = prices_of_calls(supernet, distribution, args, kwargs, is_counted, flops_of_call, "FLOPs")

@@ -29,9 +29,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from nni_gumbel.complexity.flops import is_counted
-from nni_gumbel.complexity.shapes.interpretation import prices_of_calls
-from nni_gumbel.complexity.signature import described, signature_of
+from nni_gumbel.complexity.calls import prices_of_calls
+from nni_gumbel.complexity.flops import in_eval, is_counted
+from nni_gumbel.complexity.signature import signature_of
 from nni_gumbel.complexity.table import ExpectedSum
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.supernet.distribution import Distribution
@@ -93,7 +93,7 @@ def expected_latency(
 
     Raises:
         UsageError: the table lacks a layer; also see
-            :func:`~nni_gumbel.complexity.shapes.interpretation.prices_of_calls`.
+            :func:`~nni_gumbel.complexity.calls.prices_of_calls`.
     """
 
     def price(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any], output: Any) -> float:
@@ -123,7 +123,7 @@ def measure_missing(
 
     Raises:
         UsageError: a layer cannot be run on its own; also see
-            :func:`~nni_gumbel.complexity.shapes.interpretation.prices_of_calls`.
+            :func:`~nni_gumbel.complexity.calls.prices_of_calls`.
     """
     known = dict(table.milliseconds) if table else {}
     missing: dict[str, _Call] = {}
@@ -136,7 +136,7 @@ def measure_missing(
 
     prices_of_calls(supernet, distribution, args, kwargs, _is_layer, collect, "latency")
     calls: list[_Call] = []
-    inputs: dict[str, Tensor] = {}
+    inputs: dict[Any, Tensor] = {}
     for signature, call in missing.items():
         try:
             layer, given, named = _made_real(*call, inputs)
@@ -159,13 +159,8 @@ def measure_latency(
         network: on the CPU; it is run in ``eval()`` and without gradients, and left as it was.
         args, kwargs: what its forward takes: a batch.
     """
-    training = {module: module.training for module in network.modules()}
-    try:
-        network.eval()
+    with in_eval(network):
         return _median_ms([(network, tuple(args), kwargs or {})])[0]
-    finally:
-        for module, mode in training.items():
-            module.training = mode
 
 
 @contextmanager
@@ -213,7 +208,7 @@ def _median_ms(calls: Sequence[_Call]) -> list[float]:
     return [statistics.median(own) for own in times]
 
 
-def _made_real(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any], inputs: dict[str, Tensor]) -> _Call:
+def _made_real(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any], inputs: dict[Any, Tensor]) -> _Call:
     """A layer and its arguments with random entries in [0, 1), in place of meta tensors.
 
     Inputs of one shape are one tensor, taken from ``inputs``: those of all layers of a large space would not fit.
@@ -227,10 +222,10 @@ def _made_real(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any], inputs:
     def as_input(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        shape = described(value)
-        if shape not in inputs:
-            inputs[shape] = filled(value)
-        return inputs[shape]
+        kind = value.shape, value.dtype
+        if kind not in inputs:
+            inputs[kind] = filled(value)
+        return inputs[kind]
 
     real = copy.copy(layer)
     vars(real).pop("forward", None)  # the interpreter's

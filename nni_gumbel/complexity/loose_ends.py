@@ -8,17 +8,17 @@ input. Which cell is before it depends on the depth of the stages.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial, reduce
+from functools import partial
 
 import numpy as np
 from nni.nas.hub.pytorch.nasnet import NDS
 from torch import nn
 
-from nni_gumbel.complexity.presence import depths_of
-from nni_gumbel.complexity.table import ONE, Table, combined
+from nni_gumbel.complexity.table import ONE, Table, combined, where
 from nni_gumbel.supernet.cell import MixedCell
 from nni_gumbel.supernet.depth import MixedRepeat
 from nni_gumbel.supernet.hub import FullWidthCell, MixedStage
+from nni_gumbel.supernet.structure import Condition, depths_of
 
 # The cell whose output is read, and 1 in the networks where it is that one; None is the stem.
 Sources = list[tuple[Table, FullWidthCell | None]]
@@ -50,13 +50,13 @@ def _readers_in(space: NDS) -> dict[nn.Module, Sources]:
                 readers |= {conv: sources for conv in layer.modules() if isinstance(conv, nn.Conv2d)}
             latest = [latest[1], [(ONE, cell)]]
             if isinstance(stage, MixedRepeat):
-                labels, depth = depths_of(stage)
+                candidates, depth = depths_of(stage)
                 ends = latest
                 if number == 1 and isinstance(stage, MixedStage) and stage.transformation is not None:
                     convs = (m for m in stage.transformation.modules() if isinstance(m, nn.Conv2d))
                     readers |= dict.fromkeys(convs, latest[0])
                     ends = [[(ONE, None)], latest[1]]
-                depths.append((Table.of(labels, np.int64(depth == number)), ends))
+                depths.append((where(Condition(candidates, depth == number)), ends))
         if depths:
             latest = [_in_one(depths, place) for place in range(2)]
     return readers | {space.classifier: latest[1]}
@@ -71,18 +71,12 @@ def loose_nodes(cell: MixedCell) -> dict[tuple[int, ...], Table]:
     Raises:
         UsageError: there are too many ways to connect the nodes.
     """
-    # A bit for each node that is taken.
-    bits = [
-        Table.of((source,), [0] * cell.num_predecessors + [1 << earlier for earlier in range(node)])
-        for node, slots in enumerate(cell.labels)
-        for source, _ in slots
-    ]
-    taken = combined(lambda *some: reduce(np.bitwise_or, some), bits)
+    loose = [_is_loose(cell, node) for node in range(cell.num_nodes)]
+    # A bit for each node.
+    sets = combined(lambda *some: sum(one << node for node, one in enumerate(some)), loose)
     return {
-        tuple(node for node in range(cell.num_nodes) if not number >> node & 1): taken.map(
-            partial(_equals, number)
-        )
-        for number in np.unique(taken.values).tolist()
+        tuple(node for node in range(cell.num_nodes) if number >> node & 1): sets.equals(number)
+        for number in np.unique(sets.values).tolist()
     }
 
 
@@ -120,7 +114,3 @@ def _is_loose(cell: MixedCell, node: int) -> Table:
                 (source,), np.int64(np.arange(cell.num_predecessors + later) != cell.num_predecessors + node)
             )
     return loose
-
-
-def _equals(number: int, values: np.ndarray) -> np.ndarray:
-    return np.int64(values == number)

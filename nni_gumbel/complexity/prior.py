@@ -26,8 +26,8 @@ and 5.2.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import torch
 from nni.mutable import CategoricalMultiple
@@ -69,12 +69,7 @@ class Prior:
             cross_entropy = self._cross_entropies.get(label)
             expected = math.log(law.outcomes) if cross_entropy is None else cross_entropy(theta)
             divergences.append((expected - law.entropy(theta)) / largest)
-        return torch.stack(divergences).mean().to(_dtype(distribution))
-
-
-def _dtype(distribution: Distribution) -> torch.dtype:
-    """The dtype of the logits."""
-    return next(iter(distribution.logits.values())).dtype
+        return torch.stack(divergences).mean().to(next(iter(distribution.logits.values())).dtype)
 
 
 def uniform_prior() -> Prior:
@@ -102,7 +97,7 @@ def prior_by_cost(distribution: Distribution, cost: ExpectedSum, largest: float)
     conditional = torch.autograd.grad(cost(uniform), [*uniform.values()])
     return Prior(
         {
-            label: _of_outcomes(distribution.laws[label], torch.log_softmax(-scale * of_outcome, 0))
+            label: partial(_of_outcomes, torch.log_softmax(-scale * of_outcome, 0), distribution.laws[label])
             for label, of_outcome in zip(uniform, conditional)
         }
     )
@@ -125,63 +120,52 @@ def prior_by_label(distribution: Distribution, given: Mapping[str, Mapping[str, 
     """
     return Prior(
         {
-            label: _of_candidates(distribution.laws[label], _natural_parameters(distribution, label, weights))
-            for label, weights in _checked(distribution, given).items()
+            label: partial(
+                _of_candidates, _parameters(distribution, label, weights), distribution.laws[label]
+            )
+            for label, weights in given.items()
         }
     )
 
 
-def _checked(
-    distribution: Distribution, given: Mapping[str, Mapping[str, float]]
-) -> Mapping[str, Mapping[str, float]]:
-    for label, weights in given.items():
-        if label not in distribution.variables:
-            raise UsageError(
-                f"prior: the space has no choice {label!r}; give one of {_listed(distribution.variables)}"
-            )
-        candidates = list(map(str, distribution.variables[label].values))
-        for candidate in weights:
-            if candidate not in candidates:
-                raise UsageError(
-                    f"prior: choice {label!r} has no candidate {candidate!r}; give one of {_listed(candidates)}"
-                )
-        if not all(0 <= weight < math.inf for weight in weights.values()) or not sum(weights.values()) > 0:
-            raise UsageError(
-                f"prior: the probabilities of {label!r} are {dict(weights)}; give numbers of at least 0, one above 0"
-            )
-    return given
-
-
-def _natural_parameters(distribution: Distribution, label: str, weights: Mapping[str, float]) -> Tensor:
-    """``(n,)`` float64."""
+def _parameters(distribution: Distribution, label: str, weights: Mapping[str, float]) -> Tensor:
+    """``(n,)`` float64: the natural parameters of the prior of a label."""
+    if label not in distribution.variables:
+        raise UsageError(
+            f"prior: the space has no choice {label!r}; give one of {_listed(distribution.variables)}"
+        )
     variable = distribution.variables[label]
-    each = torch.tensor([weights.get(str(v), 0.0) for v in variable.values], dtype=torch.float64)
-    if isinstance(variable, CategoricalMultiple) and variable.n_chosen is None:
-        if float(each.max()) > 1:
+    candidates = list(map(str, variable.values))
+    for candidate in weights:
+        if candidate not in candidates:
             raise UsageError(
-                f"prior: {label!r} takes any number of inputs, one with {float(each.max()):g}; give at most 1"
+                f"prior: choice {label!r} has no candidate {candidate!r}; give one of {_listed(candidates)}"
             )
-        return torch.logit(each.clamp(SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY))
-    return (each / each.sum()).clamp_min(SMALLEST_PROBABILITY).log()
+    if not all(0 <= weight < math.inf for weight in weights.values()) or not sum(weights.values()) > 0:
+        raise UsageError(
+            f"prior: the probabilities of {label!r} are {dict(weights)}; give numbers of at least 0, one above 0"
+        )
+    each = torch.tensor([weights.get(candidate, 0.0) for candidate in candidates], dtype=torch.float64)
+    if not isinstance(variable, CategoricalMultiple) or variable.n_chosen is not None:
+        return (each / each.sum()).clamp_min(SMALLEST_PROBABILITY).log()
+    if float(each.max()) > 1:
+        raise UsageError(
+            f"prior: {label!r} takes any number of inputs, one with {float(each.max()):g}; give at most 1"
+        )
+    return torch.logit(each.clamp(SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY))
 
 
-def _of_candidates(law: Law, natural_parameters: Tensor) -> _CrossEntropy:
+def _of_candidates(parameters: Tensor, law: Law, theta: Tensor) -> Tensor:
     """``A(theta_p) - theta_p . mu(theta_q)``."""
-
-    def cross_entropy(theta: Tensor) -> Tensor:
-        of_prior = natural_parameters.to(theta.device)
-        return law.log_partition(of_prior) - (of_prior * law.probs(theta)).sum()
-
-    return cross_entropy
+    of_prior = parameters.to(theta.device)
+    return law.log_partition(of_prior) - (of_prior * law.probs(theta)).sum()
 
 
-def _of_outcomes(law: Law, log_probabilities: Tensor) -> _CrossEntropy:
-    def cross_entropy(theta: Tensor) -> Tensor:
-        return -(law.outcome_probs(theta) * log_probabilities.to(theta.device)).sum()
-
-    return cross_entropy
+def _of_outcomes(log_probabilities: Tensor, law: Law, theta: Tensor) -> Tensor:
+    """``-E_q[log p]``."""
+    return -(law.outcome_probs(theta) * log_probabilities.to(theta.device)).sum()
 
 
-def _listed(names: Any) -> str:
-    names = list(map(str, names))
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
     return ", ".join(names[:6]) + (" …" if len(names) > 6 else "")

@@ -16,7 +16,8 @@ Source: Wainwright, Jordan, Graphical Models, Exponential Families, and Variatio
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,9 +26,9 @@ from nni.nas.nn.pytorch import ModelSpace
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from nni_gumbel.complexity.table import ExpectedSum, Table
-from nni_gumbel.supernet.architecture import Part, parts_of
+from nni_gumbel.complexity.table import ExpectedSum, Table, where
 from nni_gumbel.supernet.distribution import Distribution
+from nni_gumbel.supernet.structure import Condition, Place, structure_of
 
 # The labels that a network uses, each with the indices of its chosen candidates, ascending.
 Network = Mapping[str, tuple[int, ...]]
@@ -56,9 +57,6 @@ class Linear:
                 terms[column] = terms.get(column, 0.0) + factor * value
         return cls(terms, math.fsum(factor * function.constant for factor, function in parts))
 
-    def __neg__(self) -> Linear:
-        return Linear.sum_of((-1.0, self))
-
     @property
     def largest_coefficient(self) -> float:
         """Of the terms, absolute; 0 without any."""
@@ -84,7 +82,7 @@ class Solution:
 
 
 class Programme:
-    """The networks of a space, to be listed in ascending order of a linear function.
+    """The networks of a space: the best one by a linear function, and what each costs exactly.
 
     Args:
         space: the space of the distribution, mutated to a supernet or not.
@@ -93,32 +91,63 @@ class Programme:
 
     Attributes:
         costs: each of ``costs`` as a linear function, or a lower bound of it if a table is too large.
-        negative_log_prob: minus the log-probability of the labels that a network uses.
+        negative_log_prob: minus the log-probability of the labels that a network uses, as a linear function.
     """
 
     def __init__(self, space: ModelSpace, distribution: Distribution, costs: Sequence[ExpectedSum]) -> None:
+        self._distribution, self._exact = distribution, costs
         self._integral: list[bool] = []  # per column
         self._rows: list[tuple[Linear, float, float]] = []  # each at least and at most
-        parts = tuple(_all_parts(parts_of(space)))
+        structure = structure_of(space)
         self._listed = {label for cost in costs for label in cost.labels}
-        self._listed.update(label for part in parts if part.branches for label in part.labels)
+        self._listed.update(x for place in structure.all() for when, _ in place.inner for x in when.labels)
         self._choices: dict[str, _Choice] = {}
         for label in space.simplify():
             first = len(self._integral)
             self._choices[label] = choice = _Choice.of(distribution, label, label in self._listed, first)
             self._integral += [True] * len(choice.columns)
-        self._used: dict[str, Linear] = {}
-        self._require_used(parts)
-        self.negative_log_prob = Linear.sum_of(
-            *((-1.0, Linear(dict(zip(choice.columns, choice.scores)))) for choice in self._choices.values()),
-            *((choice.log_partition, self._used[label]) for label, choice in self._choices.items()),
-        )
+        self._used: dict[str, Linear] = {}  # by label, 1 in the networks that use it and 0 in the others
+        self._require_used(structure)
+        scores = {
+            column: -math.fsum(choice.theta[i] for i in members)
+            for choice in self._choices.values()
+            for column, members in zip(choice.columns, choice.members)
+        }
+        partitions = ((choice.log_partition, self._used[label]) for label, choice in self._choices.items())
+        self.negative_log_prob = Linear.sum_of((1.0, Linear(scores)), *partitions)
         self.costs = [self._value(cost.tables, MOST_CELLS) for cost in costs]
+
+    # -- one network -----------------------------------------------------------------------------------
+
+    def sample(self, network: Network) -> dict[str, Any]:
+        """The NNI sample."""
+        return {label: self._distribution.value_of(label, members) for label, members in network.items()}
+
+    def prices(self, network: Network) -> list[float]:
+        """What each of the costs is, added up without tolerances."""
+        laws = self._distribution.laws
+        outcomes = {x: laws[x].index_of(network[x]) for x in self._listed if x in network}
+        return [cost.at(outcomes) for cost in self._exact]
+
+    def is_within(self, network: Network, maxima: Sequence[float]) -> bool:
+        """Whether no cost exceeds its maximum."""
+        return all(price <= maximum for price, maximum in zip(self.prices(network), maxima))
+
+    def log_prob(self, network: Network) -> float:
+        """Of the labels that it uses."""
+        choices = ((self._choices[label], members) for label, members in network.items())
+        return math.fsum(math.fsum(c.theta[i] for i in members) - c.log_partition for c, members in choices)
+
+    def priced(self, network: Network) -> Network:
+        """The part of a network that its costs, and what else it uses, depend on."""
+        return {label: network[label] for label in network if label in self._listed}
+
+    # -- the best network ------------------------------------------------------------------------------
 
     def minimum(
         self,
         objective: Linear,
-        limits: Sequence[tuple[Linear, float]] = (),
+        maxima: Sequence[float],
         excluded: Iterable[Network] = (),
         seconds: float = math.inf,
     ) -> Solution | None:
@@ -126,7 +155,7 @@ class Programme:
 
         Args:
             objective: what is minimised.
-            limits: functions and the most that they may be; kept to about 1e-9 of that.
+            maxima: of each cost, the most that it may be, or infinity; kept to about 1e-9 of that.
             excluded: networks to leave out; a part of one leaves out all that have the part.
             seconds: after so long the best network found so far is taken.
 
@@ -134,9 +163,10 @@ class Programme:
             What was found; ``None`` if no network is left.
         """
         rows = list(self._rows)
-        for function, most in limits:
-            scale = _LARGEST_COEFFICIENT / max(function.largest_coefficient, abs(most), 1e-300)
-            rows.append((Linear.sum_of((scale, function)), -math.inf, scale * most))
+        for function, most in zip(self.costs, maxima):
+            if most < math.inf:
+                scale = _LARGEST_COEFFICIENT / max(function.largest_coefficient, abs(most), 1e-300)
+                rows.append((Linear.sum_of((scale, function)), -math.inf, scale * most))
         rows += [self._all_but(network) for network in excluded]
         scale = _LARGEST_COEFFICIENT / (objective.largest_coefficient or 1.0)
         coefficients = np.zeros(len(self._integral))
@@ -177,16 +207,14 @@ class Programme:
         network = {label: members for label, members in chosen.items() if members}
         return Solution(network, bound, is_proven=found.status == _SOLVED)
 
-    def priced(self, network: Network) -> Network:
-        """The part of a network that its costs, and what else it uses, depend on."""
-        return {label: network[label] for label in network if label in self._listed}
-
     def _all_but(self, network: Network) -> tuple[Linear, float, float]:
         # A network that agrees with another one in all labels that it uses is that one.
         agreement = {}
         for label, members in network.items():
             agreement.update(self._choices[label].agreement(members))
         return Linear(agreement), -math.inf, sum(value > 0 for value in agreement.values()) - 1
+
+    # -- which labels a network uses -------------------------------------------------------------------
 
     def _column(self) -> Linear:
         self._integral.append(False)
@@ -195,56 +223,44 @@ class Programme:
     def _require(self, least: float, most: float, *parts: tuple[float, Linear]) -> None:
         self._rows.append((Linear.sum_of(*parts), least, most))
 
-    # -- which labels a network uses -------------------------------------------------------------------
+    def _require_used(self, structure: Place) -> None:
+        """A label is used in the networks that have one of the places that name it; others have no outcome of it."""
+        homes = Counter(label for place in structure.all() for label in place.labels)
+        self._used = {label: self._column() for label, number in homes.items() if number > 1}
+        present: dict[str, list[Linear]] = {label: [] for label in self._choices}
 
-    def _require_used(self, parts: Sequence[Part]) -> None:
-        """``used``: 1 in the networks that use a label and 0 in the others; those have no outcome of it."""
-        homes: dict[str, list[Part]] = {label: [] for label in self._choices}
-        parents: dict[Part, tuple[Part, list[tuple[Any, ...]]]] = {}
-        for part in parts:
-            for label in dict.fromkeys(part.labels):
-                homes[label].append(part)
-            for values, following in part.branches.items():
-                for child in following:
-                    parents.setdefault(child, (part, []))[1].append(values)
-        for label, found in homes.items():
-            if not all(part in parents for part in found):
-                self._used[label] = _ONE
-            elif len(found) != 1:
-                self._used[label] = self._column() if found else Linear()
-        present: dict[Part, Linear] = {}
-        for part in parts:  # a part comes after the one that it follows
-            present[part] = self._present(present, *parents[part]) if part in parents else _ONE
-            for label in part.labels:
-                self._used.setdefault(label, present[part])
-        for label, found in homes.items():
-            used = self._used[label]
-            if len(found) > 1 and used is not _ONE:
-                for part in found:
-                    self._require(0.0, math.inf, (1.0, used), (-1.0, present[part]))
-                self._require(-math.inf, 0.0, (1.0, used), *((-1.0, present[part]) for part in found))
-            self._require_outcome(self._choices[label], used)
+        def visit(place: Place, here: Linear) -> None:
+            for label in place.labels:
+                present[label].append(here)
+                self._used.setdefault(label, here)
+            for condition, inner in place.inner:
+                visit(inner, self._both(here, condition))
 
-    def _present(
-        self, present: Mapping[Part, Linear], parent: Part, values: Sequence[tuple[Any, ...]]
-    ) -> Linear:
-        """Whether a network has ``parent``, and that one's labels have one of these values."""
-        choices = [self._choices[label] for label in parent.labels]
-        places = [tuple(choice.candidates.index(v) for choice, v in zip(choices, one)) for one in values]
-        if len(choices) == 1:
-            chosen = Linear({choices[0].columns[place]: 1.0 for (place,) in places})
-            if self._used[parent.labels[0]] is present[parent]:
-                return chosen  # where the parent is not, its label has no outcome
+        visit(structure, _ONE)
+        for label, choice in self._choices.items():
+            used = self._used.setdefault(label, Linear())
+            if homes[label] > 1:
+                for here in present[label]:
+                    self._require(0.0, math.inf, (1.0, used), (-1.0, here))
+                self._require(-math.inf, 0.0, (1.0, used), *((-1.0, here) for here in present[label]))
+            self._require_outcome(choice, used)
+
+    def _both(self, here: Linear, condition: Condition) -> Linear:
+        """1 in the networks that have a place and meet a condition on labels which those use."""
+        if len(condition.labels) == 1:
+            (label,) = condition.labels
+            columns = self._choices[label].columns
+            chosen = Linear({columns[k]: 1.0 for k in np.flatnonzero(condition.holds).tolist()})
+            if self._used[label] is here:
+                return chosen  # where the place is not, its label has no outcome
         else:
-            indicator = np.zeros([len(choice.columns) for choice in choices])
-            indicator[tuple(np.transpose(places))] = 1.0
-            chosen = self._value([Table.of(parent.labels, indicator)], indicator.size)
-        if present[parent] is _ONE:
+            chosen = self._value([where(condition)], condition.holds.size)
+        if here is _ONE:
             return chosen
         both = self._column()
-        self._require(-math.inf, 0.0, (1.0, both), (-1.0, present[parent]))
+        self._require(-math.inf, 0.0, (1.0, both), (-1.0, here))
         self._require(-math.inf, 0.0, (1.0, both), (-1.0, chosen))
-        self._require(-1.0, math.inf, (1.0, both), (-1.0, present[parent]), (-1.0, chosen))
+        self._require(-1.0, math.inf, (1.0, both), (-1.0, here), (-1.0, chosen))
         return both
 
     def _require_outcome(self, choice: _Choice, used: Linear) -> None:
@@ -259,7 +275,7 @@ class Programme:
     # -- tables ----------------------------------------------------------------------------------------
 
     def _value(self, tables: Iterable[Table], largest: int) -> Linear:
-        """The sum of tables; a label that is not used counts as its first outcome, as in ``ExpectedSum.at``."""
+        """The sum of tables; a label that is not used counts as its first outcome: there they do not depend on it."""
         parts: list[tuple[float, Linear]] = []
         for table in tables:
             values = _lower_bound(table.values.astype(np.float64), largest)
@@ -295,41 +311,31 @@ class _Choice:
     """The columns of one label: one for each outcome, or for each candidate that can be in one.
 
     Attributes:
-        candidates: their values in an NNI sample.
+        theta: the logits.
         members: per column the candidates that it stands for.
-        scores: per column their logits' sum.
         number: how many columns are 1 in a network that uses the label; ``None`` for any but 0.
     """
 
     columns: range
-    candidates: list[Any]
-    members: list[tuple[int, ...]]
-    scores: list[float]
+    theta: list[float]
     log_partition: float
+    members: list[tuple[int, ...]]
     number: int | None
 
     @classmethod
     def of(cls, distribution: Distribution, label: str, listed: bool, first: int) -> _Choice:
         """``listed``: one column for each outcome, whose number is exponential for a subset."""
         law, logits = distribution.laws[label], distribution.logits[label].detach().double()
-        theta = logits.tolist()
         listed = listed or law.outcomes <= law.size + 1
         members = list(law.sets()) if listed else [(i,) for i in range(law.size)]
-        of_candidates = law.least if law.least == law.most else None
-        number = 1 if listed else of_candidates
-        scores = [math.fsum(theta[i] for i in indices) for indices in members]
+        number = 1 if listed else law.least if law.least == law.most else None
         columns = range(first, first + len(members))
-        candidates = list(distribution.variables[label].values)
-        return cls(columns, candidates, members, scores, float(law.log_partition(logits)), number)
+        return cls(columns, logits.tolist(), float(law.log_partition(logits)), members, number)
 
     def chosen(self, solution: np.ndarray) -> tuple[int, ...]:
         """The candidates of a solution, none if the label is not used."""
-        return tuple(
-            index
-            for column, indices in zip(self.columns, self.members)
-            if solution[column] > 0.5
-            for index in indices
-        )
+        taken = [members for column, members in zip(self.columns, self.members) if solution[column] > 0.5]
+        return tuple(index for members in taken for index in members)
 
     def agreement(self, chosen: tuple[int, ...]) -> dict[int, float]:
         """A function of the columns that is largest, the number of its positive terms, at one outcome alone."""
@@ -340,15 +346,6 @@ class _Choice:
         }
         others = () if self.number is not None else set(self.columns) - chosen_columns
         return dict.fromkeys(chosen_columns, 1.0) | dict.fromkeys(others, -1.0)
-
-
-def _all_parts(parts: Iterable[Part]) -> Iterator[Part]:
-    """Every part once, after the one that it follows."""
-    level = list(parts)
-    while level:
-        yield from level
-        following = (one for part in level for branch in part.branches.values() for one in branch)
-        level = list(dict.fromkeys(following))
 
 
 def _lower_bound(values: np.ndarray, largest: int) -> np.ndarray:

@@ -38,48 +38,24 @@ def signature_of(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> st
         args, kwargs: what it is called with.
 
     Raises:
-        UsageError: the layer holds what cannot be described the same in every process; names it.
+        UsageError: the layer holds, or is given, what cannot be described the same in every process; names it.
 
     Example:
         >>> signature_of(nn.Flatten(), (torch.zeros(2, 3, 4),), {})
         'torch.nn.modules.flatten.Flatten(end_dim=-1, start_dim=1) of (2, 3, 4) float32'
     """
-    given = [described(value) for value in args] + [f"{name}={described(v)}" for name, v in kwargs.items()]
+    owner = f"{type(layer).__name__} is given"
+    given = [described(value, owner) for value in args]
+    given += [f"{name}={described(value, owner)}" for name, value in kwargs.items()]
     return f"{_of_module(layer)} of {', '.join(given)}"
 
 
-def described(value: Any) -> str:
-    """An argument of a call: a tensor by its shape and dtype, nested tuples, lists and dicts, all else by ``repr``."""
-    if isinstance(value, Tensor):
-        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-    if isinstance(value, (tuple, list)):
-        return f"[{', '.join(map(described, value))}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {described(entry)}' for key, entry in value.items())}}}"
-    return repr(value)
+def described(value: Any, owner: str) -> str:
+    """A value: a tensor by its shape and dtype, what has a name by that, and so what they are nested in.
 
-
-class _Opaque(Exception):
-    """What cannot be described; its text says of which kind it is."""
-
-
-def _of_module(module: nn.Module) -> str:
-    words = []
-    for name, value in sorted(vars(module).items()):
-        if name not in _OF_EVERY_MODULE:
-            try:
-                words.append(f"{name}={_of(value)}")
-            except _Opaque as opaque:
-                raise UsageError(
-                    f"latency: {type(module).__name__}.{name} holds {opaque}, by which no measurement can be found "
-                    "again; keep numbers, words and named functions there, or price flops or params"
-                ) from None
-    words += [f"{name}: {described(tensor)}" for name, tensor in module.state_dict().items()]
-    words += [f"{name}: {_of_module(child)}" for name, child in module.named_children()]
-    return f"{_name(type(module))}({', '.join(words)})"
-
-
-def _of(value: Any) -> str:
+    Raises:
+        UsageError: it is neither; begins with the ``owner``, ``Linear is given``.
+    """
     if isinstance(value, weakref.ref):  # torch's recurrent layers hold their weights once more like this
         value = value()
     if isinstance(value, Enum):
@@ -87,23 +63,37 @@ def _of(value: Any) -> str:
     if isinstance(value, _PLAIN):
         return repr(value)
     if isinstance(value, Tensor):
-        return described(value)
-    if isinstance(value, (tuple, list)):
-        return f"[{', '.join(map(_of, value))}]"
-    if isinstance(value, (set, frozenset)):
-        return f"{{{', '.join(sorted(map(_of, value)))}}}"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{_of(key)}: {_of(entry)}' for key, entry in value.items())}}}"
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, nn.Module):  # one that is not registered, and so has no call of its own
         return _of_module(value)
+    of = functools.partial(described, owner=owner)
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(of, value))}]"
+    if isinstance(value, (set, frozenset)):
+        return f"{{{', '.join(sorted(map(of, value)))}}}"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{of(key)}: {of(entry)}' for key, entry in value.items())}}}"
     if isinstance(value, functools.partial):
-        return f"partial({_of(value.func)}, {_of(value.args)}, {_of(value.keywords)})"
-    if (
-        isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType))
-        and "<" not in value.__qualname__
-    ):
+        return f"partial({of(value.func)}, {of(value.args)}, {of(value.keywords)})"
+    has_name = isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType))
+    if has_name and "<" not in value.__qualname__:
         return _name(value)
-    raise _Opaque(f"a {_name(type(value))}")
+    raise UsageError(
+        f"latency: {owner} a {_name(type(value))}, by which no measurement can be found again; keep numbers, words and "
+        "named functions there, or price flops or params"
+    )
+
+
+def _of_module(module: nn.Module) -> str:
+    kind = type(module)
+    words = [
+        f"{name}={described(value, f'{kind.__name__}.{name} holds')}"
+        for name, value in sorted(vars(module).items())
+        if name not in _OF_EVERY_MODULE
+    ]
+    words += [f"{name}: {described(tensor, name)}" for name, tensor in module.state_dict().items()]
+    words += [f"{name}: {_of_module(child)}" for name, child in module.named_children()]
+    return f"{_name(kind)}({', '.join(words)})"
 
 
 def _name(value: Any) -> str:

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 
 from nni_gumbel.errors import UsageError
+from nni_gumbel.supernet.distribution import Distribution
+from nni_gumbel.supernet.structure import Condition
 
 MOST_COMBINATIONS = 1_000_000
 
@@ -60,10 +62,6 @@ class Table:
         values = np.transpose(np.asarray(values), order)
         return _reduced([labels[axis] for axis in order], values, [np.arange(n) for n in values.shape])
 
-    def dense(self) -> np.ndarray:
-        """One axis per label over all its outcomes: to be asked for only where these are few."""
-        return self.values[np.ix_(*self.classes)] if self.labels else self.values
-
     def at(self, outcomes: Mapping[str, Any]) -> Any:
         """The number at outcomes of the labels: an index each, or arrays of them, all of one shape.
 
@@ -93,11 +91,27 @@ class Table:
         """A function of each number; it takes an array of them."""
         return _reduced(self.labels, np.asarray(function(self.values)), self.classes)
 
+    def equals(self, number: Any) -> Table:
+        """1 where it is this number and 0 elsewhere."""
+        return self.map(lambda values: np.int64(values == number))
+
     def largest_over(self, others: Collection[str]) -> Table:
         """The largest number over all outcomes of some labels, for every combination of the remaining ones."""
         kept = [axis for axis, label in enumerate(self.labels) if label not in others]
         values = self.values.max(axis=tuple(axis for axis in range(self.values.ndim) if axis not in kept))
         return _reduced([self.labels[axis] for axis in kept], values, [self.classes[axis] for axis in kept])
+
+    def summed_over(self, label: str, outcomes: int) -> Table:
+        """The sum over all outcomes of a label, of which there are so many, in every combination of the others."""
+        if label not in self.labels:
+            return self * outcomes
+        axis = self.labels.index(label)
+        numbers = np.bincount(self.classes[axis]).reshape(-1, *[1] * (self.values.ndim - axis - 1))
+        kept = [place for place in range(self.values.ndim) if place != axis]
+        values = (self.values * numbers).sum(axis)
+        return _reduced(
+            [self.labels[place] for place in kept], np.asarray(values), [self.classes[k] for k in kept]
+        )
 
     def __mul__(self, other: Table | float) -> Table:
         if not isinstance(other, Table):
@@ -122,8 +136,6 @@ class ExpectedSum:
     Attributes:
         tables: their sum, one table for each set of labels.
         labels: all labels that it depends on.
-        upper_bound: no combination has a larger sum. It is rarely reached where one label is an axis of several
-            tables: what is the largest is for :func:`nni_gumbel.complexity.budget.largest` to say.
     """
 
     def __init__(self, tables: Iterable[Table]) -> None:
@@ -138,7 +150,6 @@ class ExpectedSum:
         # float64: counts stay exact integers up to 2^53.
         self._values = [torch.from_numpy(table.values.astype(np.float64)) for table in self.tables]
         self._classes = [[torch.from_numpy(classes) for classes in table.classes] for table in self.tables]
-        self.upper_bound = sum(float(values.max()) for values in self._values)
 
     def __call__(self, probabilities: Mapping[str, Tensor]) -> Tensor:
         """Scalar: ``sum_t sum_z t(z) prod_label P(z_label)``.
@@ -161,22 +172,26 @@ class ExpectedSum:
             total = total + values
         return total.to(first.dtype)
 
-    def at(self, outcomes: Mapping[str, int]) -> float:
-        """The sum for one network.
-
-        Args:
-            outcomes: per label the index of its outcome; a label that the network does not use may be missing.
-
-        Raises:
-            UsageError: a label is missing on which the sum depends.
-        """
-        return sum(float(table.at(outcomes)) for table in self.tables)
+    def at(self, outcomes: Mapping[str, Any]) -> Any:
+        """The sum for one network, a float, or for many: see :meth:`Table.at`."""
+        total = sum((table.at(outcomes) for table in self.tables), np.float64(0))
+        return total if total.ndim else float(total)
 
     def _move_to(self, device: torch.device) -> None:
         if self._values and self._values[0].device != device:
             with torch.inference_mode(False):  # autograd would refuse a kept tensor that was made in it
                 self._values = [values.to(device) for values in self._values]
                 self._classes = [[one.to(device) for one in classes] for classes in self._classes]
+
+
+def cost_of(distribution: Distribution, cost: ExpectedSum, sample: Mapping[str, Any]) -> float:
+    """What one network costs, exactly: an NNI sample that names at least the labels that the network uses.
+
+    Raises:
+        UsageError: the sample lacks a label on which the cost of the network depends.
+    """
+    labels = set(cost.labels) & set(sample)
+    return cost.at({label: distribution.outcome_index(label, sample[label]) for label in labels})
 
 
 def too_large(labels: Sequence[str], combinations: int) -> UsageError:
@@ -188,14 +203,18 @@ def too_large(labels: Sequence[str], combinations: int) -> UsageError:
 
 
 def combined(
-    function: Callable[..., np.ndarray], tables: Sequence[Table], refusal: Refusal = too_large
+    function: Callable[..., np.ndarray],
+    tables: Sequence[Table],
+    refusal: Refusal = too_large,
+    most: int | None = None,
 ) -> Table:
     """An elementwise function of the numbers of several tables, in every combination of outcomes.
 
     Args:
         function: takes an array of each table; they broadcast against each other.
         tables: at least one.
-        refusal: the error, where there are more than a million combinations of classes.
+        refusal: the error, where there are too many combinations of classes.
+        most: how many there may be, a million if omitted.
 
     Raises:
         UsageError: there are.
@@ -208,7 +227,7 @@ def combined(
     joint = {label: _joint_classes(found[label]) for label in labels}
     firsts = {label: places for label, (_, places) in joint.items()}
     sizes = [len(firsts[label]) for label in labels]
-    if math.prod(sizes) > MOST_COMBINATIONS:
+    if math.prod(sizes) > (most or MOST_COMBINATIONS):
         raise refusal(labels, math.prod(sizes))
     values = np.asarray(function(*(_spread(table, labels, firsts) for table in tables)))
     return _reduced(labels, np.broadcast_to(values, sizes), [joint[label][0] for label in labels])
@@ -219,6 +238,11 @@ def elementwise_maximum(tables: Sequence[Table]) -> Table:
     if len(tables) == 1:
         return tables[0]
     return combined(lambda *values: reduce(np.maximum, values), tables)
+
+
+def where(condition: Condition | None) -> Table:
+    """1 in the networks that meet a condition and 0 in the others; ``None`` is met by all."""
+    return ONE if condition is None else Table.of(condition.labels, condition.holds.astype(np.int64))
 
 
 def _presummed(tables: Iterable[Table]) -> Iterator[Table]:
@@ -271,7 +295,12 @@ def _reduced(labels: Sequence[str], values: np.ndarray, classes: Sequence[np.nda
     kept_labels, kept_classes = [], []
     values = values + values.dtype.type(0) if values.dtype.kind == "f" else values  # -0.0 is 0.0
     for axis in reversed(range(values.ndim)):
-        slices = values.tolist() if values.ndim == 1 else [s.tobytes() for s in values.swapaxes(axis, 0)]
+        entries = values.swapaxes(axis, 0)
+        slices = (
+            entries.tolist()
+            if values.ndim == 1
+            else [str(s.tolist()) if values.dtype == object else s.tobytes() for s in entries]
+        )
         numbers, firsts = _numbered(slices)
         if len(firsts) < len(slices):
             values = values.take(firsts, axis=axis)

@@ -19,9 +19,9 @@ from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor, nn
 
 from nni_gumbel.complexity.budget import largest, smallest
-from nni_gumbel.complexity.cost import expected_parameters
 from nni_gumbel.complexity.counting import number_of_networks, number_of_samples
 from nni_gumbel.complexity.flops import expected_flops
+from nni_gumbel.complexity.params import expected_parameters
 from nni_gumbel.complexity.table import ExpectedSum, Table
 from nni_gumbel.data import FILE_PREFIX, build_data, check_name
 from nni_gumbel.data.sources import read_parts
@@ -29,7 +29,6 @@ from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.rehearsal import rehearse
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference
-from nni_gumbel.supernet.architecture import parts_of
 from nni_gumbel.supernet.arguments import MixedArguments
 from nni_gumbel.supernet.cell import MixedCell
 from nni_gumbel.supernet.depth import MixedRepeat
@@ -38,6 +37,7 @@ from nni_gumbel.supernet.inputs import MixedInput
 from nni_gumbel.supernet.layer import MixedLayer
 from nni_gumbel.supernet.merging import merge_key
 from nni_gumbel.supernet.mutation import relax
+from nni_gumbel.supernet.structure import structure_of
 
 Range = tuple[float, float]
 
@@ -174,7 +174,7 @@ def _choices(
         for labels, execution in _executions(module):
             for label in labels:
                 modules[label][execution] += 1
-    always = {label for part in parts_of(space) for label in part.labels}
+    always = structure_of(space).labels
     for label, variable in distribution.variables.items():
         added = {
             name: added_costs(distribution, cost, label, label in always) for name, cost in costs.items()

@@ -17,11 +17,12 @@ from filelock import FileLock
 from nni.nas.nn.pytorch import ModelSpace
 from torch import nn
 
-from nni_gumbel.complexity.cost import cost_of, count_parameters, expected_parameters
+from nni_gumbel.complexity.baseline import random_network
 from nni_gumbel.complexity.flops import count_flops
 from nni_gumbel.complexity.latency import LatencyTable, expected_latency, measure_latency, measure_missing
 from nni_gumbel.complexity.own_cost import own_cost_of
-from nni_gumbel.complexity.sampling import random_network
+from nni_gumbel.complexity.params import count_parameters, expected_parameters
+from nni_gumbel.complexity.table import cost_of
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.evaluator import evaluator_of, result_on_test_part, validation_size

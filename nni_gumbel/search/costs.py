@@ -15,11 +15,11 @@ from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor
 
 from nni_gumbel.complexity.budget import Limit, check_feasible, largest
-from nni_gumbel.complexity.cost import cost_of, expected_parameters
 from nni_gumbel.complexity.flops import expected_flops
 from nni_gumbel.complexity.latency import LatencyTable, expected_latency, measure_missing
 from nni_gumbel.complexity.own_cost import OwnCost
-from nni_gumbel.complexity.table import ExpectedSum, Table
+from nni_gumbel.complexity.params import expected_parameters
+from nni_gumbel.complexity.table import ExpectedSum, Table, cost_of
 from nni_gumbel.results.example import Example
 from nni_gumbel.search.settings import SearchSettings
 from nni_gumbel.supernet.distribution import Distribution

@@ -82,10 +82,10 @@ from nni_gumbel.search.weights import (
     weight_optimizer,
 )
 from nni_gumbel.search.wrapping import WrappingModule
-from nni_gumbel.supernet.architecture import used_part
 from nni_gumbel.supernet.cell import check_loose_ends
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.refusals import misfit_behind
+from nni_gumbel.supernet.structure import used_part
 
 
 def check_estimator(distribution: Distribution, settings: SearchSettings) -> None:

@@ -16,8 +16,7 @@ from typing import Any
 from nni.nas.nn.pytorch import ModelSpace
 
 from nni_gumbel.complexity.budget import Limit, best_within, ranked_within
-from nni_gumbel.complexity.cost import cost_of
-from nni_gumbel.complexity.table import ExpectedSum
+from nni_gumbel.complexity.table import ExpectedSum, cost_of
 from nni_gumbel.supernet.distribution import Distribution
 
 # A budget is spent if so much of it is used.

@@ -34,13 +34,13 @@ class Tabulated:
         owner: what the values belong to, as it is named in errors.
 
     Attributes:
-        labels: the labels that the values depend on, in the order in which they appear.
-        labels_of: of each expression those that it depends on.
-        sizes: number of candidates of each label.
+        labels: those that the values depend on, in the order in which they appear.
+        candidates: of each label.
+        labels_of: of each expression the labels that it depends on.
         distinct: the different values, each a dict with the keys of ``expressions``, in the order of
-            their first appearance in ``values``.
+            their first appearance in ``index``.
         samples: per entry of ``distinct`` the first combination that gives it, as an NNI sample.
-        index: integers of shape ``sizes``: position in ``distinct`` of each combination.
+        index: integers, one axis per label over its candidates: position in ``distinct`` of each combination.
 
     Raises:
         UsageError: an expression depends on a choice that is not discrete or on one hidden in a tuple,
@@ -49,7 +49,7 @@ class Tabulated:
     Example:
         >>> import nni
         >>> table = Tabulated({"width": nni.choice("c", [8, 16]) * 2, "bias": True})
-        >>> table.labels, table.values
+        >>> table.labels, table.distinct
         (('c',), [{'width': 16, 'bias': True}, {'width': 32, 'bias': True}])
         >>> table.distinct[table.position({"c": 16})]
         {'width': 32, 'bias': True}
@@ -57,44 +57,35 @@ class Tabulated:
 
     def __init__(self, expressions: Mapping[str, Any], owner: str = "expression") -> None:
         self._owner = owner
-        candidates: dict[str, list[Any]] = {}
-        self.labels_of: dict[str, tuple[str, ...]] = {}
-        for name, expression in expressions.items():
-            choices = self._choices(name, expression)
-            candidates |= {label: choice.values for label, choice in choices.items()}
-            self.labels_of[name] = tuple(choices)
-        self.labels: tuple[str, ...] = tuple(candidates)
-        self.sizes: tuple[int, ...] = tuple(len(values) for values in candidates.values())
-        if math.prod(self.sizes) > LARGEST_TABLE:
+        choices = {name: self._choices(name, expression) for name, expression in expressions.items()}
+        self.labels_of = {name: tuple(own) for name, own in choices.items()}
+        self.candidates = {label: one.values for own in choices.values() for label, one in own.items()}
+        self.labels = tuple(self.candidates)
+        sizes = [len(values) for values in self.candidates.values()]
+        if math.prod(sizes) > LARGEST_TABLE:
             raise UsageError(
-                f"{owner}: it depends on {math.prod(self.sizes):,} combinations of the choices "
+                f"{owner}: it depends on {math.prod(sizes):,} combinations of the choices "
                 f"{', '.join(map(repr, self.labels))}; let it depend on fewer (at most {LARGEST_TABLE:,} combinations)"
             )
-        self._candidates = candidates
-        columns = [self._column(name, expression) for name, expression in expressions.items()]
-        self.index = np.empty(math.prod(self.sizes), dtype=np.int64)
+        columns = {name: self._column(name, expression) for name, expression in expressions.items()}
+        self.index = np.empty(sizes, dtype=np.int64)
         self.distinct: list[dict[str, Any]] = []
         self.samples: list[dict[str, Any]] = []
         positions: dict[tuple[Any, ...], int] = {}
-        for place, (combination, *entries) in enumerate(
-            zip(itertools.product(*candidates.values()), *columns)
-        ):
-            key = tuple(map(_comparable, entries))
-            if key not in positions:
-                positions[key] = len(self.distinct)
-                self.distinct.append(dict(zip(expressions, entries)))
-                self.samples.append(dict(zip(candidates, combination)))
-            self.index[place] = positions[key]
-        self.index = self.index.reshape(self.sizes)
+        for place in np.ndindex(*sizes):
+            at = dict(zip(self.candidates, place))
+            values = {
+                name: column[tuple(at[label] for label in self.labels_of[name])]
+                for name, column in columns.items()
+            }
+            self.index[place] = positions.setdefault(tuple(map(_comparable, values.values())), len(positions))
+            if len(positions) > len(self.distinct):
+                self.distinct.append(values)
+                self.samples.append({label: self.candidates[label][k] for label, k in at.items()})
         self._latest: tuple[Any, list[int], Tensor | None] = (None, [], None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tabulated:
         return self  # nothing in it changes but what is kept from the latest step
-
-    @property
-    def values(self) -> list[dict[str, Any]]:
-        """The values of every combination, in row-major order of the product of the candidates."""
-        return [self.distinct[k] for k in self.index.ravel()]
 
     def position(self, sample: Mapping[str, Any]) -> int:
         """Where the values at an NNI sample stand in ``distinct``.
@@ -102,13 +93,13 @@ class Tabulated:
         Raises:
             UsageError: the sample lacks a label, or names a candidate that is not there.
         """
-        for label, candidates in self._candidates.items():
+        for label, candidates in self.candidates.items():
             if label not in sample or sample[label] not in candidates:
                 given = repr(sample[label]) if label in sample else "nothing"
                 raise UsageError(
                     f"choice {label!r}: {given} is none of its candidates; give one of {candidates}"
                 )
-        chosen = tuple(candidates.index(sample[label]) for label, candidates in self._candidates.items())
+        chosen = tuple(candidates.index(sample[label]) for label, candidates in self.candidates.items())
         return int(self.index[chosen])
 
     def active(self, joint_sample: JointSample) -> list[tuple[dict[str, Any], Tensor]]:
@@ -132,7 +123,7 @@ class Tabulated:
             weights = joint_sample.weights(self.labels[0])[place[0]]
             return [int(self.index[place])], weights.unsqueeze(0)
         joint, chosen = None, []
-        for label, size in zip(self.labels, self.sizes):
+        for label, size in zip(self.candidates, self.index.shape):
             active, weights = joint_sample.active(label), joint_sample.weights(label)
             chosen.append(active)
             if len(active) < size:
@@ -174,16 +165,13 @@ class Tabulated:
                 )
         return choices
 
-    def _column(self, name: str, expression: Any) -> list[Any]:
-        """One expression's values for every combination; it is evaluated over its own labels alone."""
-        own = self._choices(name, expression)
-        candidates = [values if label in own else [None] for label, values in self._candidates.items()]
-        entries = [
-            self._evaluate(name, expression, dict(zip(self._candidates, combination)))
-            for combination in itertools.product(*candidates)
-        ]
-        index = np.arange(len(entries)).reshape([len(values) for values in candidates])
-        return [entries[k] for k in np.broadcast_to(index, self.sizes).ravel()]
+    def _column(self, name: str, expression: Any) -> dict[tuple[int, ...], Any]:
+        """The values of one expression, by the indices of the candidates of its own labels."""
+        own = {label: self.candidates[label] for label in self.labels_of[name]}
+        return {
+            place: self._evaluate(name, expression, {x: own[x][k] for x, k in zip(own, place)})
+            for place in itertools.product(*(range(len(values)) for values in own.values()))
+        }
 
     def _evaluate(self, name: str, expression: Any, sample: dict[str, Any]) -> Any:
         if not isinstance(expression, Mutable):
@@ -193,7 +181,7 @@ class Tabulated:
             evaluate = expression.evaluate if isinstance(expression, MutableExpression) else expression.freeze
             return evaluate(sample)
         except Exception as error:  # whatever a person's expression raises
-            at = ", ".join(f"{label}={value!r}" for label, value in sample.items() if value is not None)
+            at = ", ".join(f"{label}={value!r}" for label, value in sample.items())
             raise UsageError(
                 f"{self._owner}: {name!r} = {expression} cannot be evaluated at {at}: {first_line(error)}"
             ) from error

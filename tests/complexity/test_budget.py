@@ -25,11 +25,11 @@ from nni_gumbel.complexity.budget import (
     ranked_within,
     smallest,
 )
-from nni_gumbel.complexity.cost import count_parameters, expected_parameters
+from nni_gumbel.complexity.params import count_parameters, expected_parameters
 from nni_gumbel.complexity.table import ONE, ExpectedSum, Table, elementwise_maximum
 from nni_gumbel.errors import UsageError
-from nni_gumbel.supernet.architecture import parts_of
 from nni_gumbel.supernet.distribution import Distribution
+from nni_gumbel.supernet.structure import structure_of
 from search_spaces.mnist import MnistSpace
 
 generated = settings(deadline=None, max_examples=12, suppress_health_check=list(HealthCheck))
@@ -56,13 +56,6 @@ def number_of_samples(space):
     return math.prod(law.outcomes for law in Distribution(space).laws.values())
 
 
-def used_labels(parts, sample):
-    for part in parts:
-        yield from part.labels
-        if part.branches:
-            yield from used_labels(part.branches[tuple(sample[label] for label in part.labels)], sample)
-
-
 def listed(space, distribution, *costs):
     """Every network once: its sample as a string, its log-probability and costs."""
     outcomes = {}
@@ -74,10 +67,10 @@ def listed(space, distribution, *costs):
             value = [values[i] for i in members]
             is_list = hasattr(distribution.variables[label], "n_chosen")
             outcomes[label].append((index, value if is_list else value[0], log_probs[index]))
-    parts, networks = parts_of(space), {}
+    structure, networks = structure_of(space), {}
     for chosen in itertools.product(*outcomes.values()):
         everything = dict(zip(outcomes, chosen))
-        used = set(used_labels(parts, {label: value for label, (_, value, _) in everything.items()}))
+        used = structure.used_at({label: value for label, (_, value, _) in everything.items()})
         network = {label: everything[label] for label in outcomes if label in used}
         key = str({label: value for label, (_, value, _) in network.items()})
         if key not in networks:
@@ -87,30 +80,24 @@ def listed(space, distribution, *costs):
     return networks
 
 
-def uses(parts, distribution):
+def uses(structure):
     """By label, 1 in the networks that use it and 0 in the others."""
     ways = {}
 
-    def walk(parts, presence):
-        for part in parts:
-            for label in part.labels:
-                ways.setdefault(label, []).append(presence)
-            for values, following in part.branches.items():
-                here = presence
-                for label, value in zip(part.labels, values):
-                    chosen = np.zeros(distribution.laws[label].outcomes, dtype=np.int64)
-                    chosen[distribution.outcome_index(label, value)] = 1
-                    here = here * Table.of((label,), chosen)
-                walk(following, here)
+    def walk(place, presence):
+        for label in place.labels:
+            ways.setdefault(label, []).append(presence)
+        for condition, inner in place.inner:
+            walk(inner, presence * Table.of(condition.labels, np.int64(condition.holds)))
 
-    walk(parts, ONE)
+    walk(structure, ONE)
     return {label: elementwise_maximum(found) for label, found in ways.items()}
 
 
 def random_cost(space, distribution, seed):
     """Random tables of one label and of two, whole numbers below 50, in the networks that use them."""
     random, labels = np.random.default_rng(seed), sorted(distribution.laws)
-    used = uses(parts_of(space), distribution)
+    used = uses(structure_of(space))
     return ExpectedSum(
         math.prod(
             (used[label] for label in pair),

@@ -21,9 +21,9 @@ from torch import nn
 
 from nni_gumbel import relax
 from nni_gumbel.complexity import table
-from nni_gumbel.complexity.cost import count_parameters, expected_parameters
 from nni_gumbel.complexity.flops import count_flops, expected_flops
 from nni_gumbel.complexity.loose_ends import readers_of_loose_ends
+from nni_gumbel.complexity.params import count_parameters, expected_parameters
 from nni_gumbel.errors import UsageError
 from nni_gumbel.testing import random_samples
 

@@ -13,7 +13,7 @@ from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace
 from torch import nn
 
 from nni_gumbel import UsageError, relax
-from nni_gumbel.complexity.cost import expected_parameters
+from nni_gumbel.complexity.params import expected_parameters
 from nni_gumbel.complexity.prior import prior_by_cost, prior_by_label, uniform_prior
 from nni_gumbel.complexity.table import ExpectedSum, Table
 

@@ -15,10 +15,10 @@ from torch import nn
 
 from nni_gumbel.complexity import budget
 from nni_gumbel.complexity.budget import best_within, largest, ranked_within
-from nni_gumbel.complexity.cost import expected_parameters
+from nni_gumbel.complexity.params import expected_parameters
 from nni_gumbel.errors import UsageError
-from nni_gumbel.supernet.architecture import used_part
 from nni_gumbel.supernet.distribution import Distribution
+from nni_gumbel.supernet.structure import used_part
 
 
 def with_random_logits(space, seed=0, scale=1.0):

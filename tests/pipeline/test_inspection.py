@@ -22,14 +22,14 @@ from torch import nn
 
 from nni_gumbel import relax
 from nni_gumbel.cli import main
-from nni_gumbel.complexity.cost import count_parameters, expected_parameters
 from nni_gumbel.complexity.counting import number_of_networks, number_of_samples
+from nni_gumbel.complexity.params import count_parameters, expected_parameters
 from nni_gumbel.pipeline import inspection as inspecting
 from nni_gumbel.pipeline.inspection import added_costs, example_of, inspect_space
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference
-from nni_gumbel.supernet.architecture import used_part
 from nni_gumbel.supernet.distribution import Distribution
+from nni_gumbel.supernet.structure import used_part
 
 EXAMPLE = Example((torch.zeros(2, 3, 8, 8),))
 

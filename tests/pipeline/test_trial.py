@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import nni_gumbel.results.front
-from nni_gumbel.complexity.cost import count_parameters
+from nni_gumbel.complexity.params import count_parameters
 from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.export import run_export

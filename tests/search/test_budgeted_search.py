@@ -12,8 +12,8 @@ from torch import nn
 
 from nni_gumbel import GumbelSearch, UsageError, relax
 from nni_gumbel.complexity.budget import ranked_within
-from nni_gumbel.complexity.cost import count_parameters, expected_parameters
 from nni_gumbel.complexity.flops import count_flops
+from nni_gumbel.complexity.params import count_parameters, expected_parameters
 from nni_gumbel.search.costs import SearchCosts
 from nni_gumbel.search.objective import StructureObjective
 from nni_gumbel.search.settings import SearchSettings

@@ -11,8 +11,8 @@ from torch import nn
 
 from nni_gumbel import relax
 from nni_gumbel.complexity.budget import Limit
-from nni_gumbel.complexity.cost import count_parameters, expected_parameters
 from nni_gumbel.complexity.flops import count_flops
+from nni_gumbel.complexity.params import count_parameters, expected_parameters
 from nni_gumbel.complexity.table import ExpectedSum, Table
 from nni_gumbel.search.costs import SearchCosts
 from nni_gumbel.search.objective import StructureObjective

@@ -94,15 +94,6 @@ def test_a_certain_network_costs_what_the_profiler_says(space, profiler):
         assert float(expected(certain)) == profiler.profile(sample)
 
 
-def test_what_is_taken_apart_has_the_same_expectation_as_one_table(space, profiler, monkeypatch):
-    variables = space.simplify()
-    probabilities = random_probabilities(variables)
-    whole = expectation_of(profiler.expression, variables)(probabilities)
-    monkeypatch.setattr("nni_gumbel.complexity.expression.LARGEST_SEPARABLE_TABLE", 1)
-    apart = expectation_of(profiler.expression, variables)(probabilities)
-    assert float(apart) == pytest.approx(float(whole), rel=1e-12)
-
-
 @pytest.mark.parametrize(
     "build",
     [
@@ -115,9 +106,7 @@ def test_what_is_taken_apart_has_the_same_expectation_as_one_table(space, profil
         lambda a, b: 3.25,
     ],
 )
-@pytest.mark.parametrize("largest", [1, 500])
-def test_every_kind_of_expression_has_its_expectation(build, largest, monkeypatch):
-    monkeypatch.setattr("nni_gumbel.complexity.expression.LARGEST_SEPARABLE_TABLE", largest)
+def test_every_kind_of_expression_has_its_expectation(build):
     a, b = nni.choice("a", [1, 2, 3]), nni.choice("b", [4, 1])
     variables = {"a": a, "b": b}
     expression, probabilities = build(a, b), random_probabilities({"a": a, "b": b})

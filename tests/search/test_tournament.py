@@ -10,7 +10,7 @@ from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace
 from small_searches import Minimal, Nested, evaluator, loader, numbers, search
 from torch import nn
 
-from nni_gumbel.complexity.cost import count_parameters
+from nni_gumbel.complexity.params import count_parameters
 from nni_gumbel.errors import UsageError
 
 STEPS = 112  # a round, two stages and the network found

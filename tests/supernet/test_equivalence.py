@@ -15,11 +15,11 @@ from nni.nas.nn.pytorch import Cell, InputChoice, LayerChoice, ModelSpace, Mutab
 from torch import nn
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.supernet.architecture import used_part
 from nni_gumbel.supernet.inputs import MixedInput
 from nni_gumbel.supernet.joint_sample import JointSample
 from nni_gumbel.supernet.mixture import mixture
 from nni_gumbel.supernet.mutation import relax
+from nni_gumbel.supernet.structure import used_part
 from nni_gumbel.testing import assert_supernet_equals_frozen, random_samples
 
 SOME = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])

@@ -28,8 +28,8 @@ def two_choices():
 def test_values_stand_in_row_major_order_of_the_candidates():
     a, b = two_choices()
     table = Tabulated({"product": a * b, "first": a, "constant": "x"})
-    assert table.labels == ("a", "b") and table.sizes == (3, 2)
-    assert table.values == [
+    assert table.labels == ("a", "b") and table.index.shape == (3, 2)
+    assert [table.distinct[k] for k in table.index.flat] == [
         {"product": x * y, "first": x, "constant": "x"} for x, y in itertools.product([1, 2, 3], [2, 4])
     ]
 

@@ -17,9 +17,10 @@ from nni.nas.nn.pytorch import (
 from torch import nn
 
 from nni_gumbel import UsageError, relax
-from nni_gumbel.complexity.cost import cost_of, count_parameters, expected_parameters
+from nni_gumbel.complexity.params import count_parameters, expected_parameters
+from nni_gumbel.complexity.table import cost_of
 from nni_gumbel.results.space import network_of
-from nni_gumbel.supernet.architecture import used_part
+from nni_gumbel.supernet.structure import used_part
 from nni_gumbel.testing import random_samples
 
 

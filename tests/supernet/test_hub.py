@@ -24,7 +24,8 @@ from nni.nas.hub.pytorch.nasnet import NDS
 from nni.nas.nn.pytorch import ModelSpace, Repeat
 from torch import nn
 
-from nni_gumbel.complexity.cost import cost_of, count_parameters, expected_parameters
+from nni_gumbel.complexity.params import count_parameters, expected_parameters
+from nni_gumbel.complexity.table import cost_of
 from nni_gumbel.errors import UsageError
 from nni_gumbel.supernet.hub import FullWidthCell
 from nni_gumbel.supernet.mutation import relax

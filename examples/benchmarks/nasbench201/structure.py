@@ -186,7 +186,7 @@ def _prices() -> Any:
     """``(6, 5)``, parameters of an operation on an edge, relative to those of the largest network."""
     import torch
 
-    from nni_gumbel.complexity.cost import expected_parameters
+    from nni_gumbel.complexity.params import expected_parameters
 
     priced = space.Size(channels=CHANNELS, cells=5).space()
     parameters = expected_parameters(priced)

@@ -7,7 +7,6 @@ rejection, exact in distribution. Costs are sums of tables, so that a hundred th
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ import torch
 from nni.nas.nn.pytorch import ModelSpace
 
 from nni_gumbel.complexity.table import ExpectedSum
-from nni_gumbel.supernet.architecture import used_part
 from nni_gumbel.supernet.distribution import Distribution
+from nni_gumbel.supernet.structure import used_part
 
 # After so many samples none is likely to be close enough: a part of 1e-6 of a space is missed once in seven times.
 DRAWS = 2_000_000
@@ -59,7 +58,7 @@ def random_network(
         outcomes = {
             label: random.integers(distribution.laws[label].outcomes, size=number) for label in cost.labels
         }
-        distances = np.abs(_prices(cost, outcomes, number) - size)
+        distances = np.abs(np.broadcast_to(cost.at(outcomes), number) - size)
         within = np.flatnonzero(distances <= tolerance * size)
         best = within[0] if len(within) else distances.argmin()
         if distances[best] < distance:
@@ -69,13 +68,8 @@ def random_network(
     if distance > tolerance * size:
         found = cost.at(nearest)
         _log.warning(
-            "random network: none of %s samples costs %s within %.3g %%; the nearest one is taken, which costs %s "
-            "(%+.3g %%)",
-            f"{drawn:,}",
-            f"{size:,.6g}",
-            100 * tolerance,
-            f"{found:,.6g}",
-            100 * (found / size - 1),
+            f"random network: none of {drawn:,} samples costs {size:,.6g} within {100 * tolerance:.3g} %; the nearest "
+            f"one is taken, which costs {found:,.6g} ({100 * (found / size - 1):+.3g} %)"
         )
     # What the cost does not depend on is as likely as ever.
     generator = torch.Generator().manual_seed(int(random.integers(2**62)))
@@ -86,11 +80,3 @@ def random_network(
         else:
             sample[label] = distribution.value(label, law.draw(torch.zeros(law.size), generator))
     return used_part(space, sample)
-
-
-def _prices(cost: ExpectedSum, outcomes: Mapping[str, np.ndarray], number: int) -> np.ndarray:
-    """``(number,)``, the cost of each sample."""
-    total = np.zeros(number)
-    for table in cost.tables:
-        total += table.at(outcomes)
-    return total

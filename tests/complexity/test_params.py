@@ -9,9 +9,9 @@ from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace, MutableLine
 from torch import nn
 
 from nni_gumbel import UsageError, relax
-from nni_gumbel.complexity.cost import cost_of, count_parameters, expected_parameters
 from nni_gumbel.complexity.flops import count_flops
-from nni_gumbel.complexity.table import ExpectedSum, Table
+from nni_gumbel.complexity.params import count_parameters, expected_parameters
+from nni_gumbel.complexity.table import ExpectedSum, Table, cost_of
 from nni_gumbel.supernet.distribution import Distribution
 
 
@@ -26,7 +26,7 @@ def random_distribution(space):
 
 @given(plan=plans)
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
-def test_expected_parameters_equal_the_enumeration_of_all_networks_and_none_is_larger_than_the_bound(plan):
+def test_expected_parameters_equal_the_enumeration_of_all_networks(plan):
     space, supernet = GeneratedSpace(plan), GeneratedSpace(plan)
     samples = samples_of(space, limit=24)
     assume(len(samples) < 24)
@@ -38,7 +38,6 @@ def test_expected_parameters_equal_the_enumeration_of_all_networks_and_none_is_l
         weights = [distribution.log_prob(sample).exp().item() for sample in samples]
         enumerated = sum(weight * count for weight, count in zip(weights, counts))
         assert float(expected(distribution.probs())) == pytest.approx(enumerated, rel=1e-9)
-    assert max(counts) <= expected.upper_bound
 
 
 @given(plan=plans)

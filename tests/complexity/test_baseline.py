@@ -8,9 +8,9 @@ from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace
 from scipy.stats import chisquare
 from torch import nn
 
-from nni_gumbel.complexity import sampling
-from nni_gumbel.complexity.cost import count_parameters, expected_parameters
-from nni_gumbel.complexity.sampling import random_network
+from nni_gumbel.complexity import baseline
+from nni_gumbel.complexity.baseline import random_network
+from nni_gumbel.complexity.params import count_parameters, expected_parameters
 from nni_gumbel.supernet.distribution import Distribution
 from search_spaces.mnist import MnistSpace
 
@@ -70,7 +70,7 @@ def test_the_same_seed_draws_the_same_network():
 
 
 def test_where_no_network_is_of_the_size_the_nearest_is_drawn_with_a_warning(monkeypatch, caplog):
-    monkeypatch.setattr(sampling, "DRAWS", 3_000)
+    monkeypatch.setattr(baseline, "DRAWS", 3_000)
     space = Small()
     with caplog.at_level(logging.WARNING):
         (sample,) = drawn(space, 100, 0.1, 1)
@@ -80,7 +80,7 @@ def test_where_no_network_is_of_the_size_the_nearest_is_drawn_with_a_warning(mon
 
 
 def test_a_space_without_parameters_has_random_networks(monkeypatch):
-    monkeypatch.setattr(sampling, "DRAWS", 1_000)
+    monkeypatch.setattr(baseline, "DRAWS", 1_000)
 
     class Free(ModelSpace):
         def __init__(self):

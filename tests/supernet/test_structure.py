@@ -14,8 +14,8 @@ from nni.nas.nn.pytorch import (
 )
 from torch import nn
 
-from nni_gumbel.supernet.architecture import freeze_with_weights, used_part
 from nni_gumbel.supernet.mutation import relax
+from nni_gumbel.supernet.structure import freeze_with_weights, used_part
 from nni_gumbel.testing import random_samples
 
 

@@ -1,6 +1,6 @@
-"""What a network costs: counted for one network, expected for a distribution over networks.
+"""Parameters: counted for one network, expected for a distribution over networks.
 
-The expected number of parameters is exact and differentiable. How many scalars a tensor has in a frozen
+The expected number is exact and differentiable. How many scalars a tensor has in a frozen
 network, none included, depends on the choices above it (the candidates that lead to it, the depth of a
 ``Repeat``) and on those of its own shape (widths, kernels). It is tabulated over the labels that it
 depends on, and the table is contracted with their probabilities: labels are independent. A tensor that
@@ -10,30 +10,18 @@ can be reached in several ways (tied weights) is there if any of them is: the la
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from torch import nn
 
 from nni_gumbel.complexity.loose_ends import Sources, parts_read, readers_of_loose_ends
-from nni_gumbel.complexity.presence import children_of
-from nni_gumbel.complexity.table import ONE, ExpectedSum, Table, elementwise_maximum
+from nni_gumbel.complexity.table import ONE, ExpectedSum, Table, elementwise_maximum, where
 from nni_gumbel.supernet.arguments import parameter_sizes
-from nni_gumbel.supernet.distribution import Distribution
+from nni_gumbel.supernet.structure import children
 
 
 def count_parameters(network: nn.Module) -> int:
     """Number of scalars in the parameters of a frozen network, each tensor once."""
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def cost_of(distribution: Distribution, cost: ExpectedSum, sample: Mapping[str, Any]) -> float:
-    """What one network costs, exactly: an NNI sample that names at least the labels that the network uses.
-
-    Raises:
-        UsageError: the sample lacks a label on which the cost of the network depends.
-    """
-    labels = set(cost.labels) & set(sample)
-    return cost.at({label: distribution.outcome_index(label, sample[label]) for label in labels})
 
 
 def expected_parameters(space: nn.Module) -> ExpectedSum:
@@ -70,5 +58,5 @@ def _sizes(
         else:
             yield (id(parameter), 0), presence * size
     if not own:
-        for child, condition in children_of(module):
-            yield from _sizes(child, presence * condition, readers)
+        for child, condition in children(module):
+            yield from _sizes(child, presence * where(condition), readers)

@@ -2,7 +2,7 @@
 
 Abstract interpretation with finite sets: the supernet's forward runs on PyTorch's meta device, where tensors
 have shapes and no entries; a tensor whose shape depends on choices is carried along as its alternatives
-(:mod:`nni_gumbel.complexity.shapes.alternatives`). A call of a layer is run, and priced, once for every distinct
+(:mod:`nni_gumbel.complexity.varying`). A call of a layer is run, and priced, once for every distinct
 combination of the shapes of its inputs. What a module of ours computes is replaced by its cases: each
 candidate runs where it is chosen, each block of a ``Repeat`` where the depth reaches it, each size of a
 module with choices in its arguments where it is the size; a label that occurs again inside is fixed there.
@@ -19,7 +19,6 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from nni.nas.nn.pytorch.cell import preprocess_cell_inputs
 from nni.nas.nn.pytorch.choice import ChosenInputs
@@ -29,14 +28,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nni_gumbel.complexity.loose_ends import loose_nodes, readers_of_loose_ends
-from nni_gumbel.complexity.presence import depths_of
-from nni_gumbel.complexity.shapes.alternatives import (
-    Split,
-    VaryingNumber,
-    VaryingTensor,
-)
-from nni_gumbel.complexity.shapes.joint_values import JointValues, identity
-from nni_gumbel.complexity.table import Table
+from nni_gumbel.complexity.table import MOST_COMBINATIONS, Table, where
+from nni_gumbel.complexity.varying import JointValues, Split, VaryingNumber, VaryingTensor, identity
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.supernet.arguments import MixedArguments
 from nni_gumbel.supernet.cell import MixedCell
@@ -45,14 +38,18 @@ from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.inputs import MixedInput
 from nni_gumbel.supernet.kept import KeptModule
 from nni_gumbel.supernet.layer import MixedLayer
+from nni_gumbel.supernet.structure import Condition, children, depths_of
 
 # How often the forward of one module is run for the values of numbers that its Python code asks for: each number
 # multiplies that, and a run takes 0.1 s or more in a network of a usual size.
 MOST_RUNS = 64
+# Outcomes of one label that are told apart: the subsets of 14 inputs. What depends on one label alone must be added up
+# over all of them at every step.
+MOST_OUTCOMES = 20_000
 
 Price = Callable[[nn.Module, tuple, Mapping[str, Any], Any], float]
 
-_OURS = (MixedLayer, MixedInput, MixedRepeat, MixedCell, MixedArguments, KeptModule)
+_REMEDY = "price params or a cost of your own"
 
 
 def prices_of_calls(
@@ -82,7 +79,7 @@ def prices_of_calls(
         UsageError: the forward depends on the entries of tensors, or on more choices at once than can be
             tabulated, or a module comes from a person's own mutation hook; names the module.
     """
-    interpreter = Interpreter(distribution, is_priced, price, what)
+    interpreter = _Interpreter(distribution, is_priced, price, what)
     root = interpreter.prepared(supernet, "")
     interpreter.readers.update(readers_of_loose_ends(root))
     inputs, named = tree_map(_on_meta, (tuple(args), dict(kwargs)))
@@ -92,11 +89,8 @@ def prices_of_calls(
     return interpreter.terms
 
 
-class Interpreter(JointValues):
-    """See the module; while it is entered, functions of torch take what varies.
-
-    Args:
-        distribution, is_priced, price, what: see :func:`prices_of_calls`.
+class _Interpreter(JointValues):
+    """See the module; the arguments are those of :func:`prices_of_calls`.
 
     Attributes:
         terms: the price of each call so far, 0 in the networks that do not make it.
@@ -106,10 +100,12 @@ class Interpreter(JointValues):
     def __init__(
         self, distribution: Distribution, is_priced: Callable[[nn.Module], bool], price: Price, what: str
     ) -> None:
-        super().__init__(distribution, what)
+        super().__init__(self._too_many)
         self.terms: list[Table] = []
         self.readers: set[nn.Module] = set()
-        self._is_priced, self._price = is_priced, price
+        self._is_priced, self._price, self._what = is_priced, price, what
+        self._laws = distribution.laws
+        self._path: list[str] = []  # names of the modules that are being run, the innermost last
         self._variants: dict[tuple[nn.Module, int], nn.Module] = {}
         self._runs: dict[str, int] = {}  # by path, in how many parts the networks have been split up
 
@@ -130,36 +126,36 @@ class Interpreter(JointValues):
     def _call(
         self, module: nn.Module, path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
+        """A call of a module; one that asks for a plain value where there are several is run once for each."""
         priced, self.unanswered = len(self.terms), None
-        self.path.append(path or type(module).__name__)
+        name = path or type(module).__name__
+        self._path.append(name)
         try:
             return self._run(module, path, forward, args, kwargs)
-        except Split as split:
-            del self.terms[priced:]
-            conditions = split.conditions()
         except UsageError:
             raise
         except Exception as error:  # whatever a person's forward raises
-            if self.unanswered is None:
-                raise UsageError(
-                    f"module {path or type(module).__name__!r}: the {self._what} of {type(module).__name__} cannot "
-                    f"be counted ahead of a forward pass ({first_line(error)}); let its forward depend on the "
-                    "shapes of tensors alone, or price params or a cost of your own"
-                ) from error
             # Torch asks whether an argument can be a whole number, and makes an error of its own of a split.
-            del self.terms[priced:]
-            conditions = self.unanswered.conditions()
+            split = error if isinstance(error, Split) else self.unanswered
+            if split is None:
+                raise UsageError(
+                    f"module {name!r}: the {self._what} of {type(module).__name__} cannot be counted ahead of a "
+                    f"forward pass ({first_line(error)}); let its forward depend on the shapes of tensors alone, or "
+                    f"{_REMEDY}"
+                ) from error
         finally:
-            self.path.pop()
+            self._path.pop()
+        del self.terms[priced:]
+        conditions = split.conditions()
         again = partial(self._call, module, path, forward, *args, **kwargs)
         before = self._runs.get(path, 1)
         self._runs[path] = before * len(conditions)
         try:
             if self._runs[path] > MOST_RUNS:
                 raise UsageError(
-                    f"module {path or type(module).__name__!r}: its forward decides in Python on shapes that depend on "
-                    f"choices, in more than {MOST_RUNS} ways, so its {self._what} would take long to count; move each "
-                    "decision into a module of its own, or price params or a cost of your own"
+                    f"module {name!r}: its forward decides in Python on shapes that depend on choices, in more than "
+                    f"{MOST_RUNS} ways, so its {self._what} would take long to count; move each decision into a module "
+                    f"of its own, or {_REMEDY}"
                 )
             return self.cases((condition, again) for condition in conditions)
         finally:
@@ -174,9 +170,10 @@ class Interpreter(JointValues):
         kwargs: Mapping[str, Any],
     ) -> Any:
         if isinstance(module, MixedLayer):
-            chosen = (self.chosen(module.label, k) for k in range(len(module.names)))
-            candidates = (partial(module[name], *args, **kwargs) for name in module.names)
-            return self.cases(zip(chosen, candidates))
+            return self.cases(
+                (where(condition), partial(candidate, *args, **kwargs))
+                for candidate, condition in children(module)
+            )
         if isinstance(module, MixedRepeat):
             return self._repeat(module, *args, **kwargs)
         if isinstance(module, MixedInput):
@@ -185,10 +182,10 @@ class Interpreter(JointValues):
             return self._cell(module, *args, **kwargs)
         if isinstance(module, MixedArguments):
             return self._arguments(module, path, args, kwargs)
-        if isinstance(module, BaseSuperNetModule) and not isinstance(module, _OURS):
+        if isinstance(module, BaseSuperNetModule) and not isinstance(module, KeptModule):
             raise UsageError(
                 f"module {path!r}: {type(module).__name__} comes from a mutation hook, so which {self._what} its "
-                "networks have is not known; price params or a cost of your own"
+                f"networks have is not known; {_REMEDY}"
             )
         if self._is_priced(module):
             return self._layer(module, forward, args, kwargs)
@@ -216,47 +213,63 @@ class Interpreter(JointValues):
 
         output, price = self.evaluate(priced, args, kwargs)
         if isinstance(price, VaryingNumber):
-            alternatives = price.alternatives
-            prices = np.append(np.array(alternatives.values), 0)  # the last is that of NOWHERE
-            self.terms.append(self.presence * alternatives.index.map(lambda index: prices[index]))
+            self.terms.append(self.presence * price.alternatives.numbers())
         elif price:
-            self.terms.append(self.presence * Table.of((), price))
+            self.terms.append(self.presence * price)
         return output
 
     def _repeat(self, module: MixedRepeat, x: Any) -> Any:
-        labels, depths = depths_of(module)
-        cases = [(Table.of(labels, np.int64(depths == 0)), partial(_same, x))]
+        candidates, depths = depths_of(module)
+        is_depth = Table.of(tuple(candidates), depths)
+        cases = [(is_depth.equals(0), lambda x=x: x)]
         for depth, block in enumerate(module.blocks, start=1):
-            with self.where(Table.of(labels, np.int64(depths >= depth))) as possible:
+            with self.where(where(Condition(candidates, depths >= depth))) as possible:
                 if not possible:
                     break
                 x = block(x)
-            cases.append((Table.of(labels, np.int64(depths == depth)), partial(module.of_depth, depth, x)))
+            cases.append((is_depth.equals(depth), partial(module.of_depth, depth, x)))
         return self.cases(cases)
 
     def _input(self, module: MixedInput, candidate_inputs: Sequence[Any]) -> Any:
-        # Inputs of one shape are alike: not every set of them has to be tried.
-        kinds = [_kind(value) for value in candidate_inputs]
-        if len(set(kinds)) == 1:
-            return ChosenInputs(list(self.any_set(module.label)), module.reduction)(candidate_inputs)
-        sets = self.sets(module.label)
-        groups: dict[tuple[Any, ...], list[int]] = {}
-        for outcome, chosen in enumerate(sets):
-            groups.setdefault(tuple(kinds[i] for i in chosen), []).append(outcome)
-
         def reduced(chosen: tuple[int, ...]) -> Any:
             return ChosenInputs(list(chosen), module.reduction)(candidate_inputs)
 
+        # Inputs of one shape are alike: not every set of them has to be tried.
+        kinds = list(map(_kind, candidate_inputs))
+        law = self._laws[module.label]
+        if len(set(kinds)) == 1:
+            return reduced(next(law.sets()))
+        if law.outcomes > MOST_OUTCOMES:
+            raise UsageError(
+                f"choice {module.label!r}: its {law.outcomes:,} sets of inputs lead to different {self._what} (at most "
+                f"{MOST_OUTCOMES:,} can be told apart); give it inputs of one shape, fewer of them or an n_chosen"
+            )
+        groups: dict[tuple[Any, ...], tuple[int, tuple[int, ...]]] = {}
+        numbers = [
+            groups.setdefault(tuple(kinds[i] for i in chosen), (len(groups), chosen))[0]
+            for chosen in law.sets()
+        ]
+        group = Table.of((module.label,), numbers)
         return self.cases(
-            (self.outcomes(module.label, outcomes), partial(reduced, sets[outcomes[0]]))
-            for outcomes in groups.values()
+            (group.equals(number), partial(reduced, chosen)) for number, chosen in groups.values()
         )
 
     def _cell(self, module: MixedCell, *inputs: Any) -> Any:
+        conditions = {candidate: where(condition) for candidate, condition in children(module)}
         predecessors = preprocess_cell_inputs(module.num_predecessors, *inputs)
         states = module.preprocessor(predecessors)
+
+        def slot(node: int, k: int) -> Any:
+            if module.op_candidates_factory is None:
+                return module.ops[node][k](module.inputs[node][k](states))
+            return self.cases(
+                (conditions[candidate], partial(candidate, state))
+                for state, candidates in zip(states, module.ops[node][k])
+                for candidate in candidates
+            )
+
         for node in range(module.num_nodes):
-            slots = [self._slot(module, node, k, states) for k in range(module.num_ops_per_node)]
+            slots = [slot(node, k) for k in range(module.num_ops_per_node)]
             states.append(torch.sum(torch.stack(slots), 0))
         if module.merge_op == "all":
             outputs = torch.cat([states[node] for node in module.output_node_indices], module.concat_dim)
@@ -270,30 +283,24 @@ class Interpreter(JointValues):
             )
         return module.postprocessor(outputs, predecessors)
 
-    def _slot(self, module: MixedCell, node: int, k: int, states: Sequence[Any]) -> Any:
-        if module.op_candidates_factory is None:
-            return module.ops[node][k](module.inputs[node][k](states))
-        source, op = module.labels[node][k]
-        return self.cases(
-            (self.chosen(source, j) * self.chosen(op, o), partial(candidate, states[j]))
-            for j, candidates in enumerate(module.ops[node][k])
-            for o, candidate in enumerate(candidates)
-        )
-
     def _arguments(self, module: MixedArguments, path: str, args: tuple, kwargs: Mapping[str, Any]) -> Any:
         table = module.variants.table
 
         def run(k: int) -> Any:
             if (module, k) not in self._variants:
-                variant = self.prepared(module.variants.templates[k], path)
-                self._variants[module, k] = variant
+                self._variants[module, k] = self.prepared(module.variants.templates[k], path)
                 if module in self.readers:
-                    self.readers.add(variant)
+                    self.readers.add(self._variants[module, k])
             return self._variants[module, k](*args, **kwargs)
 
-        return self.cases(
-            (Table.of(table.labels, np.int64(table.index == k)), partial(run, k))
-            for k in range(len(table.distinct))
+        variant = Table.of(table.labels, table.index)
+        return self.cases((variant.equals(k), partial(run, k)) for k in range(len(table.distinct)))
+
+    def _too_many(self, labels: Sequence[str], combinations: int) -> UsageError:
+        return UsageError(
+            f"module {self._path[-1]!r}: its {self._what} depend on {combinations:,} "
+            f"combinations of the choices {', '.join(map(repr, labels))}; let fewer choices meet there (at most "
+            f"{MOST_COMBINATIONS:,} combinations)"
         )
 
 
@@ -330,7 +337,3 @@ def _on_meta(value: Any) -> Any:
     if isinstance(value, nn.Parameter):
         return nn.Parameter(value.detach().to("meta"), requires_grad=value.requires_grad)
     return value.detach().to("meta") if isinstance(value, Tensor) else value
-
-
-def _same(value: Any) -> Any:
-    return value

@@ -1,0 +1,234 @@
+"""The structure of a space: which choices lead to which modules; and the network frozen at a sample.
+
+A module inside a candidate that is not chosen, or behind the depth of a ``Repeat``, is not in the network, and
+what is chosen inside it leaves no trace: two samples that differ in such labels alone are the same network.
+:func:`children` is the one place that says when a network has a module. Freezing, used labels, costs, budgets and the
+number of networks all follow from it.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from nni.mutable import Mutable
+from nni.nas.hub.pytorch.nasnet import NDS
+from nni.nas.nn.pytorch import Cell, LayerChoice, ModelSpace, MutableModule, ParametrizedModule, Repeat
+from torch import nn
+
+from nni_gumbel.copies import copied, shallow_copy
+from nni_gumbel.supernet.cell import MixedCell
+from nni_gumbel.supernet.expressions import Tabulated
+from nni_gumbel.supernet.hub import MixedStage, fit_to_loose_ends
+from nni_gumbel.supernet.kept import KeptModule
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """Some combinations of the candidates of some labels.
+
+    Args:
+        candidates: by label.
+        holds: truth values, one axis per label over its candidates.
+    """
+
+    candidates: Mapping[str, Sequence[Any]]
+    holds: np.ndarray
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """In the order of the axes."""
+        return tuple(self.candidates)
+
+    def at(self, sample: Mapping[str, Any]) -> bool:
+        """Whether it holds at an NNI sample."""
+        chosen = (values.index(sample[label]) for label, values in self.candidates.items())
+        return bool(self.holds[tuple(chosen)])
+
+
+def children(module: nn.Module) -> Iterator[tuple[nn.Module, Condition | None]]:
+    """The children of a module, each with the networks that have it, of those that have the module; ``None``: all.
+
+    Args:
+        module: a space or a module of one, mutated or not.
+    """
+    if isinstance(module, LayerChoice):
+        for chosen, name in zip(np.eye(len(module.names), dtype=bool), module.names):
+            yield module[name], Condition({module.label: module.names}, chosen)
+    elif isinstance(module, Repeat):
+        candidates, depths = depths_of(module)
+        for number, block in enumerate(module.blocks):
+            yield block, Condition(candidates, depths > number)
+        if isinstance(module, MixedStage) and module.transformation is not None:
+            yield module.transformation, Condition(candidates, depths == 1)
+    elif isinstance(module, MixedCell) and module.op_candidates_factory is not None:
+        variables = module.simplify()
+        for candidate, *choices in module.candidates_of_factories():
+            candidates = {label: variables[label].values for label, _ in choices}
+            chosen = (np.arange(len(candidates[label])) == place for label, place in choices)
+            yield candidate, Condition(candidates, np.logical_and.outer(*chosen))
+        for part in (module.preprocessor, module.postprocessor):
+            if isinstance(part, nn.Module):
+                yield part, None
+    else:
+        for child in module.children():
+            yield child, None
+
+
+def depths_of(repeat: Repeat) -> tuple[Mapping[str, Sequence[Any]], np.ndarray]:
+    """The depth of a ``Repeat`` for every combination of the choices that it depends on, if any.
+
+    Returns:
+        The candidates by label, and integers with one axis per label.
+    """
+    table = Tabulated({"depth": repeat.depth_choice})
+    return table.candidates, np.array([values["depth"] for values in table.distinct])[table.index]
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """What always comes together in the networks of a space.
+
+    Args:
+        labels: used by the networks that have the place.
+        inner: places that some of these networks have. Labels that are used in any case are not named again.
+    """
+
+    labels: tuple[str, ...]
+    inner: tuple[tuple[Condition, Place], ...]
+
+    def used_at(self, sample: Mapping[str, Any]) -> set[str]:
+        """The labels that the network of an NNI sample uses, the place being in it."""
+        return {*self.labels}.union(*(place.used_at(sample) for when, place in self.inner if when.at(sample)))
+
+    def all(self) -> Iterator[Place]:
+        """The place and all those inside."""
+        yield self
+        for _, place in self.inner:
+            yield from place.all()
+
+
+def structure_of(module: nn.Module, known: Set[str] = frozenset()) -> Place:
+    """The places of a space.
+
+    Where NNI's ``freeze`` builds a module anew - a cell from factories, a ``ParametrizedModule`` - it looks up all
+    labels inside, also those of candidates that are not chosen: they are used.
+
+    Args:
+        module: a space or a module of one, mutated or not.
+        known: labels that are used in any case.
+    """
+    labels: dict[str, None] = {}
+    conditional: list[tuple[Condition, nn.Module]] = []
+    always = [module]
+    for part in always:  # which grows
+        is_built_anew = _is_built_anew(part)
+        if isinstance(part, MutableModule):
+            mutables = [part] if is_built_anew else part.mutables
+            labels.update(dict.fromkeys(label for mutable in mutables for label in mutable.simplify()))
+        if is_built_anew:
+            continue
+        for child, condition in children(part):
+            if condition is None or condition.holds.all():
+                always.append(child)
+            elif condition.holds.any():
+                conditional.append((condition, child))
+    everywhere = known | labels.keys()
+    places = ((condition, structure_of(child, everywhere)) for condition, child in conditional)
+    inner = tuple((condition, place) for condition, place in places if place.labels or place.inner)
+    return Place(tuple(label for label in labels if label not in known), inner)
+
+
+def _is_built_anew(module: nn.Module) -> bool:
+    is_made = isinstance(module, Cell) and module.op_candidates_factory is not None
+    return is_made or isinstance(module, ParametrizedModule)
+
+
+def used_part(space: ModelSpace, sample: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of ``sample`` that the network frozen at it uses, in the order of the space.
+
+    Args:
+        space: the model space, mutated to a supernet or not.
+        sample: an NNI sample with an entry for every label.
+    """
+    used = structure_of(space).used_at(sample)
+    return {label: sample[label] for label in space.simplify() if label in used}
+
+
+def freeze_with_weights(space: MutableModule, sample: Mapping[str, Any]) -> nn.Module:
+    """The network of a sample, with a copy of the supernet's weights: each choice is replaced by what was chosen.
+
+    What is one tensor or one module in the supernet is one in the network. A space with a ``freeze`` of its own has
+    that build the network, which then gets the weights that the replacement keeps.
+
+    Args:
+        space: a supernet.
+        sample: an NNI sample that names the labels it uses.
+
+    Raises:
+        RuntimeError: the space builds another network than the replacement of its choices gives.
+    """
+    network = _Replacement(dict(sample)).of_space(space)
+    if type(space).freeze in _REPLACING:
+        return copied(network)
+    rebuilt = type(space).freeze(space, dict(sample)).to(next(network.parameters(), None))
+    rebuilt.load_state_dict(network.state_dict(), strict=True)
+    return rebuilt.train(space.training)
+
+
+# What replaces the choices below a module (a ``Cell`` that is not mixed has no more to do), and the method of the hub's
+# ``NDS``: that builds its own class anew, whatever a person derived from it, and whatever was done to the instance.
+_REPLACING = (MutableModule.freeze, Cell.freeze, NDS.freeze)
+
+
+class _Replacement:
+    """NNI's ``recursive_freeze`` without its copies, one at every level, each of which unties what is tied.
+
+    Networks share their weights with the supernet. A module that stands at several places is frozen once.
+    """
+
+    def __init__(self, sample: dict[str, Any]) -> None:
+        self._sample = sample
+        self._frozen: dict[nn.Module, nn.Module] = {}
+
+    def of_space(self, space: MutableModule) -> nn.Module:
+        network = self._with_children(space, always=True)
+        vars(network).pop("freeze", None)  # a supernet's own is bound to the supernet
+        return network
+
+    def of(self, module: nn.Module) -> nn.Module:
+        if module not in self._frozen:
+            self._frozen[module] = self._of(module)
+        return self._frozen[module]
+
+    def _of(self, module: nn.Module) -> nn.Module:
+        own = type(module).freeze if isinstance(module, Mutable) else MutableModule.freeze
+        if own in (LayerChoice.freeze, Repeat.freeze):
+            module.validate(self._sample)
+            kept = [self.of(child) for child, condition in children(module) if condition.at(self._sample)]
+            if own is LayerChoice.freeze:
+                return kept[0]
+            blocks = nn.Sequential(*kept)
+            blocks.training = module.training  # not train(), which would reach into the supernet
+            return blocks
+        if isinstance(module, MixedCell):
+            return module.freeze(self._sample, self.of)
+        if isinstance(module, KeptModule):
+            return module.as_built(self._with_children(module))
+        return self._with_children(module) if own in _REPLACING else module.freeze(self._sample)
+
+    def _with_children(self, module: nn.Module, always: bool = False) -> nn.Module:
+        frozen = {name: child and self.of(child) for name, child in module._modules.items()}
+        if not always and all(frozen[name] is child for name, child in module._modules.items()):
+            return module
+        network = shallow_copy(module)
+        network._modules = frozen
+        for name, value in vars(network).items():
+            if isinstance(value, types.MethodType) and value.__self__ is module:
+                vars(network)[name] = types.MethodType(value.__func__, network)  # its own, not the supernet's
+        if isinstance(network, NDS):
+            fit_to_loose_ends(network)
+        return network
