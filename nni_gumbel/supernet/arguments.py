@@ -7,7 +7,7 @@ For a module whose arguments v depend on choices, with weights P(v), the mixture
 ``M_v`` is the module that NNI freezes v to, with its part of weights that all v share; what it writes is
 filled up with zeros to the largest active v (:mod:`nni_gumbel.supernet.slicing` says which features and
 which part). Linear layers, convolutions and batch norms of many sizes are computed as one operation
-(:mod:`nni_gumbel.supernet.merging`), everything else one v after another. With a single active v nothing
+(:mod:`nni_gumbel.supernet.kernels`), everything else one v after another. With a single active v nothing
 is restricted or filled up: it computes what the frozen module computes.
 
 What a mixture of widths means: a feature that not every width has is scaled by the probability that it is
@@ -26,10 +26,9 @@ module updates them, if its weight is not 0.
 from __future__ import annotations
 
 import copy
-import functools
 import itertools
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -43,10 +42,12 @@ from torch.utils._pytree import tree_leaves
 from nni_gumbel.errors import UnsupportedError, UsageError, first_line
 from nni_gumbel.supernet.joint_sample import JointSample
 from nni_gumbel.supernet.kept import Additions, derived, instance, keep_weights, reduced
-from nni_gumbel.supernet.merging import merge_key, merged
-from nni_gumbel.supernet.mixture import is_float, mixture
-from nni_gumbel.supernet.slicing import Features, features, fill_up, restrict, tensors_of
+from nni_gumbel.supernet.kernels import Frame, Shares, Taps, convolve, key_of_size, of_sizes
+from nni_gumbel.supernet.mixture import Different, is_float, mixed, mixture
+from nni_gumbel.supernet.slicing import Features, features, fill_up, part, restrict, tensors_of
 from nni_gumbel.supernet.variants import Variants, choices_of, refuse_hidden_choices
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def mix_arguments(
@@ -91,11 +92,28 @@ def parameter_sizes(module: nn.Module) -> dict[str, tuple[tuple[str, ...], np.nd
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """How the active variants are computed; it changes only with which of them are active."""
+class _Group:
+    """Active variants that are one operation, or one of them alone.
 
-    positions: tuple[int, ...]
-    groups: tuple[tuple[int, ...], ...]  # indices into `positions`; each group is one operation
+    Args:
+        members: their positions among all variants.
+        places: their positions among the active ones.
+        canvas: of convolutions and linear layers: their frame, their taps and their groups.
+        shares: by the name of a tensor, as far as they have been asked for.
+    """
+
+    members: tuple[int, ...]
+    places: tuple[int, ...]
+    canvas: tuple[Frame, Taps, int] | None
+    shares: dict[str, Shares] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How the active variants are computed; it changes only with which of them are active, and with the device."""
+
+    key: tuple[Any, ...]
+    groups: tuple[_Group, ...]
     reads: tuple[tuple[int, str, int, int], ...]  # place and name of an input, dimension, size at most
 
 
@@ -104,12 +122,16 @@ class MixedArguments(BaseSuperNetModule):
 
     Its instances are of the mixed module's type, too (a mixed ``MutableConv2d`` is an ``nn.Conv2d``), with
     parameters and buffers of the same names, each as large as the largest variant's.
+
+    Attributes:
+        variants: the modules that it mixes.
+        keys: of each of them; those with one key are one operation.
     """
 
     variants: Variants
+    keys: tuple[Hashable, ...]
     _joint_sample: JointSample
     _features: tuple[Features, ...]  # of each variant
-    _keys: tuple[Hashable | None, ...]  # with which of the others it is one operation
     _added: Additions
     _built_momentum: float | None
     _runners: dict[int, nn.Module]
@@ -139,8 +161,10 @@ class MixedArguments(BaseSuperNetModule):
         mixed._mutables = list(choices_of(module).values())
         mixed._joint_sample = joint_sample
         mixed.variants = variants
-        mixed._features = tuple(features(template) for template in variants.templates)
-        mixed._keys = tuple(merge_key(template, variants.full) for template in variants.templates)
+        mixed.keys = tuple(
+            _key(template, variants.full) or ("alone", k) for k, template in enumerate(variants.templates)
+        )
+        mixed._features = tuple(map(features, variants.templates))
         mixed._added = added
         mixed._built_momentum = getattr(base, "momentum", None)
         mixed._runners = {}
@@ -160,8 +184,32 @@ class MixedArguments(BaseSuperNetModule):
             output = self._run(positions[0], state, args, kwargs)
             # A network that is drawn for the structure alone: its weight is 1, and has a derivative.
             alone = weights.requires_grad and len(self.variants.table.distinct) > 1
-            return mixture([output], [weights[0]]) if alone else output
-        return self._mixture(positions, weights, state, args, kwargs)
+            return mixture([output], [weights[0] if alone else None])
+        if self._plan is None or self._plan.key != (positions, weights.device):
+            self._plan = self._plan_for(positions, weights.device)
+        self._check_inputs(args, kwargs)
+        buffers = [name for name, _ in self.named_buffers() if name in self.variants.full and self.training]
+        outputs, scales, updates = [], [], []
+        for group in self._plan.groups:
+            chosen = weights if len(group.places) == len(positions) else weights[list(group.places)]
+            # Each group starts from the same statistics.
+            own = state | {name: state[name].clone() for name in buffers}
+            if len(group.members) == 1:
+                outputs.append(self._run_beside_others(group.members[0], own, args, kwargs))
+                scales.append(chosen[0])
+            else:
+                (x,) = (*args, *kwargs.values())
+                outputs.append(self._as_one(group, chosen, own, x))
+                scales.append(None)
+            updates.append((group, chosen.detach(), own))
+        for name in buffers:
+            self._update(name, state[name], updates)
+        if len(outputs) > 1:
+            outputs = fill_up(outputs, self._features[positions[0]].outputs)
+        try:
+            return mixed(outputs, scales)
+        except Different as different:
+            raise UsageError(self._told(*different.args)) from None
 
     def freeze(self, sample: dict[str, Any]) -> nn.Module:
         """The module at a sample, of the type that NNI freezes it to, with a copy of its part of the weights."""
@@ -177,58 +225,62 @@ class MixedArguments(BaseSuperNetModule):
     def __reduce_ex__(self, protocol: Any) -> tuple:
         return reduced(self, MixedArguments)
 
-    def _mixture(
-        self,
-        positions: list[int],
-        weights: Tensor,
-        state: dict[str, Tensor],
-        args: tuple,
-        kwargs: dict[str, Any],
-    ) -> Any:
-        if self._plan is None or self._plan.positions != tuple(positions):
-            self._plan = self._plan_for(positions)
-        self._check_inputs(args, kwargs)
-        buffers = (
-            [key for key, _ in self.named_buffers() if key in self.variants.full] if self.training else []
-        )
-        outputs, scales, updates = [], [], []
-        for group in self._plan.groups:
-            members = [positions[i] for i in group]
-            chosen = weights if len(members) == len(positions) else weights[list(group)]
-            # Each group starts from the same statistics.
-            own = state | {key: state[key].clone() for key in buffers}
-            if len(members) == 1:
-                inputs = _restricted(self._features[members[0]], args, kwargs)
-                outputs.append(self._run_beside_others(members[0], own, *inputs))
-                scales.append(chosen[0])
-            else:
-                (x,) = (*args, *kwargs.values())
-                outputs.append(merged(self.variants, members, chosen, own, x, self._runner))
-                scales.append(torch.ones((), dtype=weights.dtype, device=weights.device))
-            updates.append((members, chosen.detach(), own))
-        for key in buffers:
-            self._update(key, state[key], updates)
-        if len(outputs) == 1:
-            return outputs[0]
-        outputs = fill_up(outputs, self._features[positions[0]].outputs)
-        return mixture(outputs, scales, functools.partial(self._describe, positions))
-
-    def _plan_for(self, positions: list[int]) -> _Plan:
-        groups: dict[Any, list[int]] = {}
-        for i, k in enumerate(positions):
-            key = ("alone", k) if self._keys[k] is None else self._keys[k]
-            groups.setdefault(key, []).append(i)
+    def _plan_for(self, positions: list[int], device: torch.device) -> _Plan:
+        places: dict[Hashable, list[int]] = {}
         sizes: dict[tuple[int, str, int], int] = {}
-        for k in positions:
+        for i, k in enumerate(positions):
+            places.setdefault(self.keys[k], []).append(i)
             for place, (name, read) in enumerate(self._features[k].inputs):
                 for dim, size in read:
                     sizes[place, name, dim] = max(size, sizes.get((place, name, dim), 0))
-        reads = tuple((*key, size) for key, size in sizes.items())
-        return _Plan(tuple(positions), tuple(map(tuple, groups.values())), reads)
+        groups = []
+        for own in places.values():
+            members = tuple(positions[i] for i in own)
+            templates = [self.variants.templates[k] for k in members]
+            is_linear = len(own) > 1 and not isinstance(templates[0], _BATCH_NORMS)
+            groups.append(_Group(members, tuple(own), of_sizes(templates) if is_linear else None))
+        return _Plan((positions, device), tuple(groups), tuple((*key, size) for key, size in sizes.items()))
 
-    def _run(self, k: int, state: Mapping[str, Tensor], args: tuple, kwargs: Mapping[str, Any]) -> Any:
+    def _shares(self, group: _Group, name: str) -> Shares:
+        if name not in group.shares:
+            group.shares[name] = self.variants.shares(name, group.members, self._plan.key[1])
+        return group.shares[name]
+
+    # -- variants as one operation ---------------------------------------------------------------------
+
+    def _as_one(self, group: _Group, weights: Tensor, state: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """``sum_v weight_v pad(M_v(x))``; running statistics are updated as by the largest of them."""
+        if group.canvas is None:
+            return self._norm_as_one(group, weights, state, x)
+        frame, taps, groups = group.canvas
+        x = restrict(x, [(-len(taps) - 1, frame.channels[0])])
+        weight, bias = (self._expected(name, group, weights, state) for name in ("weight", "bias"))
+        return convolve(x, weight, bias, frame, taps, groups)
+
+    def _expected(
+        self, name: str, group: _Group, weights: Tensor, state: Mapping[str, Tensor]
+    ) -> Tensor | None:
+        """``sum_v weight_v pad(W_v)``, as large as the largest of them; ``None`` if none has this tensor."""
+        if not any(name in self.variants.shapes[k] for k in group.members):
+            return None
+        shares = self._shares(group, name)
+        tensor = part(self.variants.templates[group.members[0]], name, state[name], shares.shape)
+        return tensor * shares(weights).to(tensor)
+
+    def _norm_as_one(self, group: _Group, weights: Tensor, state: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        largest = max(group.members, key=lambda k: self.variants.templates[k].num_features)
+        template, tensors = self._runner(largest), self.variants.parts(largest, state)
+        share = self._shares(group, "channels")(weights)
+        if template.affine:
+            tensors |= {name: tensors[name] * share.to(tensors[name]) for name in ("weight", "bias")}
+        y = functional_call(template, tensors, (restrict(x, [(1, template.num_features)]),))
+        return y if template.affine else y * share.to(y).view(-1, *[1] * (y.dim() - 2))
+
+    # -- variants by themselves ------------------------------------------------------------------------
+
+    def _run(self, k: int, state: Mapping[str, Tensor], args: Sequence, kwargs: Mapping[str, Any]) -> Any:
         """Variant ``k``, with its part of the weights."""
-        return functional_call(self._runner(k), self.variants.parts(k, state), args, dict(kwargs))
+        return functional_call(self._runner(k), self.variants.parts(k, state), tuple(args), dict(kwargs))
 
     def _runner(self, k: int) -> nn.Module:
         """Variant ``k`` without weights, in this module's mode, with the momentum that a person has given it."""
@@ -247,6 +299,12 @@ class MixedArguments(BaseSuperNetModule):
     def _run_beside_others(
         self, k: int, state: Mapping[str, Tensor], args: tuple, kwargs: Mapping[str, Any]
     ) -> Any:
+        """Variant ``k`` on the features that it reads."""
+        args, kwargs = list(args), dict(kwargs)
+        for place, (name, dims) in enumerate(self._features[k].inputs):
+            holder, key = (args, place) if place < len(args) else (kwargs, name)
+            if (holder is args or key in kwargs) and holder[key] is not None:
+                holder[key] = restrict(holder[key], dims)
         try:
             return self._run(k, state, args, kwargs)
         except RuntimeError as error:
@@ -262,19 +320,20 @@ class MixedArguments(BaseSuperNetModule):
 
     @torch.no_grad()
     def _update(
-        self, name: str, buffer: Tensor, updates: list[tuple[list[int], Tensor, Mapping[str, Tensor]]]
+        self, name: str, buffer: Tensor, updates: list[tuple[_Group, Tensor, Mapping[str, Tensor]]]
     ) -> None:
         """Set a buffer to what the active variants made of it: for each entry the mean over those that have it."""
         if not buffer.is_floating_point():
             for _, _, state in updates:  # a counter, which all count alike
                 buffer.copy_(torch.maximum(buffer, state[name]))
             return
-        survival = self.variants.survival(name)
         new, total = torch.zeros_like(buffer), torch.zeros_like(buffer)
-        for members, weights, state in updates:
-            weight = survival(members, weights, tuple(buffer.shape)).to(buffer)
-            new += weight * state[name]
-            total += weight
+        for group, weights, state in updates:
+            if any(name in self.variants.shapes[k] for k in group.members):
+                shares, template = self._shares(group, name), self.variants.templates[group.members[0]]
+                own, weight = part(template, name, state[name], shares.shape), shares(weights).to(buffer)
+                part(template, name, new, shares.shape).add_(weight * own)
+                part(template, name, total, shares.shape).add_(weight)
         # An entry that is in none of the drawn networks stays as it is.
         buffer.copy_(torch.where(total > 0, new / total, buffer))
 
@@ -289,24 +348,36 @@ class MixedArguments(BaseSuperNetModule):
                         "let what comes before it depend on the same choices"
                     )
 
-    def _describe(self, positions: list[int], difference: str, found: list[str]) -> str:
+    def _told(self, difference: str, found: list[str]) -> str:
         """Names the arguments in which two variants differ whose outputs do."""
-        first = [positions[group[0]] for group in self._plan.groups]
-        pairs = [(i, j) for i, j in itertools.combinations(range(len(found)), 2) if found[i] != found[j]]
-        i, j = min(pairs, key=lambda pair: len(self._differing(first[pair[0]], first[pair[1]])))
-        names = ", ".join(map(repr, self._differing(first[i], first[j])))
+        distinct, first = self.variants.table.distinct, [group.members[0] for group in self._plan.groups]
+        differing = {
+            (i, j): [key for key in distinct[first[i]] if distinct[first[i]][key] != distinct[first[j]][key]]
+            for i, j in itertools.combinations(range(len(found)), 2)
+            if found[i] != found[j]
+        }
+        (i, j), names = min(differing.items(), key=lambda item: len(item[1]))
+        given = ", ".join(f"{self.variants.describe(first[k])} gives {found[k]}" for k in (i, j))
         return (
-            f"{self.variants.owner}: argument {names} (choice {self._labels()}) makes {difference} "
-            f"({self.variants.describe(first[i])} gives {found[i]}, {self.variants.describe(first[j])} gives "
-            f"{found[j]}); make them equal, e.g. with padding, or express it as a LayerChoice"
+            f"{self.variants.owner}: argument {', '.join(map(repr, names))} (choice {self._labels()}) makes "
+            f"{difference} ({given}); make them equal, e.g. with padding, or express it as a LayerChoice"
         )
-
-    def _differing(self, k: int, other: int) -> list[str]:
-        distinct = self.variants.table.distinct
-        return [key for key in distinct[k] if distinct[k][key] != distinct[other][key]]
 
     def _labels(self) -> str:
         return ", ".join(map(repr, self.variants.table.labels))
+
+
+def _key(template: nn.Module, full: Mapping[str, Any]) -> Hashable | None:
+    """Variants of one key are one operation; ``None``: it runs by itself."""
+    if type(template) in _BATCH_NORMS:
+        return (
+            type(template),
+            template.eps,
+            template.momentum,
+            template.affine,
+            template.track_running_stats,
+        )
+    return key_of_size(template, full)
 
 
 def _like(module: nn.Module, other: nn.Module) -> nn.Module:
@@ -320,13 +391,3 @@ def _like(module: nn.Module, other: nn.Module) -> nn.Module:
         if name in tensors:
             parameter.requires_grad_(tensors[name].requires_grad)
     return module.train(other.training)
-
-
-def _restricted(read: Features, args: tuple, kwargs: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """The arguments of ``forward`` with the features that a module reads of them."""
-    args, kwargs = list(args), dict(kwargs)
-    for place, (name, dims) in enumerate(read.inputs):
-        holder, key = (args, place) if place < len(args) else (kwargs, name)
-        if (holder is args or key in kwargs) and holder[key] is not None:
-            holder[key] = restrict(holder[key], dims)
-    return tuple(args), kwargs

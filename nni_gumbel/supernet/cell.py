@@ -81,15 +81,6 @@ class MixedCell(Cell, BaseSuperNetModule):
                     "let every candidate have the same choices whatever its input is"
                 )
 
-    @classmethod
-    def mutate(cls, module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
-        """NNI's mutation hook: replaces exactly ``Cell``, where its parts alone do not make it a mixture."""
-        if type(module) is Cell and (
-            module.op_candidates_factory is not None or module.merge_op == "loose_end"
-        ):
-            return cls(module, mutate_kwargs["joint_sample"])
-        return None
-
     def forward(self, *inputs: Any) -> Any:
         """Takes a list of ``num_predecessors`` tensors, or the tensors; returns what the postprocessor does.
 
@@ -200,19 +191,13 @@ class MixedCell(Cell, BaseSuperNetModule):
         for j, o in places:
             with unchanged(states[j], f"choice {op!r}: candidate {self._op_names[o]!r}"):
                 outputs.append(self.ops[node][k][j][o](states[j]))
-        if self._joint_sample.is_network:
-            return outputs[0]
         v, w = self._joint_sample.weights(source), self._joint_sample.weights(op)
-
-        def describe(difference: str, found: list[str]) -> str:
-            given = ", ".join(
-                f"{self._op_names[o]!r} of input {j} gives {output}" for (j, o), output in zip(places, found)
-            )
-            return (
-                f"choice {op!r}: the candidates of a cell give {difference} ({given}); make all of them equal"
-            )
-
-        return mixture(outputs, [v[j] * w[o] for j, o in places], describe)
+        return mixture(
+            outputs,
+            [None] if self._joint_sample.is_network else [v[j] * w[o] for j, o in places],
+            f"choice {op!r}: the candidates of a cell give",
+            (f"{self._op_names[o]!r} of input {j} gives" for j, o in places),
+        )
 
     def _outputs(self, states: list[Any]) -> list[Tensor]:
         """The nodes that are concatenated."""

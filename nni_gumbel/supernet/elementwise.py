@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.supernet.linear import built_type, is_zero
-from nni_gumbel.supernet.weighted_kernel import full_precision
+from nni_gumbel.supernet.kernels import built_type, full_precision, is_zero_of_nni
 
 _aten = torch.ops.aten
 
@@ -129,27 +128,31 @@ def is_elementwise(module: nn.Module) -> bool:
     return (built_type(module) in _KINDS and not getattr(module, "inplace", False)) or is_zero(module)
 
 
+def is_zero(module: nn.Module) -> bool:
+    """Whether a candidate gives zeros of the shape of its input: NNI's ``Zero`` without stride."""
+    return is_zero_of_nni(module) and module.stride == 1
+
+
 @dataclass(frozen=True)
 class ElementwiseMixture:
     """Elementwise candidates as one operation that keeps its input alone.
 
     Args:
         names: of the candidates.
-        members: those that are not zero: their place in the choice, and their module.
+        members: those that are not zero, one at least, by name.
     """
 
     names: tuple[Any, ...]
-    members: tuple[tuple[int, nn.Module], ...]
+    members: Mapping[Any, nn.Module]
 
     @classmethod
-    def of(cls, candidates: Mapping[Any, nn.Module], places: Mapping[Any, int]) -> ElementwiseMixture:
-        """The operation for candidates, not all of them zero, which have these places in the choice."""
-        members = tuple((places[n], module) for n, module in candidates.items() if not is_zero(module))
-        return cls(tuple(candidates), members)
+    def of(cls, candidates: Mapping[Any, nn.Module]) -> ElementwiseMixture:
+        """The operation for candidates, not all of them zero."""
+        return cls(tuple(candidates), {n: m for n, m in candidates.items() if not is_zero(m)})
 
-    def __call__(self, x: Tensor, weights: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, weights: Mapping[Any, Tensor]) -> Tensor:
         """The candidates' weighted sum, of the shape, dtype and memory format of ``x``."""
-        return _Elementwise.apply(self, x, weights)
+        return _Elementwise.apply(self, x, torch.stack([weights[name] for name in self.members]))
 
     def repays(self, x: Tensor) -> bool:
         """It does always: at least in memory."""
@@ -159,24 +162,25 @@ class ElementwiseMixture:
         """What it is."""
         return "one elementwise operation, which keeps its input alone"
 
-    def values(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """The place and the output of each candidate that is not zero."""
-        for place, module in self.members:
-            yield place, _KINDS[built_type(module)][0](module, x)
+    def values(self, x: Tensor) -> Iterator[Tensor]:
+        """The output of each member."""
+        for module in self.members.values():
+            yield _KINDS[built_type(module)][0](module, x)
 
     def gradients(
         self, gradient: Tensor, x: Tensor, weights: Sequence[Tensor], needs_x: bool, needs_weights: bool
-    ) -> tuple[Tensor | None, dict[int, Tensor]]:
-        """The gradient of the output as one of ``x``, and of the weights by place; of flat tensors."""
-        of_x, of_weights = None, {}
-        for place, module in self.members:
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """The gradient of the output as one of ``x``, and of each of the weights; of flat tensors."""
+        of_x, of_weights = None, []
+        for module, weight in zip(self.members.values(), weights):
             value_of, pullback = _KINDS[built_type(module)]
             value = None
             if needs_weights:
                 value = value_of(module, x)
-                of_weights[place] = torch.dot(gradient, value)
+                of_weights.append(torch.dot(gradient, value))
             if needs_x:
-                of_x = _added(of_x, pullback(module, gradient, x, value), weights[place])
+                term = pullback(module, gradient, x, value)
+                of_x = term * weight if of_x is None else of_x.addcmul_(term, weight)
         return of_x, of_weights
 
 
@@ -191,11 +195,11 @@ class _Elementwise(torch.autograd.Function):
         output = _empty_like(x, order)
         with full_precision(x.device.type):
             for part, total in zip(_parts(x, order), _parts(output, order)):
-                values = operation.values(part)
-                place, value = next(values)
-                torch.mul(value, own[place], out=total)
-                for place, value in values:
-                    total.addcmul_(value, own[place])
+                for k, value in enumerate(operation.values(part)):
+                    if k == 0:
+                        torch.mul(value, own[0], out=total)
+                    else:
+                        total.addcmul_(value, own[k])
         return output
 
     @staticmethod
@@ -221,12 +225,7 @@ class _Elementwise(torch.autograd.Function):
         of_x = _whole([part for part, _ in found], x, order) if needs_x else None
         if not needs_weights:
             return None, of_x, None
-        zero = weights.new_zeros(())
-        of_weights = [
-            sum(dots[place].to(weights.dtype) for _, dots in found) if place in found[0][1] else zero
-            for place in range(len(weights))
-        ]
-        return None, of_x, torch.stack(of_weights)
+        return None, of_x, sum(torch.stack(dots).to(weights.dtype) for _, dots in found)
 
 
 def _differentiable(
@@ -234,14 +233,11 @@ def _differentiable(
 ) -> list[Tensor | None]:
     """The gradients as functions that can be differentiated again."""
     with full_precision(x.device.type):
-        output = sum(module(x) * weights[place].to(x.dtype) for place, module in operation.members)
+        own = weights.to(x.dtype).unbind()
+        output = sum(module(x) * weight for module, weight in zip(operation.members.values(), own))
         inputs = [tensor for tensor, is_needed in zip((x, weights), needs) if is_needed]
         found = iter(torch.autograd.grad(output, inputs, gradient, create_graph=True))
     return [next(found) if is_needed else None for is_needed in needs]
-
-
-def _added(total: Tensor | None, term: Tensor, weight: Tensor) -> Tensor:
-    return term * weight if total is None else total.addcmul_(term, weight)
 
 
 def _memory_order(x: Tensor) -> list[int] | None:

@@ -41,8 +41,9 @@ def hooks_for(space: ModelSpace) -> tuple[MutationHook, ...]:
     def mix(module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
         if module not in theirs:
             return None
-        stage = _mix_stage(module, name, memo, mutate_kwargs)
-        return FullWidthCell.mutate(module, name, memo, mutate_kwargs) if stage is None else stage
+        if type(module) is Cell and module.merge_op == "loose_end":
+            return FullWidthCell(module, mutate_kwargs["joint_sample"])
+        return _mix_stage(module, name, memo, mutate_kwargs)
 
     return (mix,) if theirs else ()
 
@@ -58,13 +59,6 @@ class FullWidthCell(MixedCell):
     def runs_frozen(self) -> bool:
         """``True``: :func:`fit_to_loose_ends` narrows what follows."""
         return True
-
-    @classmethod
-    def mutate(cls, module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
-        """NNI's mutation hook: replaces ``Cell`` with loose ends."""
-        if type(module) is Cell and module.merge_op == "loose_end":
-            return cls(module, mutate_kwargs["joint_sample"])
-        return None
 
 
 class ShortStage(nn.Module):

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from nni.mutable import frozen_context
-from nni.nas.nn.pytorch import ModelSpace, MutableModule
+from nni.mutable import Mutable, frozen_context
+from nni.nas.nn.pytorch import Cell, InputChoice, LayerChoice, ModelSpace, MutableModule, Repeat
 from nni.nas.oneshot.pytorch.strategy import MutationHook, MutationHookReturnType, is_supernet
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
@@ -167,6 +167,23 @@ def _parsed(result: MutationHookReturnType | None) -> tuple[nn.Module | None, bo
     return None, bool(result)
 
 
+def _mix(
+    module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]
+) -> nn.Module | None:
+    """The hook for NNI's primitives; what a person derives from them computes what it likes."""
+    kind, joint_sample = type(module), mutate_kwargs["joint_sample"]
+    if kind is LayerChoice:
+        return MixedLayer(module, joint_sample, mutate_kwargs["merged"])
+    if kind is InputChoice:
+        return MixedInput(module, joint_sample)
+    if kind is Repeat and isinstance(module.depth_choice, Mutable):
+        return MixedRepeat(module, joint_sample)
+    # The parts of other cells make them a mixture.
+    if kind is Cell and (module.op_candidates_factory is not None or module.merge_op == "loose_end"):
+        return MixedCell(module, joint_sample)
+    return None
+
+
 def _refuse_other_choices(
     module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]
 ) -> bool:
@@ -195,11 +212,4 @@ def _refuse_call(path: str, module: MutableModule, *_: Any, **__: Any) -> None:
 _CONTAINERS = (MixedLayer, MixedInput, MixedRepeat, MixedStage, MixedCell, FullWidthCell)
 """Modules that are built anew in the place of others."""
 
-_HOOKS: tuple[MutationHook, ...] = (
-    MixedLayer.mutate,
-    MixedInput.mutate,
-    MixedRepeat.mutate,
-    MixedCell.mutate,
-    mix_arguments,
-    _refuse_other_choices,
-)
+_HOOKS: tuple[MutationHook, ...] = (_mix, mix_arguments, _refuse_other_choices)

@@ -12,7 +12,7 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,8 @@ from torch.nn.parameter import is_lazy
 
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.supernet.expressions import Tabulated
+from nni_gumbel.supernet.kernels import Shares
 from nni_gumbel.supernet.slicing import Shape, is_centred, part, paste, tensors_of
-from nni_gumbel.supernet.survival import Survival
 
 
 class Variants:
@@ -64,7 +64,6 @@ class Variants:
         self.table = Tabulated(choices, self.owner)
         self.templates = [self._construct(k, meta=True) for k in range(len(self.table.distinct))]
         self.shapes = [_shapes(template) for template in self.templates]
-        self._survivals: dict[str, Survival] = {}
         self._separate = {n for shapes in self.shapes for n in shapes if n.endswith("q_proj_weight")}
         self.full: dict[str, Shape] = {}
         for k in range(len(self.templates)):
@@ -79,18 +78,15 @@ class Variants:
         """The tensors of variant ``k``: parts of the supernet's; views of them wherever possible."""
         return {name: self._part(k, name, state) for name in self.shapes[k]}
 
-    def survival(self, name: str) -> Survival:
-        """The weights of the entries of one of the supernet's tensors, or of a norm's ``"channels"``."""
-        if name not in self._survivals:
-            if name == "channels":
-                shapes = [(template.num_features,) for template in self.templates]
-                full, centred = max(shapes), [False]
-            else:
-                shapes, full = [shapes.get(name) for shapes in self.shapes], self.full[name]
-                template = self.templates[next(k for k, shape in enumerate(shapes) if shape is not None)]
-                centred = [is_centred(template, name, dim) for dim in range(len(full))]
-            self._survivals[name] = Survival(shapes, full, centred)
-        return self._survivals[name]
+    def shares(self, name: str, members: Sequence[int], device: torch.device) -> Shares:
+        """The weights of the entries of a tensor, or of a norm's ``"channels"``, in a mixture of some variants."""
+        if name == "channels":
+            shapes = [(self.templates[k].num_features,) for k in members]
+            return Shares(shapes, max(shapes), [False], device)
+        shapes = [self.shapes[k].get(name) for k in members]
+        template = self.templates[next(k for k, shape in zip(members, shapes) if shape is not None)]
+        full = self.full[name]
+        return Shares(shapes, full, [is_centred(template, name, dim) for dim in range(len(full))], device)
 
     def parameter_sizes(self) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
         """See :func:`nni_gumbel.supernet.arguments.parameter_sizes`."""
