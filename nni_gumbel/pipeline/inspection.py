@@ -31,7 +31,6 @@ from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference
 from nni_gumbel.supernet.architecture import parts_of
 from nni_gumbel.supernet.arguments import MixedArguments
-from nni_gumbel.supernet.cell import MixedCell
 from nni_gumbel.supernet.depth import MixedRepeat
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.inputs import MixedInput
@@ -250,10 +249,6 @@ def _executions(module: nn.Module) -> Iterator[tuple[Sequence[str], str]]:
                 f"mixture: its {len(module.keys)} variants run as {runs} operations with parts of one weight"
             )
         yield variants.table.labels, f"{variants.built_type.__name__}, {how}"
-    elif isinstance(module, MixedCell) and module.op_candidates_factory is not None:
-        slots = [slot for of_node in module.labels for slot in of_node]
-        labels = [label for slot in slots for label in slot]
-        yield labels, "Cell, mixture: every candidate runs on every input, the outputs are added by weight"
 
 
 def _execution_of_inputs(module: MixedInput) -> str:

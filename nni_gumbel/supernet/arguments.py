@@ -7,7 +7,7 @@ For a module whose arguments v depend on choices, with weights P(v), the mixture
 ``M_v`` is the module that NNI freezes v to, with its part of weights that all v share; what it writes is
 filled up with zeros to the largest active v (:mod:`nni_gumbel.supernet.slicing` says which features and
 which part). Linear layers, convolutions and batch norms of many sizes are computed as one operation
-(:mod:`nni_gumbel.supernet.kernels`), everything else one v after another. With a single active v nothing
+(:mod:`nni_gumbel.supernet.sizes`), everything else one v after another. With a single active v nothing
 is restricted or filled up: it computes what the frozen module computes.
 
 What a mixture of widths means: a feature that not every width has is scaled by the probability that it is
@@ -28,7 +28,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,19 +41,18 @@ from torch.utils._pytree import tree_leaves
 
 from nni_gumbel.errors import UnsupportedError, UsageError, first_line
 from nni_gumbel.supernet.joint_sample import JointSample
-from nni_gumbel.supernet.kept import Additions, derived, instance, keep_weights, reduced
-from nni_gumbel.supernet.kernels import Frame, Shares, Taps, convolve, key_of_size, of_sizes
+from nni_gumbel.supernet.kept import additions, derived, hand_over, instance, keep_weights, reduced
 from nni_gumbel.supernet.mixture import Different, is_float, mixed, mixture
-from nni_gumbel.supernet.slicing import Features, features, fill_up, part, restrict, tensors_of
+from nni_gumbel.supernet.sizes import Sizes, key_of_size
+from nni_gumbel.supernet.slicing import Features, features, fill_up, restrict, tensors_of
 from nni_gumbel.supernet.variants import Variants, choices_of, refuse_hidden_choices
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+# A cooling distribution meets few sets of active variants; a bound for those that meet many.
+_PLANS_KEPT = 128
 
 
-def mix_arguments(
-    module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]
-) -> nn.Module | None:
-    """NNI's mutation hook for every ``ParametrizedModule``, i.e. ``MutableConv2d`` and the like.
+def mix_arguments(module: nn.Module, name: str, joint_sample: JointSample) -> nn.Module | None:
+    """What becomes of a ``ParametrizedModule``, i.e. ``MutableConv2d`` and the like; ``None`` for other modules.
 
     With a choice in its arguments it becomes a :class:`MixedArguments`. Without, it becomes the module that
     NNI freezes it to, with the weights that it has, which NNI's own ``freeze`` would throw away.
@@ -68,7 +67,7 @@ def mix_arguments(
     if any(all(mutable is not choice for choice in choices.values()) for mutable in module.mutables):
         return None  # it has registered choices of its own, and only a hook of its author can mix them
     if choices:
-        return MixedArguments.of(module, name, mutate_kwargs["joint_sample"])
+        return MixedArguments.of(module, name, joint_sample)
     return keep_weights(module)
 
 
@@ -92,29 +91,16 @@ def parameter_sizes(module: nn.Module) -> dict[str, tuple[tuple[str, ...], np.nd
 
 
 @dataclass(frozen=True)
-class _Group:
-    """Active variants that are one operation, or one of them alone.
+class _Plan:
+    """How a set of active variants is computed.
 
     Args:
-        members: their positions among all variants.
-        places: their positions among the active ones.
-        canvas: of convolutions and linear layers: their frame, their taps and their groups.
-        shares: by the name of a tensor, as far as they have been asked for.
+        groups: those that are one operation, with their places among the active ones.
+        reads: place and name of an input, dimension, and the features that the largest of them reads.
     """
 
-    members: tuple[int, ...]
-    places: tuple[int, ...]
-    canvas: tuple[Frame, Taps, int] | None
-    shares: dict[str, Shares] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """How the active variants are computed; it changes only with which of them are active, and with the device."""
-
-    key: tuple[Any, ...]
-    groups: tuple[_Group, ...]
-    reads: tuple[tuple[int, str, int, int], ...]  # place and name of an input, dimension, size at most
+    groups: tuple[tuple[Sizes, list[int]], ...]
+    reads: tuple[tuple[int, str, int, int], ...]
 
 
 class MixedArguments(BaseSuperNetModule):
@@ -132,10 +118,10 @@ class MixedArguments(BaseSuperNetModule):
     keys: tuple[Hashable, ...]
     _joint_sample: JointSample
     _features: tuple[Features, ...]  # of each variant
-    _added: Additions
+    _added: dict[str, list[str]]
     _built_momentum: float | None
     _runners: dict[int, nn.Module]
-    _plan: _Plan | None
+    _plans: dict[tuple[tuple[int, ...], torch.device], _Plan]
 
     @classmethod
     def of(cls, module: ParametrizedModule, name: str, joint_sample: JointSample) -> MixedArguments:
@@ -152,23 +138,24 @@ class MixedArguments(BaseSuperNetModule):
             )
         variants = Variants(module, name)
         base: nn.Module = module
-        added = Additions.to(module, variants.templates[variants.built_as(module)])
+        added = additions(module, variants.templates[variants.built_as(module)])
         tensors = tensors_of(module)
         if any(name not in tensors or tensors[name].shape != shape for name, shape in variants.full.items()):
             base = _like(variants.build(module), module)
-            added.hand_over(module, base)
+            hand_over(added, module, base)
         mixed = instance(derived(cls, variants.built_type), vars(base))
         mixed._mutables = list(choices_of(module).values())
         mixed._joint_sample = joint_sample
         mixed.variants = variants
         mixed.keys = tuple(
-            _key(template, variants.full) or ("alone", k) for k, template in enumerate(variants.templates)
+            key_of_size(template, variants.full) or ("alone", k)
+            for k, template in enumerate(variants.templates)
         )
         mixed._features = tuple(map(features, variants.templates))
         mixed._added = added
         mixed._built_momentum = getattr(base, "momentum", None)
         mixed._runners = {}
-        mixed._plan = None
+        mixed._plans = {}
         return mixed
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -185,21 +172,20 @@ class MixedArguments(BaseSuperNetModule):
             # A network that is drawn for the structure alone: its weight is 1, and has a derivative.
             alone = weights.requires_grad and len(self.variants.table.distinct) > 1
             return mixture([output], [weights[0] if alone else None])
-        if self._plan is None or self._plan.key != (positions, weights.device):
-            self._plan = self._plan_for(positions, weights.device)
-        self._check_inputs(args, kwargs)
+        plan = self._plan_of(tuple(positions), weights.device)
+        self._check_inputs(plan, args, kwargs)
         buffers = [name for name, _ in self.named_buffers() if name in self.variants.full and self.training]
         outputs, scales, updates = [], [], []
-        for group in self._plan.groups:
-            chosen = weights if len(group.places) == len(positions) else weights[list(group.places)]
+        for group, places in plan.groups:
+            chosen = weights if len(places) == len(positions) else weights[places]
             # Each group starts from the same statistics.
             own = state | {name: state[name].clone() for name in buffers}
-            if len(group.members) == 1:
+            if len(places) == 1:
                 outputs.append(self._run_beside_others(group.members[0], own, args, kwargs))
                 scales.append(chosen[0])
             else:
                 (x,) = (*args, *kwargs.values())
-                outputs.append(self._as_one(group, chosen, own, x))
+                outputs.append(group(chosen, own, x, self._runner))
                 scales.append(None)
             updates.append((group, chosen.detach(), own))
         for name in buffers:
@@ -209,13 +195,13 @@ class MixedArguments(BaseSuperNetModule):
         try:
             return mixed(outputs, scales)
         except Different as different:
-            raise UsageError(self._told(*different.args)) from None
+            raise UsageError(self._told(plan, *different.args)) from None
 
     def freeze(self, sample: dict[str, Any]) -> nn.Module:
         """The module at a sample, of the type that NNI freezes it to, with a copy of its part of the weights."""
         k = self.variants.table.position(sample)
         frozen = self.variants.frozen(k, tensors_of(self)).train(self.training)
-        self._added.hand_over(self, frozen)
+        hand_over(self._added, self, frozen)
         return copy.deepcopy(frozen)
 
     def extra_repr(self) -> str:
@@ -225,7 +211,11 @@ class MixedArguments(BaseSuperNetModule):
     def __reduce_ex__(self, protocol: Any) -> tuple:
         return reduced(self, MixedArguments)
 
-    def _plan_for(self, positions: list[int], device: torch.device) -> _Plan:
+    def _plan_of(self, positions: tuple[int, ...], device: torch.device) -> _Plan:
+        if (positions, device) in self._plans:
+            return self._plans[positions, device]
+        if len(self._plans) >= _PLANS_KEPT:
+            self._plans.clear()
         places: dict[Hashable, list[int]] = {}
         sizes: dict[tuple[int, str, int], int] = {}
         for i, k in enumerate(positions):
@@ -233,50 +223,12 @@ class MixedArguments(BaseSuperNetModule):
             for place, (name, read) in enumerate(self._features[k].inputs):
                 for dim, size in read:
                     sizes[place, name, dim] = max(size, sizes.get((place, name, dim), 0))
-        groups = []
-        for own in places.values():
-            members = tuple(positions[i] for i in own)
-            templates = [self.variants.templates[k] for k in members]
-            is_linear = len(own) > 1 and not isinstance(templates[0], _BATCH_NORMS)
-            groups.append(_Group(members, tuple(own), of_sizes(templates) if is_linear else None))
-        return _Plan((positions, device), tuple(groups), tuple((*key, size) for key, size in sizes.items()))
-
-    def _shares(self, group: _Group, name: str) -> Shares:
-        if name not in group.shares:
-            group.shares[name] = self.variants.shares(name, group.members, self._plan.key[1])
-        return group.shares[name]
-
-    # -- variants as one operation ---------------------------------------------------------------------
-
-    def _as_one(self, group: _Group, weights: Tensor, state: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """``sum_v weight_v pad(M_v(x))``; running statistics are updated as by the largest of them."""
-        if group.canvas is None:
-            return self._norm_as_one(group, weights, state, x)
-        frame, taps, groups = group.canvas
-        x = restrict(x, [(-len(taps) - 1, frame.channels[0])])
-        weight, bias = (self._expected(name, group, weights, state) for name in ("weight", "bias"))
-        return convolve(x, weight, bias, frame, taps, groups)
-
-    def _expected(
-        self, name: str, group: _Group, weights: Tensor, state: Mapping[str, Tensor]
-    ) -> Tensor | None:
-        """``sum_v weight_v pad(W_v)``, as large as the largest of them; ``None`` if none has this tensor."""
-        if not any(name in self.variants.shapes[k] for k in group.members):
-            return None
-        shares = self._shares(group, name)
-        tensor = part(self.variants.templates[group.members[0]], name, state[name], shares.shape)
-        return tensor * shares(weights).to(tensor)
-
-    def _norm_as_one(self, group: _Group, weights: Tensor, state: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        largest = max(group.members, key=lambda k: self.variants.templates[k].num_features)
-        template, tensors = self._runner(largest), self.variants.parts(largest, state)
-        share = self._shares(group, "channels")(weights)
-        if template.affine:
-            tensors |= {name: tensors[name] * share.to(tensors[name]) for name in ("weight", "bias")}
-        y = functional_call(template, tensors, (restrict(x, [(1, template.num_features)]),))
-        return y if template.affine else y * share.to(y).view(-1, *[1] * (y.dim() - 2))
-
-    # -- variants by themselves ------------------------------------------------------------------------
+        groups = tuple(
+            (Sizes(self.variants, [positions[i] for i in own], device), own) for own in places.values()
+        )
+        reads = tuple((*key, size) for key, size in sizes.items())
+        self._plans[positions, device] = plan = _Plan(groups, reads)
+        return plan
 
     def _run(self, k: int, state: Mapping[str, Tensor], args: Sequence, kwargs: Mapping[str, Any]) -> Any:
         """Variant ``k``, with its part of the weights."""
@@ -320,7 +272,7 @@ class MixedArguments(BaseSuperNetModule):
 
     @torch.no_grad()
     def _update(
-        self, name: str, buffer: Tensor, updates: list[tuple[_Group, Tensor, Mapping[str, Tensor]]]
+        self, name: str, buffer: Tensor, updates: list[tuple[Sizes, Tensor, Mapping[str, Tensor]]]
     ) -> None:
         """Set a buffer to what the active variants made of it: for each entry the mean over those that have it."""
         if not buffer.is_floating_point():
@@ -329,16 +281,16 @@ class MixedArguments(BaseSuperNetModule):
             return
         new, total = torch.zeros_like(buffer), torch.zeros_like(buffer)
         for group, weights, state in updates:
-            if any(name in self.variants.shapes[k] for k in group.members):
-                shares, template = self._shares(group, name), self.variants.templates[group.members[0]]
-                own, weight = part(template, name, state[name], shares.shape), shares(weights).to(buffer)
-                part(template, name, new, shares.shape).add_(weight * own)
-                part(template, name, total, shares.shape).add_(weight)
+            shares = group.shares(name)
+            if shares is not None:
+                weight = shares(weights).to(buffer)
+                group.part(name, new).add_(weight * group.part(name, state[name]))
+                group.part(name, total).add_(weight)
         # An entry that is in none of the drawn networks stays as it is.
         buffer.copy_(torch.where(total > 0, new / total, buffer))
 
-    def _check_inputs(self, args: tuple, kwargs: Mapping[str, Any]) -> None:
-        for place, name, dim, size in self._plan.reads:
+    def _check_inputs(self, plan: _Plan, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        for place, name, dim, size in plan.reads:
             x = args[place] if place < len(args) else kwargs.get(name)
             for entry in filter(is_float, (x,) if isinstance(x, Tensor) else tree_leaves(x)):
                 if entry.shape[dim] != size:
@@ -348,9 +300,9 @@ class MixedArguments(BaseSuperNetModule):
                         "let what comes before it depend on the same choices"
                     )
 
-    def _told(self, difference: str, found: list[str]) -> str:
+    def _told(self, plan: _Plan, difference: str, found: list[str]) -> str:
         """Names the arguments in which two variants differ whose outputs do."""
-        distinct, first = self.variants.table.distinct, [group.members[0] for group in self._plan.groups]
+        distinct, first = self.variants.table.distinct, [group.members[0] for group, _ in plan.groups]
         differing = {
             (i, j): [key for key in distinct[first[i]] if distinct[first[i]][key] != distinct[first[j]][key]]
             for i, j in itertools.combinations(range(len(found)), 2)
@@ -365,19 +317,6 @@ class MixedArguments(BaseSuperNetModule):
 
     def _labels(self) -> str:
         return ", ".join(map(repr, self.variants.table.labels))
-
-
-def _key(template: nn.Module, full: Mapping[str, Any]) -> Hashable | None:
-    """Variants of one key are one operation; ``None``: it runs by itself."""
-    if type(template) in _BATCH_NORMS:
-        return (
-            type(template),
-            template.eps,
-            template.momentum,
-            template.affine,
-            template.track_running_stats,
-        )
-    return key_of_size(template, full)
 
 
 def _like(module: nn.Module, other: nn.Module) -> nn.Module:

@@ -14,8 +14,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from nni_gumbel.supernet.kernels import (
     POOLS,
     Frame,
     Kernel,
+    Layer,
     Taps,
     bias_tensor,
     built_type,
@@ -35,6 +37,7 @@ from nni_gumbel.supernet.kernels import (
     full_precision,
     in_frame,
     kernel_tensor,
+    layers_of,
     of_candidate,
     weighted_kernel,
     weighted_sum,
@@ -49,24 +52,6 @@ _MULTIPLY_ADD = 0.05
 _SAVES_NOTHING = "a merged kernel would cost more, or there is none"
 
 
-class Operation(Protocol):
-    """Candidates that run as one."""
-
-    names: tuple[Any, ...]
-
-    def __call__(self, x: Tensor, weights: Mapping[Any, Tensor]) -> Tensor:
-        """``sum_k weight_k candidate_k(x)`` over its candidates; ``weights`` has a scalar for each, by name."""
-        ...
-
-    def repays(self, x: Tensor) -> bool:
-        """Whether it is cheaper than its candidates one by one for such an input."""
-        ...
-
-    def describe(self) -> str:
-        """What it is."""
-        ...
-
-
 @dataclass(frozen=True)
 class Plan:
     """What runs for a set of active candidates.
@@ -78,7 +63,7 @@ class Plan:
         touched: modules that somebody hooked into, which therefore are called.
     """
 
-    operations: tuple[Operation, ...]
+    operations: tuple[MergedLinear | ElementwiseMixture, ...]
     alone: Mapping[Any, str]
     modules: tuple[tuple[nn.Module, type[nn.Module]], ...] = ()
     touched: tuple[nn.Module, ...] = ()
@@ -115,11 +100,11 @@ def plan(candidates: Mapping[Any, nn.Module]) -> Plan:
         candidates: those that run, by name.
     """
     usable = {name: module for name, module in candidates.items() if all(map(is_untouched, module.modules()))}
-    operations: list[Operation] = [*merge(usable)]
+    operations: list[MergedLinear | ElementwiseMixture] = [*merge(usable)]
     replaced = {name for operation in operations for name in operation.names}
     elementwise = {n: module for n, module in usable.items() if n not in replaced and is_elementwise(module)}
     if len(elementwise) > 1 and not all(map(is_zero, elementwise.values())):
-        operations.append(ElementwiseMixture.of(elementwise))
+        operations.append(ElementwiseMixture(elementwise))
         replaced |= set(elementwise)
     return Plan(
         tuple(operations),
@@ -199,23 +184,28 @@ class MergedLinear:
         """Multiply-adds at one place of the output that merging saves."""
         return sum(kernel.cost for _, kernel in self.members.values()) - self.canvas.cost
 
+    @cached_property
+    def _layers(self) -> list[Layer]:
+        return layers_of(self.canvas, [kernel for _, kernel in self.members.values()])
+
     def __call__(self, x: Tensor, weights: Mapping[Any, Tensor]) -> Tensor:
         """The candidates' weighted sum: ``(batch, out, *size)``, or ``(*, out)`` of a linear layer."""
-        kernels, own, tensors, biased, biases = [], [], [], [], []
+        own = {name: module for name, (module, kernel) in self.members.items() if kernel.value is None}
         with full_precision(x.device.type):
-            for name, (module, kernel) in self.members.items():
-                if kernel.value == 0:
-                    continue
-                kernels.append(kernel)
-                own.append(weights[name])
-                tensors.append(kernel_tensor(module) if kernel.value is None else None)
-                bias = bias_tensor(module) if kernel.value is None else None
-                if bias is not None:
-                    biased.append(weights[name])
-                    biases.append(bias)
-            whole = weighted_kernel(self.canvas, kernels, own, tensors)
-            total = weighted_sum(biases, biased) if biases else None
-        return convolve(x, whole, total, self.frame, self.canvas.taps, self.canvas.groups)
+            tensors = {name: kernel_tensor(module) for name, module in own.items()}
+            biases = {n: bias for n, module in own.items() if (bias := bias_tensor(module)) is not None}
+            like = next(iter(tensors.values()))
+            kernel = weighted_kernel(
+                self.canvas,
+                self._layers,
+                [weights[name] for name in self.members],
+                [
+                    tensors[name] if name in own else like.new_full(kernel.shape, kernel.value)
+                    for name, (_, kernel) in self.members.items()
+                ],
+            )
+            bias = weighted_sum([*biases.values()], [weights[name] for name in biases]) if biases else None
+        return convolve(x, kernel, bias, self.frame, self.canvas)
 
     def repays(self, x: Tensor) -> bool:
         """Whether the kernels, which are weighted and added, are small beside the outputs that would be.

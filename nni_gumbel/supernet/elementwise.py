@@ -10,8 +10,9 @@ core, batch of 64, medians of 24 in turns).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -138,17 +139,20 @@ class ElementwiseMixture:
     """Elementwise candidates as one operation that keeps its input alone.
 
     Args:
-        names: of the candidates.
-        members: those that are not zero, one at least, by name.
+        candidates: by name, not all of them zero.
     """
 
-    names: tuple[Any, ...]
-    members: Mapping[Any, nn.Module]
+    candidates: Mapping[Any, nn.Module]
 
-    @classmethod
-    def of(cls, candidates: Mapping[Any, nn.Module]) -> ElementwiseMixture:
-        """The operation for candidates, not all of them zero."""
-        return cls(tuple(candidates), {n: m for n, m in candidates.items() if not is_zero(m)})
+    @property
+    def names(self) -> tuple[Any, ...]:
+        """Of the candidates."""
+        return tuple(self.candidates)
+
+    @cached_property
+    def members(self) -> dict[Any, nn.Module]:
+        """The candidates that are not zero."""
+        return {name: module for name, module in self.candidates.items() if not is_zero(module)}
 
     def __call__(self, x: Tensor, weights: Mapping[Any, Tensor]) -> Tensor:
         """The candidates' weighted sum, of the shape, dtype and memory format of ``x``."""
@@ -162,26 +166,32 @@ class ElementwiseMixture:
         """What it is."""
         return "one elementwise operation, which keeps its input alone"
 
-    def values(self, x: Tensor) -> Iterator[Tensor]:
-        """The output of each member."""
-        for module in self.members.values():
-            yield _KINDS[built_type(module)][0](module, x)
+    def add_up(self, x: Tensor, weights: Sequence[Tensor], total: Tensor) -> None:
+        """Write the weighted sum of the members' outputs; of flat tensors."""
+        for k, (module, weight) in enumerate(zip(self.members.values(), weights)):
+            value = _KINDS[built_type(module)][0](module, x)
+            if k == 0:
+                torch.mul(value, weight, out=total)
+            else:
+                total.addcmul_(value, weight)
 
-    def gradients(
-        self, gradient: Tensor, x: Tensor, weights: Sequence[Tensor], needs_x: bool, needs_weights: bool
-    ) -> tuple[Tensor | None, list[Tensor]]:
-        """The gradient of the output as one of ``x``, and of each of the weights; of flat tensors."""
-        of_x, of_weights = None, []
-        for module, weight in zip(self.members.values(), weights):
+    def pull_back(
+        self, gradient: Tensor, x: Tensor, weights: Sequence[Tensor], of_x: Tensor | None, needs_weights: bool
+    ) -> list[Tensor]:
+        """Write the gradient of the sum as one of ``x``, and return those of the weights; of flat tensors."""
+        of_weights = []
+        for k, (module, weight) in enumerate(zip(self.members.values(), weights)):
             value_of, pullback = _KINDS[built_type(module)]
-            value = None
-            if needs_weights:
-                value = value_of(module, x)
+            value = value_of(module, x) if needs_weights else None
+            if value is not None:
                 of_weights.append(torch.dot(gradient, value))
-            if needs_x:
+            if of_x is not None:
                 term = pullback(module, gradient, x, value)
-                of_x = term * weight if of_x is None else of_x.addcmul_(term, weight)
-        return of_x, of_weights
+                if k == 0:
+                    torch.mul(term, weight, out=of_x)
+                else:
+                    of_x.addcmul_(term, weight)
+        return of_weights
 
 
 class _Elementwise(torch.autograd.Function):
@@ -189,17 +199,12 @@ class _Elementwise(torch.autograd.Function):
     def forward(ctx: Any, operation: ElementwiseMixture, x: Tensor, weights: Tensor) -> Tensor:
         ctx.operation = operation
         ctx.save_for_backward(x, weights)
-        order = _memory_order(x)
-        own = weights.to(x.dtype).unbind()
+        own, x = weights.to(x.dtype).unbind(), x.contiguous(memory_format=_format(x))
         # Written into, not put together from its parts: autograd lets nobody change a view of a function's making.
-        output = _empty_like(x, order)
+        output = torch.empty_like(x, memory_format=_format(x))
         with full_precision(x.device.type):
-            for part, total in zip(_parts(x, order), _parts(output, order)):
-                for k, value in enumerate(operation.values(part)):
-                    if k == 0:
-                        torch.mul(value, own[0], out=total)
-                    else:
-                        total.addcmul_(value, own[k])
+            for part, total in zip(_parts(x), _parts(output)):
+                operation.add_up(part, own, total)
         return output
 
     @staticmethod
@@ -215,17 +220,18 @@ class _Elementwise(torch.autograd.Function):
         _, needs_x, needs_weights = ctx.needs_input_grad
         if torch.is_grad_enabled():
             return None, *_differentiable(operation, x, weights, gradient, (needs_x, needs_weights))
-        order = _memory_order(x)
-        own = weights.to(x.dtype).unbind()
+        own, layout = weights.to(x.dtype).unbind(), _format(x)
+        x, gradient = x.contiguous(memory_format=layout), gradient.contiguous(memory_format=layout)
+        of_x = torch.empty_like(x, memory_format=layout) if needs_x else None
+        found = []
         with full_precision(x.device.type):
-            found = [
-                operation.gradients(above, part, own, needs_x, needs_weights)
-                for part, above in zip(_parts(x, order), _parts(gradient, order))
-            ]
-        of_x = _whole([part for part, _ in found], x, order) if needs_x else None
+            for above, part, into in zip(_parts(gradient), _parts(x), _parts(x if of_x is None else of_x)):
+                found.append(
+                    operation.pull_back(above, part, own, None if of_x is None else into, needs_weights)
+                )
         if not needs_weights:
             return None, of_x, None
-        return None, of_x, sum(torch.stack(dots).to(weights.dtype) for _, dots in found)
+        return None, of_x, sum(torch.stack(dots).to(weights.dtype) for dots in found)
 
 
 def _differentiable(
@@ -240,29 +246,13 @@ def _differentiable(
     return [next(found) if is_needed else None for is_needed in needs]
 
 
-def _memory_order(x: Tensor) -> list[int] | None:
-    """The dimensions as they lie in memory; ``None`` if that is their own order."""
-    return None if x.is_contiguous() else sorted(range(x.dim()), key=x.stride, reverse=True)
+def _format(x: Tensor) -> torch.memory_format:
+    """That of its output."""
+    is_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if is_last else torch.contiguous_format
 
 
-def _empty_like(x: Tensor, order: Sequence[int] | None) -> Tensor:
-    """As large as ``x``, dense, and in that order in memory."""
-    if order is None:
-        return torch.empty_like(x, memory_format=torch.contiguous_format)
-    strides, step = [0] * x.dim(), 1
-    for dim in reversed(order):
-        strides[dim], step = step, step * max(x.shape[dim], 1)
-    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device)
-
-
-def _parts(x: Tensor, order: Sequence[int] | None) -> Sequence[Tensor]:
-    flat = (x if order is None else x.permute(order)).reshape(-1)
+def _parts(x: Tensor) -> Sequence[Tensor]:
+    """Its entries in the order in which they lie in memory, in parts; ``x`` is contiguous in its format."""
+    flat = x.as_strided((x.numel(),), (1,))
     return flat.split(_CHUNK) if x.device.type == "cpu" and len(flat) > _CHUNK else [flat]
-
-
-def _whole(parts: Sequence[Tensor], like: Tensor, order: Sequence[int] | None) -> Tensor:
-    flat = parts[0] if len(parts) == 1 else torch.cat(list(parts))
-    if order is None:
-        return flat.view(like.shape)
-    back = sorted(range(len(order)), key=order.__getitem__)
-    return flat.view([like.shape[dim] for dim in order]).permute(back)

@@ -7,33 +7,27 @@ described by the *taps* of its kernel: along each dimension, the places that it 
 window. Those of a convolution are ``range(-padding, -padding + dilation * size, dilation)``, those of an identity
 ``range(0, 1)``; those of a canvas are the smallest range that contains all of them.
 
-- *Candidates* of a choice have kernels of their own, which are weighted and added on the canvas
-  (:func:`weighted_kernel`): ``Conv1d`` to ``Conv3d`` with zero padding, a convolution followed by a pointwise one,
+- *Candidates* of a choice (:mod:`~nni_gumbel.supernet.candidates`) have kernels of their own, which are weighted and
+  added on the canvas: ``Conv1d`` to ``Conv3d`` with zero padding, a convolution followed by a pointwise one,
   ``Linear``, ``Identity``, average pooling that divides by a constant, and NNI's ``Zero``. Types are compared exactly:
   a subclass computes what it likes.
-- *Sizes* of one module are nested parts of one kernel ``W``, and their sum is ``W * S``, where ``S`` is the weight of
-  the sizes that contain an entry (:class:`Shares`). The same holds for biases, and for the scale and the shift of a
-  batch norm, which normalises each channel by itself, whatever their number.
-
-Masks on a shared kernel are those of FBNetV2 (2004.05565) for channels and of Single-Path NAS (1904.02877) for kernels.
-Here the weights are masked, not the outputs, which is exact in the width of the input, in biases and at borders, too.
+- *Sizes* of one module (:mod:`~nni_gumbel.supernet.sizes`) are nested parts of one kernel, which is weighted entry by
+  entry.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from nni.nas.nn.pytorch import ParametrizedModule
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nni_gumbel.supernet.slicing import Shape, offset
+from nni_gumbel.supernet.slicing import Shape
 
 Taps = tuple[range, ...]
 
@@ -232,8 +226,34 @@ def canvas(kernels: Sequence[Kernel]) -> Kernel:
     return Kernel(shape, taps, groups, math.prod(shape))
 
 
+@dataclass(frozen=True)
+class Layer:
+    """Kernels that lie alike on a canvas.
+
+    Args:
+        members: which.
+        place: their entries of the canvas, per dimension.
+        ratio: how many of their groups there are in one group of the canvas, as blocks on its diagonal.
+    """
+
+    members: tuple[int, ...]
+    place: tuple[slice, ...]
+    ratio: int
+
+
+def layers_of(whole: Kernel, kernels: Sequence[Kernel]) -> list[Layer]:
+    """Where kernels lie on their canvas."""
+    alike: dict[tuple[Taps, int], list[int]] = {}
+    for k, kernel in enumerate(kernels):
+        alike.setdefault((kernel.taps, kernel.groups), []).append(k)
+    return [
+        Layer(tuple(members), tuple(map(_slice, taps, whole.taps)), groups // whole.groups)
+        for (taps, groups), members in alike.items()
+    ]
+
+
 def weighted_kernel(
-    whole: Kernel, kernels: Sequence[Kernel], weights: Sequence[Tensor], tensors: Sequence[Tensor | None]
+    whole: Kernel, layers: Sequence[Layer], weights: Sequence[Tensor], tensors: Sequence[Tensor]
 ) -> Tensor:
     """``sum_k w_k W_k`` on a canvas.
 
@@ -244,53 +264,47 @@ def weighted_kernel(
 
     Args:
         whole: the canvas.
-        kernels: those that lie on it.
-        weights: a scalar for each.
-        tensors: their entries, all of one dtype; ``None`` for one without parameters.
+        layers: where the kernels lie on it.
+        weights: a scalar for each kernel.
+        tensors: the kernels, all of one dtype.
 
     Returns:
         ``whole.shape``, in the dtype of the tensors; differentiable, also twice.
     """
-    like = next(tensor for tensor in tensors if tensor is not None)
-    total = like.new_zeros(whole.shape)
-    alike: dict[tuple[Taps, int], list[int]] = {}
-    for k, kernel in enumerate(kernels):
-        alike.setdefault((kernel.taps, kernel.groups), []).append(k)
-    for (taps, groups), places in alike.items():
-        own = [
-            like.new_full(kernels[k].shape, kernels[k].value) if tensors[k] is None else tensors[k]
-            for k in places
-        ]
-        added, place = weighted_sum(own, [weights[k] for k in places]), tuple(map(_slice, taps, whole.taps))
-        ratio = groups // whole.groups
-        if ratio == 1:
-            total[(..., *place)].add_(added)
-            continue
-        # Each group of the canvas holds several of theirs, as blocks on its diagonal: (groups, out, in, *size, ratio).
-        blocks = total.unflatten(1, (ratio, -1)).unflatten(0, (whole.groups, ratio, -1))
-        entries = blocks.diagonal(dim1=1, dim2=3)[(..., *place, slice(None))]
-        entries.add_(added.unflatten(0, (whole.groups, ratio, -1)).movedim(1, -1))
+    total = tensors[0].new_zeros(whole.shape)
+    for layer in layers:
+        added = weighted_sum(*([of[k] for k in layer.members] for of in (tensors, weights)))
+        entries = total
+        if layer.ratio > 1:  # (groups, out, in, *size, ratio)
+            blocks = total.unflatten(1, (layer.ratio, -1)).unflatten(0, (whole.groups, layer.ratio, -1))
+            entries = blocks.diagonal(dim1=1, dim2=3).movedim(-1, 0)
+            added = added.unflatten(0, (whole.groups, layer.ratio, -1)).movedim(1, 0)
+        entries[(..., *layer.place)].add_(added)
     return total
 
 
 def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     """``sum_k w_k T_k`` of tensors of one shape and dtype, as one product with their stack; differentiable."""
+    if len(tensors) == 1:
+        return tensors[0] * weights[0].to(tensors[0].dtype)
     stacked = torch.stack(list(tensors)).flatten(1)
     return (torch.stack(list(weights)).to(stacked.dtype) @ stacked).view(tensors[0].shape)
 
 
-def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, frame: Frame, taps: Taps, groups: int) -> Tensor:
-    """The linear operation of a kernel: ``(batch, out, *size)``, or ``(*, out)`` without taps."""
-    if not taps:
+def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, frame: Frame, whole: Kernel) -> Tensor:
+    """The linear operation of a kernel on its canvas: ``(batch, out, *size)``, or ``(*, out)`` without taps."""
+    if not whole.taps:
         return functional.linear(x, kernel, bias)
-    pads = [(-t.start, growth + t[-1]) for t, growth in zip(taps, frame.growth)]
+    pads = [(-t.start, growth + t[-1]) for t, growth in zip(whole.taps, frame.growth)]
     padding = tuple(left for left, _ in pads)
     if frame.padding_mode != "zeros" or any(left != right for left, right in pads):
         mode = "constant" if frame.padding_mode == "zeros" else frame.padding_mode
         x = functional.pad(x, [side for pair in reversed(pads) for side in pair], mode)
         padding = (0,) * len(pads)
-    convolution = (functional.conv1d, functional.conv2d, functional.conv3d)[len(taps) - 1]
-    return convolution(x, kernel, bias, frame.stride, padding, tuple(t.step for t in taps), groups)
+    convolution = (functional.conv1d, functional.conv2d, functional.conv3d)[len(pads) - 1]
+    return convolution(
+        x, kernel, bias, frame.stride, padding, tuple(t.step for t in whole.taps), whole.groups
+    )
 
 
 @contextmanager
@@ -325,101 +339,3 @@ def _slice(own: range, whole: range) -> slice:
     start = whole.index(own.start)
     step = own.step // whole.step if len(own) > 1 else 1
     return slice(start, start + step * (len(own) - 1) + 1, step)
-
-
-# -- sizes of one module -----------------------------------------------------------------------------
-
-
-def key_of_size(layer: nn.Module, full: Mapping[str, Shape]) -> Hashable | None:
-    """Convolutions and linear layers that are parts of one, and have one key, are one operation together.
-
-    They differ in sizes alone: in their number of channels, or of groups of channels if all groups are equally large;
-    and in kernels that are aligned, which means padded so that their centres stand on the same entries of the input.
-
-    Args:
-        layer: of some size.
-        full: shapes of the tensors of which it has a part, by name.
-
-    Returns:
-        ``None`` for all other modules.
-    """
-    kind = type(layer)
-    if kind is nn.Linear:
-        return kind
-    if kind not in CONVOLUTIONS:
-        return None
-    frame, kernel = of_layer(layer)
-    grouping = 1 if kernel.groups == 1 else (kernel.shape[0] // kernel.groups, kernel.shape[1])
-    starts = tuple(
-        taps.start - dilation * offset(whole, size, centred=True)
-        for taps, dilation, whole, size in zip(
-            kernel.taps, layer.dilation, full["weight"][2:], kernel.shape[2:]
-        )
-    )
-    return kind, frame.stride, frame.growth, frame.padding_mode, layer.dilation, grouping, starts
-
-
-def of_sizes(layers: Sequence[nn.Module]) -> tuple[Frame, Taps, int]:
-    """The frame, the taps and the groups of the canvas of convolutions or linear layers with one key."""
-    frames, kernels = zip(*map(of_layer, layers))
-    inputs, outputs = (max(frame.channels[side] for frame in frames) for side in (0, 1))
-    groups = max(kernel.groups for kernel in kernels)
-    return replace(frames[0], channels=(inputs, outputs)), canvas(kernels).taps, groups
-
-
-class Shares:
-    """``S``: for each entry of a tensor the weight of the sizes whose part contains it.
-
-    ``S_i = sum over sizes v that contain entry i of w_v`` falls from the beginning or the centre of a tensor outwards.
-    It is computed from a table with one cell per combination of extents, by sums from the large end: 300 sizes cost
-    what a few extents in each dimension cost.
-
-    Args:
-        shapes: of each size the shape of its part; ``None`` for one without this tensor.
-        full: shape of the tensor.
-        centred: per dimension whether the parts are its centre, not its beginning.
-        device: that of the weights.
-
-    Attributes:
-        shape: of the largest parts, along every dimension.
-    """
-
-    # Its tensors serve all steps; those made in inference mode, if the first one is, autograd would refuse.
-    @torch.inference_mode(False)
-    def __init__(
-        self, shapes: Sequence[Shape | None], full: Shape, centred: Sequence[bool], device: torch.device
-    ) -> None:
-        has = [shape for shape in shapes if shape is not None]
-        self.shape: Shape = tuple(map(max, zip(*has)))
-        # The parts are nested: an entry is in all parts from some extent on, in each dimension.
-        extents = [sorted(set(column)) for column in zip(*has)]
-        self._counts = [len(column) for column in extents]
-        places = [[column.index(n) for column, n in zip(extents, shape)] for shape in has]
-        index = partial(torch.as_tensor, device=device)
-        self._cells = index(np.ravel_multi_index(np.transpose(places), self._counts))
-        self._has = None
-        if len(has) < len(shapes):
-            self._has = index([k for k, shape in enumerate(shapes) if shape is not None])
-        self._ranks = [
-            index(_smallest_rank(*entry)[offset(entry[0], n, entry[2]) :][:n])
-            for *entry, n in zip(full, extents, centred, self.shape)
-        ]
-
-    def __call__(self, weights: Tensor) -> Tensor:
-        """What broadcasts to ``shape``, in the dtype of the weights, ``(sizes,)``; differentiable."""
-        weights = weights if self._has is None else weights[self._has]
-        table = weights.new_zeros(math.prod(self._counts)).index_add(0, self._cells, weights)
-        table = table.view(self._counts)
-        for dim, ranks in enumerate(self._ranks):
-            if self._counts[dim] > 1:
-                table = table.flip(dim).cumsum(dim).flip(dim).index_select(dim, ranks)
-        return table
-
-
-def _smallest_rank(full: int, extents: Sequence[int], centred: bool) -> np.ndarray:
-    """For each entry of a dimension the smallest extent, as its rank, whose part contains it."""
-    rank = np.zeros(full, dtype=np.int64)
-    for r in reversed(range(len(extents))):
-        start = offset(full, extents[r], centred)
-        rank[start : start + extents[r]] = r
-    return rank

@@ -12,7 +12,7 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,7 @@ from torch.nn.parameter import is_lazy
 
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.supernet.expressions import Tabulated
-from nni_gumbel.supernet.kernels import Shares
-from nni_gumbel.supernet.slicing import Shape, is_centred, part, paste, tensors_of
+from nni_gumbel.supernet.slicing import Shape, part, paste, tensors_of
 
 
 class Variants:
@@ -67,7 +66,7 @@ class Variants:
         self._separate = {n for shapes in self.shapes for n in shapes if n.endswith("q_proj_weight")}
         self.full: dict[str, Shape] = {}
         for k in range(len(self.templates)):
-            for key, shape in self._stored(k, self.shapes[k]):
+            for key, shape in self._stored(self.shapes[k]):
                 self.full[key] = tuple(map(max, shape, self.full.get(key, shape)))
 
     def describe(self, k: int) -> str:
@@ -78,21 +77,11 @@ class Variants:
         """The tensors of variant ``k``: parts of the supernet's; views of them wherever possible."""
         return {name: self._part(k, name, state) for name in self.shapes[k]}
 
-    def shares(self, name: str, members: Sequence[int], device: torch.device) -> Shares:
-        """The weights of the entries of a tensor, or of a norm's ``"channels"``, in a mixture of some variants."""
-        if name == "channels":
-            shapes = [(self.templates[k].num_features,) for k in members]
-            return Shares(shapes, max(shapes), [False], device)
-        shapes = [self.shapes[k].get(name) for k in members]
-        template = self.templates[next(k for k, shape in zip(members, shapes) if shape is not None)]
-        full = self.full[name]
-        return Shares(shapes, full, [is_centred(template, name, dim) for dim in range(len(full))], device)
-
     def parameter_sizes(self) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
         """See :func:`nni_gumbel.supernet.arguments.parameter_sizes`."""
         counts: dict[str, np.ndarray] = {}
         for k, template in enumerate(self.templates):
-            for name, parameter in self._stored(k, dict(template.named_parameters())):
+            for name, parameter in self._stored(dict(template.named_parameters())):
                 count = counts.setdefault(name, np.zeros(len(self.templates), dtype=np.int64))
                 count[k] = parameter.numel()
         return {name: (self.table.labels, count[self.table.index]) for name, count in counts.items()}
@@ -131,9 +120,9 @@ class Variants:
         """
         whole, default = self._built(), self.built_as(module)
         with torch.random.fork_rng([]):
-            built = dict(self._stored(default, tensors_of(self._construct(default))))
+            built = dict(self._stored(tensors_of(self._construct(default))))
         state = tensors_of(whole)
-        for name, value in self._stored(default, tensors_of(module)):
+        for name, value in self._stored(tensors_of(module)):
             if name in built and _was_changed(value, built[name]):
                 with torch.no_grad():
                     if value.shape != state[name].shape:
@@ -155,10 +144,8 @@ class Variants:
         state: dict[str, Tensor] = {}
         makers: dict[str, nn.Module] = {}
         for k in sorted(range(len(numels)), key=numels.__getitem__):
-            if self._is_inside_another(k):
-                continue
             variant = self._construct(k)
-            for name, value in self._stored(k, tensors_of(variant)):
+            for name, value in self._stored(tensors_of(variant)):
                 if name not in state:
                     state[name] = value.detach().new_zeros(self.full[name])
                     makers[name] = variant
@@ -205,7 +192,7 @@ class Variants:
         rows = shape[0] // 3, shape[1]
         return torch.cat([part(template, n, state[n], rows) for n in _separate_names(name)])
 
-    def _stored(self, k: int, entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    def _stored(self, entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         """A variant's tensors, or their shapes, as the supernet keeps them.
 
         An attention's ``in_proj_weight`` is kept as three tensors if some variant has them apart.
@@ -217,16 +204,6 @@ class Variants:
                 yield from zip(_separate_names(name), thirds)
             else:
                 yield name, entry
-
-    def _is_inside_another(self, k: int) -> bool:
-        """Whether some other variant is at least as large in every dimension of every tensor."""
-        mine = dict(self._stored(k, self.shapes[k]))
-        for j in range(len(self.templates)):
-            other = dict(self._stored(j, self.shapes[j]))
-            covers = all(name in other and all(map(int.__le__, mine[name], other[name])) for name in mine)
-            if covers and (other != mine or j > k):
-                return True
-        return False
 
 
 def _was_changed(value: Tensor, built: Tensor) -> bool:

@@ -31,7 +31,7 @@ from nni.nas.nn.pytorch import (
 from torch import nn
 from torch.nn import functional
 
-from nni_gumbel.supernet import kernels
+from nni_gumbel.supernet import sizes as sizes_of_one
 from nni_gumbel.supernet.expressions import Tabulated
 
 
@@ -352,7 +352,7 @@ def test_a_mixture_is_in_the_mode_of_its_module_whatever_others_of_its_sizes_are
 
 
 def plant(bug, monkeypatch):
-    smallest_rank, weighted = kernels._smallest_rank, Tabulated.weighted
+    smallest_rank, weighted = sizes_of_one._smallest_rank, Tabulated.weighted
 
     def beside(*arguments):
         return np.roll(smallest_rank(*arguments), 1)
@@ -362,10 +362,10 @@ def plant(bug, monkeypatch):
         return positions, weights.flip(0)
 
     if bug == "survival off by one":
-        monkeypatch.setattr(kernels, "_smallest_rank", beside)
+        monkeypatch.setattr(sizes_of_one, "_smallest_rank", beside)
     if bug == "a kernel in the corner":
         monkeypatch.setattr(
-            kernels, "_smallest_rank", lambda full, sizes, _: smallest_rank(full, sizes, False)
+            sizes_of_one, "_smallest_rank", lambda full, sizes, _: smallest_rank(full, sizes, False)
         )
     if bug == "the weight of another variant":
         monkeypatch.setattr(Tabulated, "weighted", turned_around)
