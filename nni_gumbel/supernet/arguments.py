@@ -265,9 +265,8 @@ class MixedArguments(BaseSuperNetModule):
             # What a module of a person's own reads and writes is not known: it got the whole input.
             raise UnsupportedError(
                 f"{self.variants.owner}: a mixture of {self.variants.built_type.__name__} is not supported: with "
-                f"{self.variants.describe(k)} (choice {self._labels()}) it does not run on the input of the largest: "
-                f"{first_line(error)}; "
-                "build it from modules of nni.nas.nn.pytorch, or give a mutation hook"
+                f"{self.variants.describe(k)} (choice {self.variants.table.told}) it does not run on the input of the "
+                f"largest: {first_line(error)}; build it from modules of nni.nas.nn.pytorch, or give a mutation hook"
             ) from error
 
     @torch.no_grad()
@@ -296,7 +295,7 @@ class MixedArguments(BaseSuperNetModule):
                 if entry.shape[dim] != size:
                     raise UsageError(
                         f"{self.variants.owner}: its input has {entry.shape[dim]} features (dimension {dim} of "
-                        f"{tuple(entry.shape)}), but with choice {self._labels()} it reads up to {size}; "
+                        f"{tuple(entry.shape)}), but with choice {self.variants.table.told} it reads up to {size}; "
                         "let what comes before it depend on the same choices"
                     )
 
@@ -311,12 +310,9 @@ class MixedArguments(BaseSuperNetModule):
         (i, j), names = min(differing.items(), key=lambda item: len(item[1]))
         given = ", ".join(f"{self.variants.describe(first[k])} gives {found[k]}" for k in (i, j))
         return (
-            f"{self.variants.owner}: argument {', '.join(map(repr, names))} (choice {self._labels()}) makes "
+            f"{self.variants.owner}: argument {', '.join(map(repr, names))} (choice {self.variants.table.told}) makes "
             f"{difference} ({given}); make them equal, e.g. with padding, or express it as a LayerChoice"
         )
-
-    def _labels(self) -> str:
-        return ", ".join(map(repr, self.variants.table.labels))
 
 
 def _like(module: nn.Module, other: nn.Module) -> nn.Module:

@@ -28,7 +28,7 @@ from nni_gumbel.supernet.kernels import (
     POOLS,
     Frame,
     Kernel,
-    Layer,
+    Place,
     Taps,
     bias_tensor,
     built_type,
@@ -37,7 +37,6 @@ from nni_gumbel.supernet.kernels import (
     full_precision,
     in_frame,
     kernel_tensor,
-    layers_of,
     of_candidate,
     weighted_kernel,
     weighted_sum,
@@ -59,20 +58,20 @@ class Plan:
     Args:
         operations: each instead of the candidates that it names.
         alone: the other candidates, which run by themselves, and why.
-        modules: all modules that are not called, but replaced by operations: with the types that they had.
-        touched: modules that somebody hooked into, which therefore are called.
+        seen: what was seen of the modules that operations replace, and of those that somebody hooked into: the type,
+            and whether they were :func:`is_untouched`.
     """
 
     operations: tuple[MergedLinear | ElementwiseMixture, ...]
     alone: Mapping[Any, str]
-    modules: tuple[tuple[nn.Module, type[nn.Module]], ...] = ()
-    touched: tuple[nn.Module, ...] = ()
+    seen: tuple[tuple[nn.Module, type[nn.Module], bool], ...] = ()
 
     def holds(self) -> bool:
         """Whether it would be the same now: hooks and parametrizations, which must be obeyed, come and go."""
         return all(
-            type(module) is kind and is_untouched(module) for module, kind in self.modules
-        ) and not any(map(is_untouched, self.touched))
+            type(module) is kind and is_untouched(module) == untouched
+            for module, kind, untouched in self.seen
+        )
 
     @property
     def is_merged(self) -> bool:
@@ -106,12 +105,14 @@ def plan(candidates: Mapping[Any, nn.Module]) -> Plan:
     if len(elementwise) > 1 and not all(map(is_zero, elementwise.values())):
         operations.append(ElementwiseMixture(elementwise))
         replaced |= set(elementwise)
-    return Plan(
-        tuple(operations),
-        {name: _reason(module) for name, module in candidates.items() if name not in replaced},
-        tuple((part, type(part)) for name in replaced for part in candidates[name].modules()),
-        tuple(part for module in candidates.values() for part in module.modules() if not is_untouched(part)),
+    seen = (
+        (part, type(part), name in usable)
+        for name, module in candidates.items()
+        for part in module.modules()
+        if name in replaced or not is_untouched(part)
     )
+    alone = {name: _reason(module) for name, module in candidates.items() if name not in replaced}
+    return Plan(tuple(operations), alone, tuple(seen))
 
 
 def is_untouched(module: nn.Module) -> bool:
@@ -185,27 +186,30 @@ class MergedLinear:
         return sum(kernel.cost for _, kernel in self.members.values()) - self.canvas.cost
 
     @cached_property
-    def _layers(self) -> list[Layer]:
-        return layers_of(self.canvas, [kernel for _, kernel in self.members.values()])
+    def _places(self) -> list[Place]:
+        return [Place.of(kernel, self.canvas) for _, kernel in self.members.values()]
 
     def __call__(self, x: Tensor, weights: Mapping[Any, Tensor]) -> Tensor:
         """The candidates' weighted sum: ``(batch, out, *size)``, or ``(*, out)`` of a linear layer."""
-        own = {name: module for name, (module, kernel) in self.members.items() if kernel.value is None}
         with full_precision(x.device.type):
-            tensors = {name: kernel_tensor(module) for name, module in own.items()}
-            biases = {n: bias for n, module in own.items() if (bias := bias_tensor(module)) is not None}
-            like = next(iter(tensors.values()))
-            kernel = weighted_kernel(
+            own, biases = {}, {}
+            for name, (module, kernel) in self.members.items():
+                if kernel.value is None:
+                    own[name], bias = kernel_tensor(module), bias_tensor(module)
+                    if bias is not None:
+                        biases[name] = bias
+            like = next(iter(own.values()))
+            whole = weighted_kernel(
                 self.canvas,
-                self._layers,
-                [weights[name] for name in self.members],
+                self._places,
+                torch.stack([weights[name] for name in self.members]),
                 [
-                    tensors[name] if name in own else like.new_full(kernel.shape, kernel.value)
+                    own[name] if name in own else like.new_full(kernel.shape, kernel.value)
                     for name, (_, kernel) in self.members.items()
                 ],
             )
             bias = weighted_sum([*biases.values()], [weights[name] for name in biases]) if biases else None
-        return convolve(x, kernel, bias, self.frame, self.canvas)
+        return convolve(x, whole, bias, self.frame, self.canvas)
 
     def repays(self, x: Tensor) -> bool:
         """Whether the kernels, which are weighted and added, are small beside the outputs that would be.

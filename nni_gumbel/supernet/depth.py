@@ -49,11 +49,10 @@ class MixedRepeat(Repeat, BaseSuperNetModule):
             values["depth"]: None if is_network else weight
             for values, weight in self._depths.active(self._joint_sample)
         }
-        labels = ", ".join(map(repr, self._depths.labels))
         outputs = {}
         for depth in range(max(weights) + 1):
             if depth > 0:
-                with unchanged(x, f"choice {labels}: block {depth - 1}"):
+                with unchanged(x, f"choice {self._depths.told}: block {depth - 1}"):
                     x = self.blocks[depth - 1](x)
             if depth in weights:
                 outputs[depth] = self.of_depth(depth, x)
@@ -61,7 +60,7 @@ class MixedRepeat(Repeat, BaseSuperNetModule):
         return mixture(
             list(outputs.values()),
             [weights[depth] for depth in outputs],
-            f"choice {labels}: the depths of Repeat give",
+            f"choice {self._depths.told}: the depths of Repeat give",
             (f"depth {depth} gives" for depth in outputs),
             "let every block keep the shape of its input",
         )

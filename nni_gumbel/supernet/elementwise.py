@@ -73,6 +73,17 @@ def _is_slow(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
+def _plain(
+    value: Callable[..., Tensor], backward: Callable[..., Tensor], *names: str
+) -> tuple[Value, Pullback]:
+    """A kind whose two functions take these attributes of the module."""
+
+    def attributes(module: nn.Module) -> list[float]:
+        return [getattr(module, name) for name in names]
+
+    return lambda m, x: value(x, *attributes(m)), lambda m, g, x, y: backward(g, x, *attributes(m))
+
+
 # Per type, from its input x: its value y, and the gradient g of y as one of x (with y where it is there already).
 _KINDS: Mapping[type[nn.Module], tuple[Value, Pullback]] = {
     nn.Identity: (lambda m, x: x, lambda m, g, x, y: g),
@@ -81,27 +92,15 @@ _KINDS: Mapping[type[nn.Module], tuple[Value, Pullback]] = {
         lambda m, x: functional.leaky_relu(x, m.negative_slope),
         lambda m, g, x, y: _aten.leaky_relu_backward(g, x, m.negative_slope, False),
     ),
-    nn.Hardtanh: (
-        lambda m, x: functional.hardtanh(x, m.min_val, m.max_val),
-        lambda m, g, x, y: _aten.hardtanh_backward(g, x, m.min_val, m.max_val),
-    ),
-    nn.ReLU6: (
-        lambda m, x: functional.hardtanh(x, 0.0, 6.0),
-        lambda m, g, x, y: _aten.hardtanh_backward(g, x, 0.0, 6.0),
-    ),
-    nn.ELU: (
-        lambda m, x: functional.elu(x, m.alpha),
-        lambda m, g, x, y: _elu_pullback(m.alpha, g, x, y),
-    ),
+    nn.Hardtanh: _plain(functional.hardtanh, _aten.hardtanh_backward, "min_val", "max_val"),
+    nn.ReLU6: _plain(functional.hardtanh, _aten.hardtanh_backward, "min_val", "max_val"),
+    nn.ELU: (lambda m, x: functional.elu(x, m.alpha), lambda m, g, x, y: _elu_pullback(m.alpha, g, x, y)),
     nn.SELU: (
         lambda m, x: functional.selu(x),
         lambda m, g, x, y: _aten.elu_backward(g, _SELU_ALPHA, _SELU_SCALE, 1, False, x),
     ),
-    nn.CELU: (
-        lambda m, x: functional.celu(x, m.alpha),
-        _celu_pullback,
-    ),
-    nn.SiLU: (lambda m, x: functional.silu(x), lambda m, g, x, y: _aten.silu_backward(g, x)),
+    nn.CELU: (lambda m, x: functional.celu(x, m.alpha), _celu_pullback),
+    nn.SiLU: _plain(functional.silu, _aten.silu_backward),
     nn.GELU: (
         lambda m, x: functional.gelu(x, approximate=m.approximate),
         lambda m, g, x, y: _aten.gelu_backward(g, x, approximate=m.approximate),
@@ -112,15 +111,9 @@ _KINDS: Mapping[type[nn.Module], tuple[Value, Pullback]] = {
         lambda m, x: x.sigmoid(),
         lambda m, g, x, y: _aten.sigmoid_backward(g, x.sigmoid() if y is None else y),
     ),
-    nn.Hardswish: (lambda m, x: functional.hardswish(x), lambda m, g, x, y: _aten.hardswish_backward(g, x)),
-    nn.Hardsigmoid: (
-        lambda m, x: functional.hardsigmoid(x),
-        lambda m, g, x, y: _aten.hardsigmoid_backward(g, x),
-    ),
-    nn.Softplus: (
-        lambda m, x: functional.softplus(x, m.beta, m.threshold),
-        lambda m, g, x, y: _aten.softplus_backward(g, x, m.beta, m.threshold),
-    ),
+    nn.Hardswish: _plain(functional.hardswish, _aten.hardswish_backward),
+    nn.Hardsigmoid: _plain(functional.hardsigmoid, _aten.hardsigmoid_backward),
+    nn.Softplus: _plain(functional.softplus, _aten.softplus_backward, "beta", "threshold"),
 }
 
 

@@ -35,6 +35,7 @@ class Tabulated:
 
     Attributes:
         labels: the labels that the values depend on, in the order in which they appear.
+        told: the labels in the words of an error: ``'width', 'kernel'``.
         labels_of: of each expression those that it depends on.
         sizes: number of candidates of each label.
         distinct: the different values, each a dict with the keys of ``expressions``, in the order of
@@ -64,11 +65,12 @@ class Tabulated:
             candidates |= {label: choice.values for label, choice in choices.items()}
             self.labels_of[name] = tuple(choices)
         self.labels: tuple[str, ...] = tuple(candidates)
+        self.told = ", ".join(map(repr, candidates))
         self.sizes: tuple[int, ...] = tuple(len(values) for values in candidates.values())
         if math.prod(self.sizes) > LARGEST_TABLE:
             raise UsageError(
-                f"{owner}: it depends on {math.prod(self.sizes):,} combinations of the choices "
-                f"{', '.join(map(repr, self.labels))}; let it depend on fewer (at most {LARGEST_TABLE:,} combinations)"
+                f"{owner}: it depends on {math.prod(self.sizes):,} combinations of the choices {self.told}; "
+                f"let it depend on fewer (at most {LARGEST_TABLE:,} combinations)"
             )
         self._candidates = candidates
         columns = [self._column(name, expression) for name, expression in expressions.items()]
@@ -176,7 +178,7 @@ class Tabulated:
 
     def _column(self, name: str, expression: Any) -> list[Any]:
         """One expression's values for every combination; it is evaluated over its own labels alone."""
-        own = self._choices(name, expression)
+        own = self.labels_of[name]
         candidates = [values if label in own else [None] for label, values in self._candidates.items()]
         entries = [
             self._evaluate(name, expression, dict(zip(self._candidates, combination)))

@@ -53,13 +53,14 @@ class MixedLayer(LayerChoice, BaseSuperNetModule):
         Raises:
             UsageError: candidates return outputs of different shapes, or one changes its input in place.
         """
-        weights = {self.names[k]: weight for k, weight in self._joint_sample.running(self.label).items()}
+        running = self._joint_sample.running(self.label)
+        weights = {self.names[k]: weight for k, weight in running.items()}
         names, outputs, factors = [], [], []
         if self._merged and len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
             (x,) = args
             # Whole numbers have no gradients, and a convolution does not take them.
             if x.is_floating_point() and not self._joint_sample.is_network:
-                for operation in self._plan_of(self._joint_sample.active(self.label)).operations:
+                for operation in self._plan_of(tuple(running)).operations:
                     if operation.repays(x):
                         names.append(", ".join(map(str, operation.names)))
                         outputs.append(operation(x, weights))
@@ -76,9 +77,9 @@ class MixedLayer(LayerChoice, BaseSuperNetModule):
             "make all of them equal, e.g. with padding",
         )
 
-    def _plan_of(self, active: Sequence[int]) -> Plan:
+    def _plan_of(self, active: tuple[int, ...]) -> Plan:
         # A candidate that somebody replaced is another one.
-        key = tuple(active), tuple(map(id, self._modules.values()))
+        key = active, tuple(map(id, self._modules.values()))
         known = self._plans.get(key)
         if known is not None and known.holds():
             return known

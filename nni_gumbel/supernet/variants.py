@@ -106,7 +106,7 @@ class Variants:
         missing = [name for name in self.shapes[0] if name not in shapes] or list(shapes)
         raise UsageError(
             f"{self.owner}: its {missing[0]!r} is not what it was built with - a parametrization, or a "
-            f"tensor of another shape - and choice {', '.join(map(repr, self.table.labels))} decides its size; "
+            f"tensor of another shape - and choice {self.table.told} decides its size; "
             "give the module constants, or leave its tensors as they are"
         )
 
