@@ -30,12 +30,10 @@ from nni_gumbel.pipeline.rehearsal import rehearse
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference
 from nni_gumbel.supernet.arguments import MixedArguments
-from nni_gumbel.supernet.cell import MixedCell
 from nni_gumbel.supernet.depth import MixedRepeat
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.inputs import MixedInput
 from nni_gumbel.supernet.layer import MixedLayer
-from nni_gumbel.supernet.merging import merge_key
 from nni_gumbel.supernet.mutation import relax
 from nni_gumbel.supernet.structure import structure_of
 
@@ -244,16 +242,13 @@ def _executions(module: nn.Module) -> Iterator[tuple[Sequence[str], str]]:
         yield labels, f"Repeat, depth prefix: {blocks}, what each depth gives is added by weight"
     elif isinstance(module, MixedArguments):
         variants = module.variants
-        keys = [merge_key(template, variants.full) for template in variants.templates]
-        runs = len(set(keys) - {None}) + keys.count(None)
+        runs = len(set(module.keys))
         how = "merged: its variants run as one operation"
         if runs > 1:
-            how = f"mixture: its {len(keys)} variants run as {runs} operations with parts of one weight"
+            how = (
+                f"mixture: its {len(module.keys)} variants run as {runs} operations with parts of one weight"
+            )
         yield variants.table.labels, f"{variants.built_type.__name__}, {how}"
-    elif isinstance(module, MixedCell) and module.op_candidates_factory is not None:
-        slots = [slot for of_node in module.labels for slot in of_node]
-        labels = [label for slot in slots for label in slot]
-        yield labels, "Cell, mixture: every candidate runs on every input, the outputs are added by weight"
 
 
 def _execution_of_inputs(module: MixedInput) -> str:

@@ -84,7 +84,6 @@ from nni_gumbel.search.weights import (
 from nni_gumbel.search.wrapping import WrappingModule
 from nni_gumbel.supernet.cell import check_loose_ends
 from nni_gumbel.supernet.distribution import Distribution
-from nni_gumbel.supernet.refusals import misfit_behind
 from nni_gumbel.supernet.structure import used_part
 
 
@@ -408,24 +407,16 @@ class GumbelSearchModule(WrappingModule):
         elif settings.estimator == "probabilities":
             # During a warm-up they are uniform: no structure step has moved the logits from 0 yet.
             distribution.use_probabilities()
-        elif uniform:
-            distribution.sample_uniform(temperature, settings.estimator)
         else:
-            distribution.sample(temperature, settings.estimator)
+            distribution.sample(temperature, settings.estimator, uniform)
 
     def _run(
         self, batch: Any, batch_idx: int, step: str, log: Callable[[Log], Log] = unchanged
     ) -> tuple[Any, Tensor]:
         """What the evaluator returns for a batch under the current sample, and the loss in it."""
         module = self.training_module
-        try:
-            with logging_with(module, log):
-                result = training_step(module, batch, batch_idx)
-        except (RuntimeError, ValueError) as error:
-            misfit = misfit_behind(error, self.model)
-            if misfit is None:
-                raise
-            raise misfit from error
+        with logging_with(module, log):
+            result = training_step(module, batch, batch_idx)
         loss = loss_of(result)
         self._checks.append(LossCheck(loss, f"{step} {self._step}", batch, module, batch_idx))
         return result, loss

@@ -7,7 +7,7 @@ For a module whose arguments v depend on choices, with weights P(v), the mixture
 ``M_v`` is the module that NNI freezes v to, with its part of weights that all v share; what it writes is
 filled up with zeros to the largest active v (:mod:`nni_gumbel.supernet.slicing` says which features and
 which part). Linear layers, convolutions and batch norms of many sizes are computed as one operation
-(:mod:`nni_gumbel.supernet.merging`), everything else one v after another. With a single active v nothing
+(:mod:`nni_gumbel.supernet.sizes`), everything else one v after another. With a single active v nothing
 is restricted or filled up: it computes what the frozen module computes.
 
 What a mixture of widths means: a feature that not every width has is scaled by the probability that it is
@@ -26,9 +26,8 @@ module updates them, if its weight is not 0.
 from __future__ import annotations
 
 import copy
-import functools
 import itertools
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,17 +41,18 @@ from torch.utils._pytree import tree_leaves
 
 from nni_gumbel.errors import UnsupportedError, UsageError, first_line
 from nni_gumbel.supernet.joint_sample import JointSample
-from nni_gumbel.supernet.kept import Additions, derived, instance, keep_weights, reduced
-from nni_gumbel.supernet.merging import merge_key, merged
-from nni_gumbel.supernet.mixture import is_float, mixture
+from nni_gumbel.supernet.kept import additions, derived, hand_over, instance, keep_weights, reduced
+from nni_gumbel.supernet.mixture import Different, is_float, mixed, mixture
+from nni_gumbel.supernet.sizes import Sizes, key_of_size
 from nni_gumbel.supernet.slicing import Features, features, fill_up, restrict, tensors_of
 from nni_gumbel.supernet.variants import Variants, choices_of, refuse_hidden_choices
 
+# A cooling distribution meets few sets of active variants; a bound for those that meet many.
+_PLANS_KEPT = 128
 
-def mix_arguments(
-    module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]
-) -> nn.Module | None:
-    """NNI's mutation hook for every ``ParametrizedModule``, i.e. ``MutableConv2d`` and the like.
+
+def mix_arguments(module: nn.Module, name: str, joint_sample: JointSample) -> nn.Module | None:
+    """What becomes of a ``ParametrizedModule``, i.e. ``MutableConv2d`` and the like; ``None`` for other modules.
 
     With a choice in its arguments it becomes a :class:`MixedArguments`. Without, it becomes the module that
     NNI freezes it to, with the weights that it has, which NNI's own ``freeze`` would throw away.
@@ -67,7 +67,7 @@ def mix_arguments(
     if any(all(mutable is not choice for choice in choices.values()) for mutable in module.mutables):
         return None  # it has registered choices of its own, and only a hook of its author can mix them
     if choices:
-        return MixedArguments.of(module, name, mutate_kwargs["joint_sample"])
+        return MixedArguments.of(module, name, joint_sample)
     return keep_weights(module)
 
 
@@ -92,11 +92,15 @@ def parameter_sizes(module: nn.Module) -> dict[str, tuple[tuple[str, ...], np.nd
 
 @dataclass(frozen=True)
 class _Plan:
-    """How the active variants are computed; it changes only with which of them are active."""
+    """How a set of active variants is computed.
 
-    positions: tuple[int, ...]
-    groups: tuple[tuple[int, ...], ...]  # indices into `positions`; each group is one operation
-    reads: tuple[tuple[int, str, int, int], ...]  # place and name of an input, dimension, size at most
+    Args:
+        groups: those that are one operation, with their places among the active ones.
+        reads: place and name of an input, dimension, and the features that the largest of them reads.
+    """
+
+    groups: tuple[tuple[Sizes, list[int]], ...]
+    reads: tuple[tuple[int, str, int, int], ...]
 
 
 class MixedArguments(BaseSuperNetModule):
@@ -104,16 +108,20 @@ class MixedArguments(BaseSuperNetModule):
 
     Its instances are of the mixed module's type, too (a mixed ``MutableConv2d`` is an ``nn.Conv2d``), with
     parameters and buffers of the same names, each as large as the largest variant's.
+
+    Attributes:
+        variants: the modules that it mixes.
+        keys: of each of them; those with one key are one operation.
     """
 
     variants: Variants
+    keys: tuple[Hashable, ...]
     _joint_sample: JointSample
     _features: tuple[Features, ...]  # of each variant
-    _keys: tuple[Hashable | None, ...]  # with which of the others it is one operation
-    _added: Additions
+    _added: dict[str, list[str]]
     _built_momentum: float | None
     _runners: dict[int, nn.Module]
-    _plan: _Plan | None
+    _plans: dict[tuple[tuple[int, ...], torch.device], _Plan]
 
     @classmethod
     def of(cls, module: ParametrizedModule, name: str, joint_sample: JointSample) -> MixedArguments:
@@ -130,21 +138,24 @@ class MixedArguments(BaseSuperNetModule):
             )
         variants = Variants(module, name)
         base: nn.Module = module
-        added = Additions.to(module, variants.templates[variants.built_as(module)])
+        added = additions(module, variants.templates[variants.built_as(module)])
         tensors = tensors_of(module)
         if any(name not in tensors or tensors[name].shape != shape for name, shape in variants.full.items()):
             base = _like(variants.build(module), module)
-            added.hand_over(module, base)
+            hand_over(added, module, base)
         mixed = instance(derived(cls, variants.built_type), vars(base))
         mixed._mutables = list(choices_of(module).values())
         mixed._joint_sample = joint_sample
         mixed.variants = variants
-        mixed._features = tuple(features(template) for template in variants.templates)
-        mixed._keys = tuple(merge_key(template, variants.full) for template in variants.templates)
+        mixed.keys = tuple(
+            key_of_size(template, variants.full) or ("alone", k)
+            for k, template in enumerate(variants.templates)
+        )
+        mixed._features = tuple(map(features, variants.templates))
         mixed._added = added
         mixed._built_momentum = getattr(base, "momentum", None)
         mixed._runners = {}
-        mixed._plan = None
+        mixed._plans = {}
         return mixed
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -160,14 +171,37 @@ class MixedArguments(BaseSuperNetModule):
             output = self._run(positions[0], state, args, kwargs)
             # A network that is drawn for the structure alone: its weight is 1, and has a derivative.
             alone = weights.requires_grad and len(self.variants.table.distinct) > 1
-            return mixture([output], [weights[0]]) if alone else output
-        return self._mixture(positions, weights, state, args, kwargs)
+            return mixture([output], [weights[0] if alone else None])
+        plan = self._plan_of(tuple(positions), weights.device)
+        self._check_inputs(plan, args, kwargs)
+        buffers = [name for name, _ in self.named_buffers() if name in self.variants.full and self.training]
+        outputs, scales, updates = [], [], []
+        for group, places in plan.groups:
+            chosen = weights if len(places) == len(positions) else weights[places]
+            # Each group starts from the same statistics.
+            own = state | {name: state[name].clone() for name in buffers}
+            if len(places) == 1:
+                outputs.append(self._run_beside_others(group.members[0], own, args, kwargs))
+                scales.append(chosen[0])
+            else:
+                (x,) = (*args, *kwargs.values())
+                outputs.append(group(chosen, own, x, self._runner))
+                scales.append(None)
+            updates.append((group, chosen.detach(), own))
+        for name in buffers:
+            self._update(name, state[name], updates)
+        if len(outputs) > 1:
+            outputs = fill_up(outputs, self._features[positions[0]].outputs)
+        try:
+            return mixed(outputs, scales)
+        except Different as different:
+            raise UsageError(self._told(plan, *different.args)) from None
 
     def freeze(self, sample: dict[str, Any]) -> nn.Module:
         """The module at a sample, of the type that NNI freezes it to, with a copy of its part of the weights."""
         k = self.variants.table.position(sample)
         frozen = self.variants.frozen(k, tensors_of(self)).train(self.training)
-        self._added.hand_over(self, frozen)
+        hand_over(self._added, self, frozen)
         return copy.deepcopy(frozen)
 
     def extra_repr(self) -> str:
@@ -177,58 +211,28 @@ class MixedArguments(BaseSuperNetModule):
     def __reduce_ex__(self, protocol: Any) -> tuple:
         return reduced(self, MixedArguments)
 
-    def _mixture(
-        self,
-        positions: list[int],
-        weights: Tensor,
-        state: dict[str, Tensor],
-        args: tuple,
-        kwargs: dict[str, Any],
-    ) -> Any:
-        if self._plan is None or self._plan.positions != tuple(positions):
-            self._plan = self._plan_for(positions)
-        self._check_inputs(args, kwargs)
-        buffers = (
-            [key for key, _ in self.named_buffers() if key in self.variants.full] if self.training else []
-        )
-        outputs, scales, updates = [], [], []
-        for group in self._plan.groups:
-            members = [positions[i] for i in group]
-            chosen = weights if len(members) == len(positions) else weights[list(group)]
-            # Each group starts from the same statistics.
-            own = state | {key: state[key].clone() for key in buffers}
-            if len(members) == 1:
-                inputs = _restricted(self._features[members[0]], args, kwargs)
-                outputs.append(self._run_beside_others(members[0], own, *inputs))
-                scales.append(chosen[0])
-            else:
-                (x,) = (*args, *kwargs.values())
-                outputs.append(merged(self.variants, members, chosen, own, x, self._runner))
-                scales.append(torch.ones((), dtype=weights.dtype, device=weights.device))
-            updates.append((members, chosen.detach(), own))
-        for key in buffers:
-            self._update(key, state[key], updates)
-        if len(outputs) == 1:
-            return outputs[0]
-        outputs = fill_up(outputs, self._features[positions[0]].outputs)
-        return mixture(outputs, scales, functools.partial(self._describe, positions))
-
-    def _plan_for(self, positions: list[int]) -> _Plan:
-        groups: dict[Any, list[int]] = {}
-        for i, k in enumerate(positions):
-            key = ("alone", k) if self._keys[k] is None else self._keys[k]
-            groups.setdefault(key, []).append(i)
+    def _plan_of(self, positions: tuple[int, ...], device: torch.device) -> _Plan:
+        if (positions, device) in self._plans:
+            return self._plans[positions, device]
+        if len(self._plans) >= _PLANS_KEPT:
+            self._plans.clear()
+        places: dict[Hashable, list[int]] = {}
         sizes: dict[tuple[int, str, int], int] = {}
-        for k in positions:
+        for i, k in enumerate(positions):
+            places.setdefault(self.keys[k], []).append(i)
             for place, (name, read) in enumerate(self._features[k].inputs):
                 for dim, size in read:
                     sizes[place, name, dim] = max(size, sizes.get((place, name, dim), 0))
+        groups = tuple(
+            (Sizes(self.variants, [positions[i] for i in own], device), own) for own in places.values()
+        )
         reads = tuple((*key, size) for key, size in sizes.items())
-        return _Plan(tuple(positions), tuple(map(tuple, groups.values())), reads)
+        self._plans[positions, device] = plan = _Plan(groups, reads)
+        return plan
 
-    def _run(self, k: int, state: Mapping[str, Tensor], args: tuple, kwargs: Mapping[str, Any]) -> Any:
+    def _run(self, k: int, state: Mapping[str, Tensor], args: Sequence, kwargs: Mapping[str, Any]) -> Any:
         """Variant ``k``, with its part of the weights."""
-        return functional_call(self._runner(k), self.variants.parts(k, state), args, dict(kwargs))
+        return functional_call(self._runner(k), self.variants.parts(k, state), tuple(args), dict(kwargs))
 
     def _runner(self, k: int) -> nn.Module:
         """Variant ``k`` without weights, in this module's mode, with the momentum that a person has given it."""
@@ -247,6 +251,12 @@ class MixedArguments(BaseSuperNetModule):
     def _run_beside_others(
         self, k: int, state: Mapping[str, Tensor], args: tuple, kwargs: Mapping[str, Any]
     ) -> Any:
+        """Variant ``k`` on the features that it reads."""
+        args, kwargs = list(args), dict(kwargs)
+        for place, (name, dims) in enumerate(self._features[k].inputs):
+            holder, key = (args, place) if place < len(args) else (kwargs, name)
+            if (holder is args or key in kwargs) and holder[key] is not None:
+                holder[key] = restrict(holder[key], dims)
         try:
             return self._run(k, state, args, kwargs)
         except RuntimeError as error:
@@ -255,58 +265,54 @@ class MixedArguments(BaseSuperNetModule):
             # What a module of a person's own reads and writes is not known: it got the whole input.
             raise UnsupportedError(
                 f"{self.variants.owner}: a mixture of {self.variants.built_type.__name__} is not supported: with "
-                f"{self.variants.describe(k)} (choice {self._labels()}) it does not run on the input of the largest: "
-                f"{first_line(error)}; "
-                "build it from modules of nni.nas.nn.pytorch, or give a mutation hook"
+                f"{self.variants.describe(k)} (choice {self.variants.table.told}) it does not run on the input of the "
+                f"largest: {first_line(error)}; build it from modules of nni.nas.nn.pytorch, or give a mutation hook"
             ) from error
 
     @torch.no_grad()
     def _update(
-        self, name: str, buffer: Tensor, updates: list[tuple[list[int], Tensor, Mapping[str, Tensor]]]
+        self, name: str, buffer: Tensor, updates: list[tuple[Sizes, Tensor, Mapping[str, Tensor]]]
     ) -> None:
         """Set a buffer to what the active variants made of it: for each entry the mean over those that have it."""
         if not buffer.is_floating_point():
             for _, _, state in updates:  # a counter, which all count alike
                 buffer.copy_(torch.maximum(buffer, state[name]))
             return
-        survival = self.variants.survival(name)
         new, total = torch.zeros_like(buffer), torch.zeros_like(buffer)
-        for members, weights, state in updates:
-            weight = survival(members, weights, tuple(buffer.shape)).to(buffer)
-            new += weight * state[name]
-            total += weight
+        for group, weights, state in updates:
+            shares = group.shares(name)
+            if shares is not None:
+                weight = shares(weights).to(buffer)
+                group.part(name, new).add_(weight * group.part(name, state[name]))
+                group.part(name, total).add_(weight)
         # An entry that is in none of the drawn networks stays as it is.
         buffer.copy_(torch.where(total > 0, new / total, buffer))
 
-    def _check_inputs(self, args: tuple, kwargs: Mapping[str, Any]) -> None:
-        for place, name, dim, size in self._plan.reads:
+    def _check_inputs(self, plan: _Plan, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        for place, name, dim, size in plan.reads:
             x = args[place] if place < len(args) else kwargs.get(name)
             for entry in filter(is_float, (x,) if isinstance(x, Tensor) else tree_leaves(x)):
                 if entry.shape[dim] != size:
                     raise UsageError(
                         f"{self.variants.owner}: its input has {entry.shape[dim]} features (dimension {dim} of "
-                        f"{tuple(entry.shape)}), but with choice {self._labels()} it reads up to {size}; "
+                        f"{tuple(entry.shape)}), but with choice {self.variants.table.told} it reads up to {size}; "
                         "let what comes before it depend on the same choices"
                     )
 
-    def _describe(self, positions: list[int], difference: str, found: list[str]) -> str:
+    def _told(self, plan: _Plan, difference: str, found: list[str]) -> str:
         """Names the arguments in which two variants differ whose outputs do."""
-        first = [positions[group[0]] for group in self._plan.groups]
-        pairs = [(i, j) for i, j in itertools.combinations(range(len(found)), 2) if found[i] != found[j]]
-        i, j = min(pairs, key=lambda pair: len(self._differing(first[pair[0]], first[pair[1]])))
-        names = ", ".join(map(repr, self._differing(first[i], first[j])))
+        distinct, first = self.variants.table.distinct, [group.members[0] for group, _ in plan.groups]
+        differing = {
+            (i, j): [key for key in distinct[first[i]] if distinct[first[i]][key] != distinct[first[j]][key]]
+            for i, j in itertools.combinations(range(len(found)), 2)
+            if found[i] != found[j]
+        }
+        (i, j), names = min(differing.items(), key=lambda item: len(item[1]))
+        given = ", ".join(f"{self.variants.describe(first[k])} gives {found[k]}" for k in (i, j))
         return (
-            f"{self.variants.owner}: argument {names} (choice {self._labels()}) makes {difference} "
-            f"({self.variants.describe(first[i])} gives {found[i]}, {self.variants.describe(first[j])} gives "
-            f"{found[j]}); make them equal, e.g. with padding, or express it as a LayerChoice"
+            f"{self.variants.owner}: argument {', '.join(map(repr, names))} (choice {self.variants.table.told}) makes "
+            f"{difference} ({given}); make them equal, e.g. with padding, or express it as a LayerChoice"
         )
-
-    def _differing(self, k: int, other: int) -> list[str]:
-        distinct = self.variants.table.distinct
-        return [key for key in distinct[k] if distinct[k][key] != distinct[other][key]]
-
-    def _labels(self) -> str:
-        return ", ".join(map(repr, self.variants.table.labels))
 
 
 def _like(module: nn.Module, other: nn.Module) -> nn.Module:
@@ -320,13 +326,3 @@ def _like(module: nn.Module, other: nn.Module) -> nn.Module:
         if name in tensors:
             parameter.requires_grad_(tensors[name].requires_grad)
     return module.train(other.training)
-
-
-def _restricted(read: Features, args: tuple, kwargs: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """The arguments of ``forward`` with the features that a module reads of them."""
-    args, kwargs = list(args), dict(kwargs)
-    for place, (name, dims) in enumerate(read.inputs):
-        holder, key = (args, place) if place < len(args) else (kwargs, name)
-        if (holder is args or key in kwargs) and holder[key] is not None:
-            holder[key] = restrict(holder[key], dims)
-    return tuple(args), kwargs

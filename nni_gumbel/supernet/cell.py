@@ -3,9 +3,9 @@
 Node ``i`` of a cell sums ``num_ops_per_node`` operations, each of one candidate on one earlier node.
 
 - A cell whose candidates are modules consists of ``LayerChoice`` and ``InputChoice``: mixed as everywhere.
-- A cell whose candidates come from factories has a candidate ``op_jo`` of its own for each input ``j`` and
-  operation ``o``, for a factory may build another operation for another input (of stride 2, say). With
-  the weights ``v`` of the inputs and ``w`` of the operations it computes ``sum_j v_j sum_o w_o op_jo(x_j)``.
+- A cell whose candidates come from factories has a ``LayerChoice`` of its own for each input ``j``, of candidates
+  ``op_jo``, for a factory may build another operation for another input (of stride 2, say). With the weights ``v`` of
+  the inputs and ``w`` of the operations a node computes ``sum_j v_j sum_o w_o op_jo(x_j)``.
 - With ``merge_op="loose_end"`` the output concatenates the nodes that no other node takes as its input.
   In a mixture these are all nodes that may be loose, each times the weight that it is:
   ``prod (1 - v_i)`` over the inputs of later nodes. The width of the output depends on the sample, so what
@@ -16,14 +16,13 @@ Node ``i`` of a cell sums ``num_ops_per_node`` operations, each of one candidate
 
 from __future__ import annotations
 
-import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from nni.nas.nn.pytorch import Cell
+from nni.nas.nn.pytorch import Cell, LayerChoice
 from nni.nas.nn.pytorch.base import recursive_freeze
 from nni.nas.nn.pytorch.cell import create_cell_op_candidates, preprocess_cell_inputs
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
@@ -33,7 +32,6 @@ from torch import Tensor, nn
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.joint_sample import JointSample
-from nni_gumbel.supernet.mixture import mixture, unchanged
 
 _log = logging.getLogger(__name__)
 
@@ -69,11 +67,7 @@ class MixedCell(Cell, BaseSuperNetModule):
         ]
         self._op_names = list(cell.ops[0][0].names)
         if self.op_candidates_factory is not None:
-            for slots in zip(cell.inputs, cell.ops):
-                for source, op in zip(*slots):
-                    self.add_mutable(op.choice)
-                    self.add_mutable(source.choice)
-            self.ops, self.inputs = self._built_for_every_input(cell), nn.ModuleList()
+            self.ops = self._built_for_every_input(cell)
             unknown = set(self.simplify()) - set(cell.simplify())
             if unknown:
                 raise UsageError(
@@ -81,20 +75,11 @@ class MixedCell(Cell, BaseSuperNetModule):
                     "let every candidate have the same choices whatever its input is"
                 )
 
-    @classmethod
-    def mutate(cls, module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
-        """NNI's mutation hook: replaces exactly ``Cell``, where its parts alone do not make it a mixture."""
-        if type(module) is Cell and (
-            module.op_candidates_factory is not None or module.merge_op == "loose_end"
-        ):
-            return cls(module, mutate_kwargs["joint_sample"])
-        return None
-
     def forward(self, *inputs: Any) -> Any:
         """Takes a list of ``num_predecessors`` tensors, or the tensors; returns what the postprocessor does.
 
         Raises:
-            UsageError: the candidates of a slot give outputs of different shapes.
+            UsageError: see the layer and input choices.
         """
         predecessors = preprocess_cell_inputs(self.num_predecessors, *inputs)
         # Like NNI's cell: where there is no preprocessor, the postprocessor sees the nodes among its inputs.
@@ -135,12 +120,11 @@ class MixedCell(Cell, BaseSuperNetModule):
                 label=self.label,
             )
         for node, slots in enumerate(self.labels):
-            for k, (_, op) in enumerate(slots):
-                candidates = self.ops[node][k]
+            for k in range(len(slots)):
+                choice = self.ops[node][k]
                 if self.op_candidates_factory is not None:
-                    source = frozen.inputs[node][k].chosen[0]
-                    candidates = candidates[source][names.index(sample[op])]
-                frozen.ops[node][k] = freeze(candidates)
+                    choice = choice[frozen.inputs[node][k].chosen[0]]
+                frozen.ops[node][k] = freeze(choice)
         frozen.op_candidates_factory = self.op_candidates_factory
         frozen.training = self.training
         return frozen
@@ -166,10 +150,10 @@ class MixedCell(Cell, BaseSuperNetModule):
     def candidates_of_factories(self) -> Iterator[tuple[nn.Module, tuple[str, int], tuple[str, int]]]:
         """Every candidate built by a factory, with the (label, index) of its input and of its operation."""
         if self.op_candidates_factory is not None:
-            for node, slots in enumerate(self.labels):
-                for k, (source, op) in enumerate(slots):
-                    for j, candidates in enumerate(self.ops[node][k]):
-                        for o, candidate in enumerate(candidates):
+            for labels, slots in zip(self.labels, self.ops):
+                for (source, op), choices in zip(labels, slots):
+                    for j, choice in enumerate(choices):
+                        for o, candidate in enumerate(choice):
                             yield candidate, (source, j), (op, o)
 
     def loose_weights(self) -> list[Tensor | None]:
@@ -192,27 +176,11 @@ class MixedCell(Cell, BaseSuperNetModule):
         }
 
     def _slot(self, node: int, k: int, states: list[Any]) -> Tensor:
+        choose, ops = self.inputs[node][k], self.ops[node][k]
         if self.op_candidates_factory is None:
-            return self.ops[node][k](self.inputs[node][k](states))
-        source, op = self.labels[node][k]
-        places = list(itertools.product(self._joint_sample.active(source), self._joint_sample.active(op)))
-        outputs = []
-        for j, o in places:
-            with unchanged(states[j], f"choice {op!r}: candidate {self._op_names[o]!r}"):
-                outputs.append(self.ops[node][k][j][o](states[j]))
-        if self._joint_sample.is_network:
-            return outputs[0]
-        v, w = self._joint_sample.weights(source), self._joint_sample.weights(op)
-
-        def describe(difference: str, found: list[str]) -> str:
-            given = ", ".join(
-                f"{self._op_names[o]!r} of input {j} gives {output}" for (j, o), output in zip(places, found)
-            )
-            return (
-                f"choice {op!r}: the candidates of a cell give {difference} ({given}); make all of them equal"
-            )
-
-        return mixture(outputs, [v[j] * w[o] for j, o in places], describe)
+            return ops(choose(states))
+        active = self._joint_sample.active(choose.label)
+        return choose([op(x) if j in active else None for j, (op, x) in enumerate(zip(ops, states))])
 
     def _outputs(self, states: list[Any]) -> list[Tensor]:
         """The nodes that are concatenated."""
@@ -238,19 +206,22 @@ class MixedCell(Cell, BaseSuperNetModule):
         return [*scaled, nodes[-1]]
 
     def _built_for_every_input(self, cell: Cell) -> nn.ModuleList:
-        """Per node and slot, for each input a list of the candidates that the factories build for it."""
-        with self.label_scope, warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            ops = nn.ModuleList(
-                nn.ModuleList(
-                    nn.ModuleList(
-                        nn.ModuleList(_candidates(cell.op_candidates_factory, node, k, source))
-                        for source in range(node)
-                    )
-                    for k in range(self.num_ops_per_node)
-                )
-                for node in range(self.num_predecessors, self.num_predecessors + self.num_nodes)
+        """Per node and slot, for each input the choice of the candidates that the factories build for it."""
+
+        def built(node: int, k: int, source: int) -> LayerChoice:
+            with self.label_scope, warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                candidates, _ = create_cell_op_candidates(cell.op_candidates_factory, node, k, source)
+            return LayerChoice(candidates, label=cell.ops[node - self.num_predecessors][k].label)
+
+        nodes = range(self.num_predecessors, self.num_predecessors + self.num_nodes)
+        ops = nn.ModuleList(
+            nn.ModuleList(
+                nn.ModuleList(built(node, k, source) for source in range(node))
+                for k in range(self.num_ops_per_node)
             )
+            for node in nodes
+        )
         return ops.to(next(cell.parameters(), None)).train(cell.training)
 
 
@@ -314,8 +285,3 @@ def _connect(distribution: Distribution, inputs: Mapping[str, int]) -> None:
     for label, source in inputs.items():
         draws[label] = laws[label].hard(distribution.outcome(label, [source]))
     distribution.joint_sample.set(draws)
-
-
-def _candidates(factory: Any, node: int, slot: int, source: int) -> list[nn.Module]:
-    built, _ = create_cell_op_candidates(factory, node, slot, source)
-    return list(built.values()) if isinstance(built, dict) else list(built)

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from nni.mutable import Mutable
 from nni.nas.nn.pytorch import Repeat
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
-from torch import nn
 
 from nni_gumbel.supernet.expressions import Tabulated
 from nni_gumbel.supernet.joint_sample import JointSample
@@ -36,13 +34,6 @@ class MixedRepeat(Repeat, BaseSuperNetModule):
         self._joint_sample = joint_sample
         self._depths = Tabulated({"depth": repeat.depth_choice}, owner="Repeat")
 
-    @classmethod
-    def mutate(cls, module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
-        """NNI's mutation hook: replaces exactly ``Repeat``, where its depth is not a constant."""
-        if type(module) is Repeat and isinstance(module.depth_choice, Mutable):
-            return cls(module, mutate_kwargs["joint_sample"])
-        return None
-
     def of_depth(self, depth: int, x: Any) -> Any:
         """What a network of some depth returns, from what its last block does."""
         return x
@@ -53,24 +44,23 @@ class MixedRepeat(Repeat, BaseSuperNetModule):
         Raises:
             UsageError: the outputs of the depths have different shapes, or a block changes its input in place.
         """
-        weights = {values["depth"]: weight for values, weight in self._depths.active(self._joint_sample)}
-        labels = ", ".join(map(repr, self._depths.labels))
+        is_network = self._joint_sample.is_network  # whose only weight is the constant 1
+        weights = {
+            values["depth"]: None if is_network else weight
+            for values, weight in self._depths.active(self._joint_sample)
+        }
         outputs = {}
         for depth in range(max(weights) + 1):
             if depth > 0:
-                with unchanged(x, f"choice {labels}: block {depth - 1}"):
+                with unchanged(x, f"choice {self._depths.told}: block {depth - 1}"):
                     x = self.blocks[depth - 1](x)
             if depth in weights:
                 outputs[depth] = self.of_depth(depth, x)
 
-        if self._joint_sample.is_network:
-            return outputs[depth]
-
-        def describe(difference: str, found: list[str]) -> str:
-            given = ", ".join(f"depth {depth} gives {output}" for depth, output in zip(outputs, found))
-            return (
-                f"choice {labels}: the depths of Repeat give {difference} ({given}); "
-                "let every block keep the shape of its input"
-            )
-
-        return mixture(list(outputs.values()), [weights[depth] for depth in outputs], describe)
+        return mixture(
+            list(outputs.values()),
+            [weights[depth] for depth in outputs],
+            f"choice {self._depths.told}: the depths of Repeat give",
+            (f"depth {depth} gives" for depth in outputs),
+            "let every block keep the shape of its input",
+        )

@@ -71,7 +71,7 @@ class Distribution(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distribution:
         super()._apply(fn, recurse)
-        check_float64(next(iter(self.logits.values())).device)
+        check_float64(self.device)
         return self
 
     @property
@@ -134,7 +134,7 @@ class Distribution(nn.Module):
 
     # -- the current sample ----------------------------------------------------------------------
 
-    def sample(self, temperature: float, estimator: str = "soft") -> None:
+    def sample(self, temperature: float, estimator: str = "soft", uniform: bool = False) -> None:
         """Draw one joint sample and make it the current one.
 
         Where gradients are recorded, the weights of the sample carry them to the logits.
@@ -142,8 +142,9 @@ class Distribution(nn.Module):
         Args:
             temperature: > 0, dimensionless.
             estimator: see :mod:`nni_gumbel.relaxation.estimators`; all but ``soft`` draw single networks.
+            uniform: as if all logits were 0: every outcome of a choice is equally likely; no gradient.
         """
-        logits = self.logits
+        logits = self._zeros() if uniform else self.logits
         if estimator == "soft":
             self.joint_sample.set(self._soft(logits, temperature), self._all_rows)
             return
@@ -156,15 +157,7 @@ class Distribution(nn.Module):
             self.joint_sample.set(draws, self._all_rows)
             return
         self._check(temperature, estimator)
-        self._use_outcomes(self._drawn(self._on_host()))
-
-    def sample_uniform(self, temperature: float, estimator: str = "soft") -> None:
-        """Draw as if all logits were 0: every outcome of a choice is equally likely; no gradient."""
-        if estimator == "soft":
-            self.joint_sample.set(self._soft(self._zeros(), temperature), self._all_rows)
-        else:
-            self._check(temperature, estimator)
-            self._use_outcomes(self._drawn(self._zeros("cpu")))
+        self._use_outcomes(self._drawn(self._zeros("cpu") if uniform else self._on_host()))
 
     def sample_network(self, temperature: float, uniform: bool = False) -> None:
         """Draw a single network, from which no gradient reaches the logits, and make it the current sample.
@@ -255,9 +248,8 @@ class Distribution(nn.Module):
         From then on single networks on a GPU are drawn from the logits of one step before: their own would have
         to be waited for. On a CPU nothing changes.
         """
-        logits = [*self.logits.values()]
-        if logits[0].is_cuda:
-            self._copies.append(HostCopy(torch.cat(logits)))
+        if self.device.type == "cuda":
+            self._copies.append(HostCopy(torch.cat([*self.logits.values()])))
 
     def copies_on_host(self) -> list[Tensor]:
         """The latest copies that :meth:`copy_to_host` ordered, oldest first: what draws go by, for a checkpoint."""
@@ -271,7 +263,7 @@ class Distribution(nn.Module):
     def _on_host(self) -> dict[str, Tensor]:
         """The logits that draws go by: see :meth:`copy_to_host`."""
         logits = self.logits
-        if not next(iter(logits.values())).is_cuda:
+        if self.device.type != "cuda":
             return {label: tensor.detach() for label, tensor in logits.items()}
         is_pending = len(self._copies) == 2
         flat = self._copies[0].read() if is_pending else torch.cat([*logits.values()]).detach().cpu()
@@ -282,7 +274,7 @@ class Distribution(nn.Module):
         return {label: law.draw(logits[label]) for label, law in self.laws.items()}
 
     def _on_device(self, outcomes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        device = next(iter(self.logits.values())).device
+        device = self.device
         if all(outcome.device == device for outcome in outcomes.values()):
             return dict(outcomes)
         flat = to_device(torch.cat([*outcomes.values()]), device)

@@ -10,8 +10,9 @@ core, batch of 64, medians of 24 in turns).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.supernet.linear import built_type, is_zero
-from nni_gumbel.supernet.weighted_kernel import full_precision
+from nni_gumbel.supernet.kernels import built_type, full_precision, is_zero_of_nni
 
 _aten = torch.ops.aten
 
@@ -73,6 +73,17 @@ def _is_slow(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
+def _plain(
+    value: Callable[..., Tensor], backward: Callable[..., Tensor], *names: str
+) -> tuple[Value, Pullback]:
+    """A kind whose two functions take these attributes of the module."""
+
+    def attributes(module: nn.Module) -> list[float]:
+        return [getattr(module, name) for name in names]
+
+    return lambda m, x: value(x, *attributes(m)), lambda m, g, x, y: backward(g, x, *attributes(m))
+
+
 # Per type, from its input x: its value y, and the gradient g of y as one of x (with y where it is there already).
 _KINDS: Mapping[type[nn.Module], tuple[Value, Pullback]] = {
     nn.Identity: (lambda m, x: x, lambda m, g, x, y: g),
@@ -81,27 +92,15 @@ _KINDS: Mapping[type[nn.Module], tuple[Value, Pullback]] = {
         lambda m, x: functional.leaky_relu(x, m.negative_slope),
         lambda m, g, x, y: _aten.leaky_relu_backward(g, x, m.negative_slope, False),
     ),
-    nn.Hardtanh: (
-        lambda m, x: functional.hardtanh(x, m.min_val, m.max_val),
-        lambda m, g, x, y: _aten.hardtanh_backward(g, x, m.min_val, m.max_val),
-    ),
-    nn.ReLU6: (
-        lambda m, x: functional.hardtanh(x, 0.0, 6.0),
-        lambda m, g, x, y: _aten.hardtanh_backward(g, x, 0.0, 6.0),
-    ),
-    nn.ELU: (
-        lambda m, x: functional.elu(x, m.alpha),
-        lambda m, g, x, y: _elu_pullback(m.alpha, g, x, y),
-    ),
+    nn.Hardtanh: _plain(functional.hardtanh, _aten.hardtanh_backward, "min_val", "max_val"),
+    nn.ReLU6: _plain(functional.hardtanh, _aten.hardtanh_backward, "min_val", "max_val"),
+    nn.ELU: (lambda m, x: functional.elu(x, m.alpha), lambda m, g, x, y: _elu_pullback(m.alpha, g, x, y)),
     nn.SELU: (
         lambda m, x: functional.selu(x),
         lambda m, g, x, y: _aten.elu_backward(g, _SELU_ALPHA, _SELU_SCALE, 1, False, x),
     ),
-    nn.CELU: (
-        lambda m, x: functional.celu(x, m.alpha),
-        _celu_pullback,
-    ),
-    nn.SiLU: (lambda m, x: functional.silu(x), lambda m, g, x, y: _aten.silu_backward(g, x)),
+    nn.CELU: (lambda m, x: functional.celu(x, m.alpha), _celu_pullback),
+    nn.SiLU: _plain(functional.silu, _aten.silu_backward),
     nn.GELU: (
         lambda m, x: functional.gelu(x, approximate=m.approximate),
         lambda m, g, x, y: _aten.gelu_backward(g, x, approximate=m.approximate),
@@ -112,15 +111,9 @@ _KINDS: Mapping[type[nn.Module], tuple[Value, Pullback]] = {
         lambda m, x: x.sigmoid(),
         lambda m, g, x, y: _aten.sigmoid_backward(g, x.sigmoid() if y is None else y),
     ),
-    nn.Hardswish: (lambda m, x: functional.hardswish(x), lambda m, g, x, y: _aten.hardswish_backward(g, x)),
-    nn.Hardsigmoid: (
-        lambda m, x: functional.hardsigmoid(x),
-        lambda m, g, x, y: _aten.hardsigmoid_backward(g, x),
-    ),
-    nn.Softplus: (
-        lambda m, x: functional.softplus(x, m.beta, m.threshold),
-        lambda m, g, x, y: _aten.softplus_backward(g, x, m.beta, m.threshold),
-    ),
+    nn.Hardswish: _plain(functional.hardswish, _aten.hardswish_backward),
+    nn.Hardsigmoid: _plain(functional.hardsigmoid, _aten.hardsigmoid_backward),
+    nn.Softplus: _plain(functional.softplus, _aten.softplus_backward, "beta", "threshold"),
 }
 
 
@@ -129,27 +122,34 @@ def is_elementwise(module: nn.Module) -> bool:
     return (built_type(module) in _KINDS and not getattr(module, "inplace", False)) or is_zero(module)
 
 
+def is_zero(module: nn.Module) -> bool:
+    """Whether a candidate gives zeros of the shape of its input: NNI's ``Zero`` without stride."""
+    return is_zero_of_nni(module) and module.stride == 1
+
+
 @dataclass(frozen=True)
 class ElementwiseMixture:
     """Elementwise candidates as one operation that keeps its input alone.
 
     Args:
-        names: of the candidates.
-        members: those that are not zero: their place in the choice, and their module.
+        candidates: by name, not all of them zero.
     """
 
-    names: tuple[Any, ...]
-    members: tuple[tuple[int, nn.Module], ...]
+    candidates: Mapping[Any, nn.Module]
 
-    @classmethod
-    def of(cls, candidates: Mapping[Any, nn.Module], places: Mapping[Any, int]) -> ElementwiseMixture:
-        """The operation for candidates, not all of them zero, which have these places in the choice."""
-        members = tuple((places[n], module) for n, module in candidates.items() if not is_zero(module))
-        return cls(tuple(candidates), members)
+    @property
+    def names(self) -> tuple[Any, ...]:
+        """Of the candidates."""
+        return tuple(self.candidates)
 
-    def __call__(self, x: Tensor, weights: Tensor) -> Tensor:
+    @cached_property
+    def members(self) -> dict[Any, nn.Module]:
+        """The candidates that are not zero."""
+        return {name: module for name, module in self.candidates.items() if not is_zero(module)}
+
+    def __call__(self, x: Tensor, weights: Mapping[Any, Tensor]) -> Tensor:
         """The candidates' weighted sum, of the shape, dtype and memory format of ``x``."""
-        return _Elementwise.apply(self, x, weights)
+        return _Elementwise.apply(self, x, torch.stack([weights[name] for name in self.members]))
 
     def repays(self, x: Tensor) -> bool:
         """It does always: at least in memory."""
@@ -159,25 +159,32 @@ class ElementwiseMixture:
         """What it is."""
         return "one elementwise operation, which keeps its input alone"
 
-    def values(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """The place and the output of each candidate that is not zero."""
-        for place, module in self.members:
-            yield place, _KINDS[built_type(module)][0](module, x)
+    def add_up(self, x: Tensor, weights: Sequence[Tensor], total: Tensor) -> None:
+        """Write the weighted sum of the members' outputs; of flat tensors."""
+        for k, (module, weight) in enumerate(zip(self.members.values(), weights)):
+            value = _KINDS[built_type(module)][0](module, x)
+            if k == 0:
+                torch.mul(value, weight, out=total)
+            else:
+                total.addcmul_(value, weight)
 
-    def gradients(
-        self, gradient: Tensor, x: Tensor, weights: Sequence[Tensor], needs_x: bool, needs_weights: bool
-    ) -> tuple[Tensor | None, dict[int, Tensor]]:
-        """The gradient of the output as one of ``x``, and of the weights by place; of flat tensors."""
-        of_x, of_weights = None, {}
-        for place, module in self.members:
+    def pull_back(
+        self, gradient: Tensor, x: Tensor, weights: Sequence[Tensor], of_x: Tensor | None, needs_weights: bool
+    ) -> list[Tensor]:
+        """Write the gradient of the sum as one of ``x``, and return those of the weights; of flat tensors."""
+        of_weights = []
+        for k, (module, weight) in enumerate(zip(self.members.values(), weights)):
             value_of, pullback = _KINDS[built_type(module)]
-            value = None
-            if needs_weights:
-                value = value_of(module, x)
-                of_weights[place] = torch.dot(gradient, value)
-            if needs_x:
-                of_x = _added(of_x, pullback(module, gradient, x, value), weights[place])
-        return of_x, of_weights
+            value = value_of(module, x) if needs_weights else None
+            if value is not None:
+                of_weights.append(torch.dot(gradient, value))
+            if of_x is not None:
+                term = pullback(module, gradient, x, value)
+                if k == 0:
+                    torch.mul(term, weight, out=of_x)
+                else:
+                    of_x.addcmul_(term, weight)
+        return of_weights
 
 
 class _Elementwise(torch.autograd.Function):
@@ -185,17 +192,12 @@ class _Elementwise(torch.autograd.Function):
     def forward(ctx: Any, operation: ElementwiseMixture, x: Tensor, weights: Tensor) -> Tensor:
         ctx.operation = operation
         ctx.save_for_backward(x, weights)
-        order = _memory_order(x)
-        own = weights.to(x.dtype).unbind()
+        own, x = weights.to(x.dtype).unbind(), x.contiguous(memory_format=_format(x))
         # Written into, not put together from its parts: autograd lets nobody change a view of a function's making.
-        output = _empty_like(x, order)
+        output = torch.empty_like(x, memory_format=_format(x))
         with full_precision(x.device.type):
-            for part, total in zip(_parts(x, order), _parts(output, order)):
-                values = operation.values(part)
-                place, value = next(values)
-                torch.mul(value, own[place], out=total)
-                for place, value in values:
-                    total.addcmul_(value, own[place])
+            for part, total in zip(_parts(x), _parts(output)):
+                operation.add_up(part, own, total)
         return output
 
     @staticmethod
@@ -211,22 +213,18 @@ class _Elementwise(torch.autograd.Function):
         _, needs_x, needs_weights = ctx.needs_input_grad
         if torch.is_grad_enabled():
             return None, *_differentiable(operation, x, weights, gradient, (needs_x, needs_weights))
-        order = _memory_order(x)
-        own = weights.to(x.dtype).unbind()
+        own, layout = weights.to(x.dtype).unbind(), _format(x)
+        x, gradient = x.contiguous(memory_format=layout), gradient.contiguous(memory_format=layout)
+        of_x = torch.empty_like(x, memory_format=layout) if needs_x else None
+        found = []
         with full_precision(x.device.type):
-            found = [
-                operation.gradients(above, part, own, needs_x, needs_weights)
-                for part, above in zip(_parts(x, order), _parts(gradient, order))
-            ]
-        of_x = _whole([part for part, _ in found], x, order) if needs_x else None
+            for above, part, into in zip(_parts(gradient), _parts(x), _parts(x if of_x is None else of_x)):
+                found.append(
+                    operation.pull_back(above, part, own, None if of_x is None else into, needs_weights)
+                )
         if not needs_weights:
             return None, of_x, None
-        zero = weights.new_zeros(())
-        of_weights = [
-            sum(dots[place].to(weights.dtype) for _, dots in found) if place in found[0][1] else zero
-            for place in range(len(weights))
-        ]
-        return None, of_x, torch.stack(of_weights)
+        return None, of_x, sum(torch.stack(dots).to(weights.dtype) for dots in found)
 
 
 def _differentiable(
@@ -234,39 +232,20 @@ def _differentiable(
 ) -> list[Tensor | None]:
     """The gradients as functions that can be differentiated again."""
     with full_precision(x.device.type):
-        output = sum(module(x) * weights[place].to(x.dtype) for place, module in operation.members)
+        own = weights.to(x.dtype).unbind()
+        output = sum(module(x) * weight for module, weight in zip(operation.members.values(), own))
         inputs = [tensor for tensor, is_needed in zip((x, weights), needs) if is_needed]
         found = iter(torch.autograd.grad(output, inputs, gradient, create_graph=True))
     return [next(found) if is_needed else None for is_needed in needs]
 
 
-def _added(total: Tensor | None, term: Tensor, weight: Tensor) -> Tensor:
-    return term * weight if total is None else total.addcmul_(term, weight)
+def _format(x: Tensor) -> torch.memory_format:
+    """That of its output."""
+    is_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if is_last else torch.contiguous_format
 
 
-def _memory_order(x: Tensor) -> list[int] | None:
-    """The dimensions as they lie in memory; ``None`` if that is their own order."""
-    return None if x.is_contiguous() else sorted(range(x.dim()), key=x.stride, reverse=True)
-
-
-def _empty_like(x: Tensor, order: Sequence[int] | None) -> Tensor:
-    """As large as ``x``, dense, and in that order in memory."""
-    if order is None:
-        return torch.empty_like(x, memory_format=torch.contiguous_format)
-    strides, step = [0] * x.dim(), 1
-    for dim in reversed(order):
-        strides[dim], step = step, step * max(x.shape[dim], 1)
-    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device)
-
-
-def _parts(x: Tensor, order: Sequence[int] | None) -> Sequence[Tensor]:
-    flat = (x if order is None else x.permute(order)).reshape(-1)
+def _parts(x: Tensor) -> Sequence[Tensor]:
+    """Its entries in the order in which they lie in memory, in parts; ``x`` is contiguous in its format."""
+    flat = x.as_strided((x.numel(),), (1,))
     return flat.split(_CHUNK) if x.device.type == "cpu" and len(flat) > _CHUNK else [flat]
-
-
-def _whole(parts: Sequence[Tensor], like: Tensor, order: Sequence[int] | None) -> Tensor:
-    flat = parts[0] if len(parts) == 1 else torch.cat(list(parts))
-    if order is None:
-        return flat.view(like.shape)
-    back = sorted(range(len(order)), key=order.__getitem__)
-    return flat.view([like.shape[dim] for dim in order]).permute(back)

@@ -36,6 +36,7 @@ class Tabulated:
     Attributes:
         labels: those that the values depend on, in the order in which they appear.
         candidates: of each label.
+        told: the labels in the words of an error: ``'width', 'kernel'``.
         labels_of: of each expression the labels that it depends on.
         distinct: the different values, each a dict with the keys of ``expressions``, in the order of
             their first appearance in ``index``.
@@ -61,11 +62,12 @@ class Tabulated:
         self.labels_of = {name: tuple(own) for name, own in choices.items()}
         self.candidates = {label: one.values for own in choices.values() for label, one in own.items()}
         self.labels = tuple(self.candidates)
+        self.told = ", ".join(map(repr, self.labels))
         sizes = [len(values) for values in self.candidates.values()]
         if math.prod(sizes) > LARGEST_TABLE:
             raise UsageError(
                 f"{owner}: it depends on {math.prod(sizes):,} combinations of the choices "
-                f"{', '.join(map(repr, self.labels))}; let it depend on fewer (at most {LARGEST_TABLE:,} combinations)"
+                f"{self.told}; let it depend on fewer (at most {LARGEST_TABLE:,} combinations)"
             )
         columns = {name: self._column(name, expression) for name, expression in expressions.items()}
         self.index = np.empty(sizes, dtype=np.int64)

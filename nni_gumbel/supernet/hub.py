@@ -22,7 +22,6 @@ from nni.mutable import Mutable
 from nni.nas.hub.pytorch.nasnet import NDS, NDSStage
 from nni.nas.nn.pytorch import Cell, ModelSpace
 from nni.nas.nn.pytorch.base import recursive_freeze
-from nni.nas.oneshot.pytorch.strategy import MutationHook
 from torch import Tensor, nn
 
 from nni_gumbel.errors import UsageError
@@ -33,18 +32,35 @@ from nni_gumbel.supernet.joint_sample import JointSample
 _log = logging.getLogger(__name__)
 
 
-def hooks_for(space: ModelSpace) -> tuple[MutationHook, ...]:
-    """Mutation hooks that spaces of the hub need, ``space`` itself or parts of it; to be run before all others."""
-    # A cell of a person's own beside them is mixed like any other.
-    theirs = {module for part in space.modules() if isinstance(part, NDS) for module in part.modules()}
+def parts_of_hub(space: ModelSpace) -> set[nn.Module]:
+    """The modules of the hub's spaces, ``space`` itself or parts of it; what a person has beside them is their own."""
+    return {module for part in space.modules() if isinstance(part, NDS) for module in part.modules()}
 
-    def mix(module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
-        if module not in theirs:
-            return None
-        stage = _mix_stage(module, name, memo, mutate_kwargs)
-        return FullWidthCell.mutate(module, name, memo, mutate_kwargs) if stage is None else stage
 
-    return (mix,) if theirs else ()
+def mix_of_hub(module: nn.Module, name: str, joint_sample: JointSample) -> nn.Module | None:
+    """What becomes of a stage or a cell of the hub's spaces; ``None`` for what is mixed as everywhere.
+
+    Raises:
+        UsageError: a stage may have no cell at all.
+    """
+    if type(module) is Cell and module.merge_op == "loose_end":
+        return FullWidthCell(module, joint_sample)
+    if not (isinstance(module, NDSStage) and isinstance(module.depth_choice, Mutable)):
+        return None
+    labels = ", ".join(map(repr, module.depth_choice.simplify()))
+    if module.min_depth < 1:
+        raise UsageError(
+            f"choice {labels}: stage {name!r} may have no cell at all; let num_cells be at least 3"
+        )
+    if module.min_depth > 1:
+        return MixedRepeat(module, joint_sample)
+    _log.warning(
+        "choice %s: stage %r may have a single cell, after which NNI builds another kind of layer. In the search, and "
+        "in what it exports, there is a layer that gives what the cell passes on its shape, as in NNI's supernet: a "
+        "network that is built anew at such a sample is not exactly the one that was searched",
+        labels, name,
+    )  # fmt: skip
+    return MixedStage(module, joint_sample)
 
 
 class FullWidthCell(MixedCell):
@@ -58,13 +74,6 @@ class FullWidthCell(MixedCell):
     def runs_frozen(self) -> bool:
         """``True``: :func:`fit_to_loose_ends` narrows what follows."""
         return True
-
-    @classmethod
-    def mutate(cls, module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
-        """NNI's mutation hook: replaces ``Cell`` with loose ends."""
-        if type(module) is Cell and module.merge_op == "loose_end":
-            return cls(module, mutate_kwargs["joint_sample"])
-        return None
 
 
 class ShortStage(nn.Module):
@@ -151,25 +160,3 @@ def _read_only(source: Cell, weight: nn.Parameter) -> tuple[nn.Parameter, int]:
     loose = [index - source.num_predecessors for index in source.output_node_indices]
     narrow = per_node[:, loose].flatten(1, 2).clone()
     return nn.Parameter(narrow, requires_grad=weight.requires_grad), narrow.shape[1]
-
-
-def _mix_stage(
-    module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]
-) -> nn.Module | None:
-    """NNI's mutation hook for ``NDSStage``, in place of NNI's own, which knows only NNI's logits."""
-    if not (isinstance(module, NDSStage) and isinstance(module.depth_choice, Mutable)):
-        return None
-    labels = ", ".join(map(repr, module.depth_choice.simplify()))
-    if module.min_depth < 1:
-        raise UsageError(
-            f"choice {labels}: stage {name!r} may have no cell at all; let num_cells be at least 3"
-        )
-    if module.min_depth > 1:
-        return MixedRepeat(module, mutate_kwargs["joint_sample"])
-    _log.warning(
-        "choice %s: stage %r may have a single cell, after which NNI builds another kind of layer. In the search, and "
-        "in what it exports, there is a layer that gives what the cell passes on its shape, as in NNI's supernet: a "
-        "network that is built anew at such a sample is not exactly the one that was searched",
-        labels, name,
-    )  # fmt: skip
-    return MixedStage(module, mutate_kwargs["joint_sample"])

@@ -18,13 +18,13 @@ and 1 each is what NNI's frozen ``ChosenInputs`` computes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from nni.nas.nn.pytorch import InputChoice
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.supernet.joint_sample import JointSample
@@ -51,13 +51,6 @@ class MixedInput(InputChoice, BaseSuperNetModule):
         super().__init__(choice.n_candidates, choice.n_chosen, choice.reduction, label=choice.label)
         self._joint_sample = joint_sample
 
-    @classmethod
-    def mutate(cls, module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> Any:
-        """NNI's mutation hook: replaces exactly ``InputChoice``, not its subclasses."""
-        if type(module) is InputChoice:
-            return cls(module, mutate_kwargs["joint_sample"])
-        return None
-
     def forward(self, candidate_inputs: Sequence[Any]) -> Any:
         """Takes all inputs, returns their reduction; ``None`` for an optional input that a network leaves out.
 
@@ -69,31 +62,29 @@ class MixedInput(InputChoice, BaseSuperNetModule):
                 f"choice {self.label!r}: it chooses among {self.n_candidates} inputs and is given "
                 f"{len(candidate_inputs)}; give as many as n_candidates says"
             )
-        active = self._joint_sample.active(self.label)
+        joint = self._joint_sample
         if self.n_chosen not in (None, 1) and self.reduction in ("concat", "none"):
-            is_network = self._joint_sample.is_network
-            places = [
-                candidate_inputs[active[0]]
-                if is_network
-                else self._mixture(candidate_inputs, active, weights)
-                for active, weights in self._joint_sample.slots(self.label)
-            ]
+            places = [self._mixture(candidate_inputs, slot) for slot in joint.slots(self.label)]
             return places if self.reduction == "none" else torch.cat(places, dim=1)
-        if not active:
+        running = joint.running(self.label)
+        if not running:
             return None  # an optional input that is not chosen
-        if self._joint_sample.is_network and len(active) == 1:
-            # Its weight is 1, also in a mean.
-            only = candidate_inputs[active[0]]
-            return [only] if self.reduction == "none" else only
-        weights = self._joint_sample.weights(self.label)
-        if self.reduction == "mean" and self.n_candidates > 1:
+        # What is chosen alone has the weight 1 in a mean, too.
+        if (
+            self.reduction == "mean"
+            and self.n_candidates > 1
+            and not (joint.is_network and len(running) == 1)
+        ):
+            weights = joint.weights(self.label)
             weights = weights / (weights.sum() if self.n_chosen is None else self.n_chosen)
-        mixed = self._mixture(candidate_inputs, active, weights)
+            running = {i: weights[i] for i in running}
+        mixed = self._mixture(candidate_inputs, running)
         return [mixed] if self.reduction == "none" else mixed
 
-    def _mixture(self, inputs: Sequence[Any], active: list[int], weights: Tensor) -> Any:
-        def describe(difference: str, found: list[str]) -> str:
-            given = ", ".join(f"input {i} is {value}" for i, value in zip(active, found))
-            return f"choice {self.label!r}: it is given {difference} ({given}); make all of them equal"
-
-        return mixture([inputs[i] for i in active], [weights[i] for i in active], describe)
+    def _mixture(self, inputs: Sequence[Any], weights: Mapping[int, Tensor | None]) -> Any:
+        return mixture(
+            [inputs[i] for i in weights],
+            list(weights.values()),
+            f"choice {self.label!r}: it is given",
+            (f"input {i} is" for i in weights),
+        )

@@ -101,19 +101,33 @@ class JointSample:
         self._read.add(label)
         return self._weights[label]
 
+    def running(self, label: str) -> dict[int, Tensor | None]:
+        """The candidates of ``label`` that have to run, with their weights; one that is not among them must not run.
+
+        A weight is a scalar, or ``None`` where it is the constant 1 of a single network, which needs no multiplication.
+        """
+        self._read.add(label)
+        return self._with_weights(self._active[label], self._weights[label])
+
     def draw(self, label: str) -> Tensor:
         """What was set for ``label``: ``(n,)`` weights or ``(k, n)`` slots."""
         return self._draws[label]
 
     def active(self, label: str) -> list[int]:
-        """The candidates of ``label`` that have to run; one that is not among them must not."""
+        """The candidates of ``label`` that have to run."""
         self._read.add(label)
         return self._active[label]
 
-    def slots(self, label: str) -> list[tuple[list[int], Tensor]]:
-        """For a choice of k of n inputs, per place j: the inputs that may stand there, and ``(n,)`` weights.
+    def slots(self, label: str) -> list[dict[int, Tensor | None]]:
+        """For a choice of k of n inputs, per place j: the inputs that may stand there, as :meth:`running` has them.
 
         The j-th of the chosen inputs, in the order of the inputs, stands at place j.
         """
         self._read.add(label)
-        return list(zip(self._active_slots[label], self._draws[label]))
+        return list(map(self._with_weights, self._active_slots[label], self._draws[label]))
+
+    def _with_weights(self, active: list[int], weights: Tensor) -> dict[int, Tensor | None]:
+        if self.is_network:
+            return dict.fromkeys(active)
+        each = weights.unbind()
+        return {k: each[k] for k in active}

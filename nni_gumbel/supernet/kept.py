@@ -3,7 +3,7 @@
 NNI's ``freeze`` builds every ``ParametrizedModule`` anew, also where it has nothing to choose, and its
 weights are lost. Here such a module becomes, when the space is relaxed, what NNI would freeze it to, with
 the parameters and buffers that it has (:func:`keep_weights`). A module that another one takes the place of hands
-over what was added to it (:class:`Additions`); what cannot be handed over is refused
+over what was added to it (:func:`additions`); what cannot be handed over is refused
 (:mod:`nni_gumbel.supernet.refusals`).
 """
 
@@ -12,8 +12,7 @@ from __future__ import annotations
 import copy
 import functools
 import types
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from nni.nas.nn.pytorch import ParametrizedModule
@@ -29,28 +28,21 @@ Mixin = TypeVar("Mixin", bound=BaseSuperNetModule)
 _ENTRIES = ("_parameters", "_buffers", "_modules")
 
 
-@dataclass(frozen=True)
-class Additions:
-    """What a module has that it was not built with, hooks aside.
+def additions(module: nn.Module, fresh: nn.Module) -> dict[str, list[str]]:
+    """The entries of ``_parameters``, ``_buffers`` and ``_modules`` that a module was not built with.
 
     Args:
-        names: in ``_parameters``, ``_buffers`` and ``_modules``.
+        module: of any age.
+        fresh: has the entries that it had when it was built.
     """
+    return {place: [*(vars(module)[place].keys() - vars(fresh)[place].keys())] for place in _ENTRIES}
 
-    names: Mapping[str, tuple[str, ...]]
 
-    @classmethod
-    def to(cls, module: nn.Module, fresh: nn.Module) -> Additions:
-        """Those to a module, which had the entries of ``fresh`` when it was built."""
-        own, built = vars(module), vars(fresh)
-        return cls({place: tuple(own[place].keys() - built[place].keys()) for place in _ENTRIES})
-
-    def hand_over(self, module: nn.Module, other: nn.Module) -> None:
-        """Give another module these entries, and all hooks."""
-        own, its = vars(module), vars(other)
-        for place, names in self.names.items():
-            its[place].update({name: own[place][name] for name in names})
-        hand_over_hooks(module, other)
+def hand_over(added: Mapping[str, Sequence[str]], module: nn.Module, other: nn.Module) -> None:
+    """Give another module the :func:`additions` to a module, and all hooks."""
+    for place, names in added.items():
+        vars(other)[place].update({name: vars(module)[place][name] for name in names})
+    hand_over_hooks(module, other)
 
 
 def hand_over_hooks(module: nn.Module, other: nn.Module) -> None:

@@ -12,7 +12,7 @@ behind them, and half of one mask and half of another is no mask. It passes thro
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, equal
@@ -20,12 +20,17 @@ from torch.utils._pytree import tree_leaves
 
 from nni_gumbel.errors import UsageError
 
-Describe = Callable[[str, list[str]], str]
-"""Puts into the words of an error how outputs differ (``outputs of different shapes``), and what each of them is."""
+
+class Different(Exception):
+    """How outputs differ (``outputs of different shapes``), and what each of them is."""
 
 
 def mixture(
-    outputs: Sequence[Any], weights: Sequence[Tensor | None], describe: Describe = "{}: {}".format
+    outputs: Sequence[Any],
+    weights: Sequence[Tensor | None],
+    owner: str = "they give",
+    names: Iterable[Any] = (),
+    remedy: str = "make all of them equal",
 ) -> Any:
     """``sum_k weights_k * outputs_k``.
 
@@ -33,8 +38,9 @@ def mixture(
         outputs: one per candidate: tensors of one shape, or tuples, lists or dicts of such, entry by entry, packed
             sequences among them; an entry that is no tensor of floating-point or complex numbers must be equal in
             all of them.
-        weights: scalars, one per candidate; ``None`` for an output that has its weight already.
-        describe: makes the error of outputs that differ.
+        weights: scalars, one per candidate; ``None`` for 1, or for an output that has its weight already.
+        owner, names, remedy: the words of an error: ``{owner} outputs of different shapes ({name} (2, 3), {name}
+            (2, 4)); {remedy}``.
 
     Returns:
         What the outputs are, in their dtype.
@@ -43,9 +49,20 @@ def mixture(
         UsageError: the shapes differ, or entries that cannot be mixed.
     """
     try:
-        return _mixed(outputs, weights)
-    except _Different as different:
-        raise UsageError(describe(*different.args)) from None
+        return mixed(outputs, weights)
+    except Different as different:
+        difference, found = different.args
+        given = ", ".join(f"{name} {output}" for name, output in zip(names, found))
+        raise UsageError(f"{owner} {difference} ({given}); {remedy}") from None
+
+
+def mixed(outputs: Sequence[Any], weights: Sequence[Tensor | None]) -> Any:
+    """As :func:`mixture`.
+
+    Raises:
+        Different: the shapes differ, or entries that cannot be mixed.
+    """
+    return outputs[0] if len(outputs) == 1 and weights[0] is None else _mixed(outputs, weights)
 
 
 def is_float(value: Any) -> bool:
@@ -97,15 +114,11 @@ def _leaves(inputs: Any) -> Sequence[Any]:
     return tree_leaves(inputs)
 
 
-class _Different(Exception):
-    """How outputs differ, and what each of them is."""
-
-
 def _mixed(outputs: Sequence[Any], weights: Sequence[Tensor | None]) -> Any:
     first = outputs[0]
     if all(map(is_float, outputs)):
         if any(output.shape != first.shape for output in outputs):
-            raise _Different("outputs of different shapes", [str(tuple(output.shape)) for output in outputs])
+            raise Different("outputs of different shapes", [str(tuple(output.shape)) for output in outputs])
         total = _scaled(first, weights[0])
         for output, weight in zip(outputs[1:], weights[1:]):
             total = total + _scaled(output, weight)
@@ -119,7 +132,7 @@ def _mixed(outputs: Sequence[Any], weights: Sequence[Tensor | None]) -> Any:
     found = [_kind(output) for output in outputs]
     if len(set(found)) == 1:
         found = [kind if agree else f"another {kind}" for kind, agree in zip(found, agrees)]
-    raise _Different(
+    raise Different(
         "outputs that differ in what cannot be mixed, which is all but floating-point tensors", found
     )
 
@@ -128,7 +141,7 @@ def _mixed_entries(outputs: Sequence[Any], weights: Sequence[Tensor | None]) -> 
     first = outputs[0]
     keys = [set(output) if isinstance(output, dict) else len(output) for output in outputs]
     if any(own != keys[0] for own in keys):
-        raise _Different(
+        raise Different(
             "outputs of different shapes", [f"a {_kind(o)} of {k}" for o, k in zip(outputs, keys)]
         )
     if not isinstance(first, dict):

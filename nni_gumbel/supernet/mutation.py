@@ -10,11 +10,11 @@ from __future__ import annotations
 import functools
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from nni.mutable import frozen_context
-from nni.nas.nn.pytorch import ModelSpace, MutableModule
+from nni.mutable import Mutable, frozen_context
+from nni.nas.nn.pytorch import Cell, InputChoice, LayerChoice, ModelSpace, MutableModule, Repeat
 from nni.nas.oneshot.pytorch.strategy import MutationHook, MutationHookReturnType, is_supernet
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
@@ -24,7 +24,7 @@ from nni_gumbel.supernet.arguments import MixedArguments, mix_arguments
 from nni_gumbel.supernet.cell import MixedCell
 from nni_gumbel.supernet.depth import MixedRepeat
 from nni_gumbel.supernet.distribution import Distribution
-from nni_gumbel.supernet.hub import FullWidthCell, MixedStage, hooks_for
+from nni_gumbel.supernet.hub import FullWidthCell, MixedStage, mix_of_hub, parts_of_hub
 from nni_gumbel.supernet.inputs import MixedInput
 from nni_gumbel.supernet.kept import hand_over_hooks
 from nni_gumbel.supernet.layer import MixedLayer
@@ -79,14 +79,10 @@ def relax(space: ModelSpace, hooks: Sequence[MutationHook] = (), merged: bool = 
             )
     refuse_what_cannot_be_relaxed(space)
     distribution = Distribution(space)
-    all_hooks = [*hooks, *hooks_for(space), *_HOOKS]
-    arguments = {"joint_sample": distribution.joint_sample, "merged": merged}
-    # A module that stands at several places is replaced by one module, which keeps its weights tied.
-    replacements: dict[nn.Module, nn.Module] = {}
-    memo: dict[str, Any] = {}
+    walk = _Walk(space, hooks, {"joint_sample": distribution.joint_sample, "merged": merged})
     # NNI builds a choice only where somebody answers what its default is.
     with frozen_context():
-        _mutate_children(space, "", all_hooks, memo, arguments, replacements)
+        walk.replace_below(space)
     for module in space.modules():
         # What one candidate changes in place, the next one would take for its input.
         if getattr(module, "inplace", False) is True:
@@ -105,53 +101,73 @@ def _log_executions(space: ModelSpace) -> None:
         _log.info("%s%s", line, f" ({number} modules)" if number > 1 else "")
 
 
-def _mutate_children(
-    parent: nn.Module,
-    prefix: str,
-    hooks: Sequence[MutationHook],
-    memo: dict[str, Any],
-    arguments: dict[str, Any],
-    replacements: dict[nn.Module, nn.Module],
-) -> None:
-    places: dict[nn.Module, str] = {}
-    # Not named_children(), which leaves out the second place of a module.
-    for name, child in list(parent._modules.items()):
-        if child is None:
-            continue
-        path = f"{prefix}.{name}" if prefix else name
-        first_place = places.setdefault(child, path)
-        if first_place != path and any(isinstance(module, MutableModule) for module in child.modules()):
-            raise UsageError(
-                f"module {path!r}: it is {first_place!r} again, and NNI's freeze decides its choices at the first "
-                "place only; keep it at one place, or make two modules that share labels"
+class _Walk:
+    """From the outside in, every module below a space is replaced by what a hook, or this project, makes of it.
+
+    Args:
+        space: an NNI model space.
+        hooks: NNI mutation hooks of a person's own.
+        arguments: what they are given.
+    """
+
+    def __init__(
+        self, space: ModelSpace, hooks: Sequence[MutationHook], arguments: Mapping[str, Any]
+    ) -> None:
+        self._hooks, self._arguments, self._memo = hooks, dict(arguments), {}
+        self._of_hub = parts_of_hub(space)
+        # A module that stands at several places is replaced by one module, which keeps its weights tied.
+        self._replacements: dict[nn.Module, nn.Module] = {}
+
+    def replace_below(self, parent: nn.Module, prefix: str = "") -> None:
+        """Replace what is below a module, in place; ``prefix`` is its path and a dot."""
+        places: dict[nn.Module, str] = {}
+        # Not named_children(), which leaves out the second place of a module.
+        for name, child in list(parent._modules.items()):
+            if child is None:
+                continue
+            path = prefix + name
+            first_place = places.setdefault(child, path)
+            if first_place != path and any(isinstance(module, MutableModule) for module in child.modules()):
+                raise UsageError(
+                    f"module {path!r}: it is {first_place!r} again, and NNI's freeze decides its choices at the first "
+                    "place only; keep it at one place, or make two modules that share labels"
+                )
+            if child not in self._replacements:
+                replacement = self._replacement(child, path)
+                if type(replacement) in _CONTAINERS:
+                    hand_over_hooks(child, replacement)
+                if type(replacement) in _CONTAINERS or isinstance(replacement, MixedArguments):
+                    child.forward = functools.partial(_refuse_call, path, child)
+                self._replacements[child] = self._replacements[replacement] = replacement
+                self.replace_below(replacement, f"{path}.")
+            if self._replacements[child] is not child:
+                setattr(parent, name, self._replacements[child])
+
+    def _replacement(self, module: nn.Module, path: str) -> nn.Module:
+        for hook in self._hooks:
+            replacement, done = _parsed(hook(module, path, self._memo, self._arguments))
+            module = module if replacement is None else replacement
+            if done:
+                return module
+        joint_sample, kind = self._arguments["joint_sample"], type(module)
+        mixed = mix_of_hub(module, path, joint_sample) if module in self._of_hub else None
+        if mixed is not None:
+            return mixed
+        if kind is LayerChoice:  # what a person derives from NNI's primitives computes what it likes
+            return MixedLayer(module, joint_sample, self._arguments["merged"])
+        if kind is InputChoice:
+            return MixedInput(module, joint_sample)
+        if kind is Repeat and isinstance(module.depth_choice, Mutable):
+            return MixedRepeat(module, joint_sample)
+        if kind is Cell and (module.op_candidates_factory is not None or module.merge_op == "loose_end"):
+            return MixedCell(module, joint_sample)  # the parts of other cells make them a mixture
+        mixed = mix_arguments(module, path, joint_sample)
+        if mixed is None and isinstance(module, MutableModule) and module.mutables:
+            raise UnsupportedError(
+                f"choice {_labels(module)}: {kind.__name__} at {path!r} is not supported and cannot be relaxed; "
+                "express it with LayerChoice, InputChoice, Repeat, Cell or a Mutable module, or give a mutation hook"
             )
-        if child not in replacements:
-            replacement = _run_hooks(child, path, hooks, memo, arguments)
-            if type(replacement) in _CONTAINERS:
-                hand_over_hooks(child, replacement)
-            if type(replacement) in _CONTAINERS or isinstance(replacement, MixedArguments):
-                child.forward = functools.partial(_refuse_call, path, child)
-            replacements[child] = replacements[replacement] = replacement
-            _mutate_children(replacement, path, hooks, memo, arguments, replacements)
-        if replacements[child] is not child:
-            setattr(parent, name, replacements[child])
-
-
-def _run_hooks(
-    module: nn.Module,
-    name: str,
-    hooks: Sequence[MutationHook],
-    memo: dict[str, Any],
-    arguments: dict[str, Any],
-) -> nn.Module:
-    """The hooks one after another, until one replaces the module or says that it is done with it."""
-    for hook in hooks:
-        replacement, done = _parsed(hook(module, name, memo, arguments))
-        if replacement is not None:
-            module = replacement
-        if done:
-            break
-    return module
+        return module if mixed is None else mixed
 
 
 def _parsed(result: MutationHookReturnType | None) -> tuple[nn.Module | None, bool]:
@@ -165,18 +181,6 @@ def _parsed(result: MutationHookReturnType | None) -> tuple[nn.Module | None, bo
             f"mutation_hooks: a hook returned {result!r}; let it return a module, a boolean, or both"
         )
     return None, bool(result)
-
-
-def _refuse_other_choices(
-    module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]
-) -> bool:
-    """The last hook: nothing that has a choice of its own gets here unless it cannot be relaxed."""
-    if isinstance(module, MutableModule) and module.mutables:
-        raise UnsupportedError(
-            f"choice {_labels(module)}: {type(module).__name__} at {name!r} is not supported and cannot be relaxed; "
-            "express it with LayerChoice, InputChoice, Repeat, Cell or a Mutable module, or give a mutation hook"
-        )
-    return True
 
 
 def _labels(module: MutableModule) -> str:
@@ -194,12 +198,3 @@ def _refuse_call(path: str, module: MutableModule, *_: Any, **__: Any) -> None:
 
 _CONTAINERS = (MixedLayer, MixedInput, MixedRepeat, MixedStage, MixedCell, FullWidthCell)
 """Modules that are built anew in the place of others."""
-
-_HOOKS: tuple[MutationHook, ...] = (
-    MixedLayer.mutate,
-    MixedInput.mutate,
-    MixedRepeat.mutate,
-    MixedCell.mutate,
-    mix_arguments,
-    _refuse_other_choices,
-)

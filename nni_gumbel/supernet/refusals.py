@@ -19,12 +19,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nni.nas.nn.pytorch import MutableModule, ParametrizedModule
-from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
-from torch import Tensor, nn
+from torch import nn
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.supernet.arguments import MixedArguments
-from nni_gumbel.supernet.slicing import features
 
 # Attributes in which modules of torch and of NNI keep what they know of others; nothing is called from there.
 _OF_TORCH_AND_NNI = {
@@ -46,41 +43,6 @@ def refuse_what_cannot_be_relaxed(space: nn.Module) -> None:
     modules = dict(space.named_modules())
     _refuse_unreachable_choices(modules)
     _refuse_what_cannot_stay(modules)
-
-
-def misfit_behind(error: BaseException, supernet: nn.Module) -> UsageError | None:
-    """What a layer of a constant size says that is given a chosen one, in words that name both.
-
-    Args:
-        error: raised by a forward pass of the supernet.
-        supernet: a relaxed space.
-
-    Returns:
-        ``None`` if the innermost module that raised is no such layer.
-    """
-    names = {module: name for name, module in supernet.named_modules()}
-    inner: tuple[nn.Module, Mapping[str, Any]] | None = None
-    trace = error.__traceback__
-    while trace is not None:
-        owner = trace.tb_frame.f_locals.get("self")
-        if isinstance(owner, nn.Module) and owner in names and trace.tb_frame.f_code.co_name == "forward":
-            inner = owner, trace.tb_frame.f_locals
-        trace = trace.tb_next
-    if inner is None or isinstance(inner[0], BaseSuperNetModule):
-        return None
-    layer, given = inner
-    sized = (m for m in names if isinstance(m, MixedArguments) and len({*map(str, m.variants.shapes)}) > 1)
-    labels = sorted({label for module in sized for label in module.variants.table.labels})
-    for name, read in features(layer).inputs:
-        for dim, size in read:
-            x = given.get(name)
-            if labels and isinstance(x, Tensor) and -x.dim() <= dim < x.dim() and x.shape[dim] != size:
-                return UsageError(
-                    f"module {names[layer]!r}: {type(layer).__name__} reads {size} features and is given "
-                    f"{x.shape[dim]}; if their number is chosen (choice {', '.join(map(repr, labels))}), give it "
-                    f"the same choice, as Mutable{type(layer).__name__}"
-                )
-    return None
 
 
 def _refuse_unreachable_choices(modules: Mapping[str, nn.Module]) -> None:

@@ -118,46 +118,43 @@ class Features:
 
 def features(module: nn.Module) -> Features:
     """What a module reads and writes; nothing for a type that is not listed here."""
-    if isinstance(module, _ConvNd):
-        channel = -len(module.kernel_size) - 1
-        return Features((("input", ((channel, module.in_channels),)),), (channel,))
-    if isinstance(module, nn.Linear):
-        return Features((("input", ((-1, module.in_features),)),), (-1,))
-    if isinstance(module, nn.Bilinear):
-        inputs = ("input1", ((-1, module.in1_features),)), ("input2", ((-1, module.in2_features),))
-        return Features(inputs, (-1,))
-    if isinstance(module, _BatchNorm):
-        return Features((("input", ((1, module.num_features),)),), (1,))
-    if isinstance(module, _NormBase):  # instance norms, whose input may lack the batch
-        channel = -1 - next(n for n in (1, 2, 3) if f"{n}d" in type(module).__name__)
-        return Features((("input", ((channel, module.num_features),)),), (channel,))
-    if isinstance(module, nn.GroupNorm):
-        return Features((("input", ((1, module.num_channels),)),), (1,))
+    match module:
+        case _ConvNd(in_channels=size):
+            return _along(-len(module.kernel_size) - 1, input=size)
+        case nn.Linear(in_features=size):
+            return _along(-1, input=size)
+        case nn.Bilinear(in1_features=first, in2_features=second):
+            return _along(-1, input1=first, input2=second)
+        case _BatchNorm(num_features=size) | nn.GroupNorm(num_channels=size):
+            return _along(1, input=size)
+        case _NormBase(num_features=size):  # instance norms, whose input may lack the batch
+            return _along(-1 - next(n for n in (1, 2, 3) if f"{n}d" in type(module).__name__), input=size)
+        case nn.PReLU(num_parameters=size):
+            return _along(1, input=size) if size > 1 else _along(1)
+        case nn.Embedding() | nn.EmbeddingBag():
+            return _along(-1)
+        case nn.MultiheadAttention(embed_dim=query, kdim=key, vdim=value):
+            return _along(-1, query=query, key=key, value=value)
+        case nn.RNNBase(input_size=size, proj_size=0):
+            return _along(-1, input=size, hx=module.hidden_size)
+        case nn.RNNBase(input_size=size):
+            return _along(-1, input=size)
+        case nn.RNNCellBase(input_size=size, hidden_size=state):
+            return _along(-1, input=size, hx=state)
+        case nn.TransformerEncoderLayer(linear1=linear):
+            return _along(-1, src=linear.in_features)
+        case nn.TransformerDecoderLayer(linear1=linear):
+            return _along(-1, tgt=linear.in_features, memory=linear.in_features)
     if isinstance(module, _LAYER_NORMS):
         dims = tuple(range(-len(module.normalized_shape), 0))
         return Features((("input", tuple(zip(dims, module.normalized_shape))),), dims)
-    if isinstance(module, nn.PReLU):
-        read = ((1, module.num_parameters),) if module.num_parameters > 1 else ()
-        return Features((("input", read),), (1,))
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        return Features((), (-1,))
-    if isinstance(module, nn.MultiheadAttention):
-        sizes = {"query": module.embed_dim, "key": module.kdim, "value": module.vdim}
-        return Features(tuple((name, ((-1, size),)) for name, size in sizes.items()), (-1,))
-    if isinstance(module, nn.RNNBase):
-        state = ((-1, module.hidden_size),) if not module.proj_size else ()
-        return Features((("input", ((-1, module.input_size),)), ("hx", state)), (-1,))
-    if isinstance(module, nn.RNNCellBase):
-        return Features((("input", ((-1, module.input_size),)), ("hx", ((-1, module.hidden_size),))), (-1,))
-    if isinstance(module, nn.TransformerEncoderLayer):
-        return Features((("src", ((-1, module.linear1.in_features),)),), (-1,))
-    if isinstance(module, nn.TransformerDecoderLayer):
-        read = ((-1, module.linear1.in_features),)
-        return Features((("tgt", read), ("memory", read)), (-1,))
     entry = _OF_THE_HUB.get((type(module).__module__, type(module).__qualname__))
-    if entry is not None:
-        return Features((("x", ((-1, getattr(module, entry).shape[-1]),)),), (-1,))
-    return Features()
+    return Features() if entry is None else _along(-1, x=getattr(module, entry).shape[-1])
+
+
+def _along(dim: int, **inputs: int) -> Features:
+    """Inputs, by name, of so many features each, and an output, all of them along one dimension."""
+    return Features(tuple((name, ((dim, size),)) for name, size in inputs.items()), (dim,))
 
 
 def restrict(value: Any, read: Sequence[tuple[int, int]]) -> Any:

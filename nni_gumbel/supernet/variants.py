@@ -25,8 +25,7 @@ from torch.nn.parameter import is_lazy
 
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.supernet.expressions import Tabulated
-from nni_gumbel.supernet.slicing import Shape, is_centred, part, paste, tensors_of
-from nni_gumbel.supernet.survival import Survival
+from nni_gumbel.supernet.slicing import Shape, part, paste, tensors_of
 
 
 class Variants:
@@ -64,11 +63,10 @@ class Variants:
         self.table = Tabulated(choices, self.owner)
         self.templates = [self._construct(k, meta=True) for k in range(len(self.table.distinct))]
         self.shapes = [_shapes(template) for template in self.templates]
-        self._survivals: dict[str, Survival] = {}
         self._separate = {n for shapes in self.shapes for n in shapes if n.endswith("q_proj_weight")}
         self.full: dict[str, Shape] = {}
         for k in range(len(self.templates)):
-            for key, shape in self._stored(k, self.shapes[k]):
+            for key, shape in self._stored(self.shapes[k]):
                 self.full[key] = tuple(map(max, shape, self.full.get(key, shape)))
 
     def describe(self, k: int) -> str:
@@ -79,24 +77,11 @@ class Variants:
         """The tensors of variant ``k``: parts of the supernet's; views of them wherever possible."""
         return {name: self._part(k, name, state) for name in self.shapes[k]}
 
-    def survival(self, name: str) -> Survival:
-        """The weights of the entries of one of the supernet's tensors, or of a norm's ``"channels"``."""
-        if name not in self._survivals:
-            if name == "channels":
-                shapes = [(template.num_features,) for template in self.templates]
-                full, centred = max(shapes), [False]
-            else:
-                shapes, full = [shapes.get(name) for shapes in self.shapes], self.full[name]
-                template = self.templates[next(k for k, shape in enumerate(shapes) if shape is not None)]
-                centred = [is_centred(template, name, dim) for dim in range(len(full))]
-            self._survivals[name] = Survival(shapes, full, centred)
-        return self._survivals[name]
-
     def parameter_sizes(self) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
         """See :func:`nni_gumbel.supernet.arguments.parameter_sizes`."""
         counts: dict[str, np.ndarray] = {}
         for k, template in enumerate(self.templates):
-            for name, parameter in self._stored(k, dict(template.named_parameters())):
+            for name, parameter in self._stored(dict(template.named_parameters())):
                 count = counts.setdefault(name, np.zeros(len(self.templates), dtype=np.int64))
                 count[k] = parameter.numel()
         return {name: (self.table.labels, count[self.table.index]) for name, count in counts.items()}
@@ -121,7 +106,7 @@ class Variants:
         missing = [name for name in self.shapes[0] if name not in shapes] or list(shapes)
         raise UsageError(
             f"{self.owner}: its {missing[0]!r} is not what it was built with - a parametrization, or a "
-            f"tensor of another shape - and choice {', '.join(map(repr, self.table.labels))} decides its size; "
+            f"tensor of another shape - and choice {self.table.told} decides its size; "
             "give the module constants, or leave its tensors as they are"
         )
 
@@ -135,9 +120,9 @@ class Variants:
         """
         whole, default = self._built(), self.built_as(module)
         with torch.random.fork_rng([]):
-            built = dict(self._stored(default, tensors_of(self._construct(default))))
+            built = dict(self._stored(tensors_of(self._construct(default))))
         state = tensors_of(whole)
-        for name, value in self._stored(default, tensors_of(module)):
+        for name, value in self._stored(tensors_of(module)):
             if name in built and _was_changed(value, built[name]):
                 with torch.no_grad():
                     if value.shape != state[name].shape:
@@ -159,10 +144,8 @@ class Variants:
         state: dict[str, Tensor] = {}
         makers: dict[str, nn.Module] = {}
         for k in sorted(range(len(numels)), key=numels.__getitem__):
-            if self._is_inside_another(k):
-                continue
             variant = self._construct(k)
-            for name, value in self._stored(k, tensors_of(variant)):
+            for name, value in self._stored(tensors_of(variant)):
                 if name not in state:
                     state[name] = value.detach().new_zeros(self.full[name])
                     makers[name] = variant
@@ -209,7 +192,7 @@ class Variants:
         rows = shape[0] // 3, shape[1]
         return torch.cat([part(template, n, state[n], rows) for n in _separate_names(name)])
 
-    def _stored(self, k: int, entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    def _stored(self, entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         """A variant's tensors, or their shapes, as the supernet keeps them.
 
         An attention's ``in_proj_weight`` is kept as three tensors if some variant has them apart.
@@ -221,16 +204,6 @@ class Variants:
                 yield from zip(_separate_names(name), thirds)
             else:
                 yield name, entry
-
-    def _is_inside_another(self, k: int) -> bool:
-        """Whether some other variant is at least as large in every dimension of every tensor."""
-        mine = dict(self._stored(k, self.shapes[k]))
-        for j in range(len(self.templates)):
-            other = dict(self._stored(j, self.shapes[j]))
-            covers = all(name in other and all(map(int.__le__, mine[name], other[name])) for name in mine)
-            if covers and (other != mine or j > k):
-                return True
-        return False
 
 
 def _was_changed(value: Tensor, built: Tensor) -> bool:

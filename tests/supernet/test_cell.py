@@ -209,7 +209,7 @@ def test_a_node_mixes_each_operation_on_each_input():
     relax(space).joint_sample.set({"cell/input_2_0": v, "cell/op_2_0": w})
     x = batch(torch.float32)
     expected = sum(
-        v[j] * w[o] * space.cells[0].ops[0][0][j][o](x * (1 + j)) for j in range(2) for o in range(2)
+        v[j] * w[o] * list(space.cells[0].ops[0][0][j])[o](x * (1 + j)) for j in range(2) for o in range(2)
     )
     assert torch.allclose(space(x), expected, atol=1e-6)
 
@@ -246,7 +246,7 @@ def test_a_candidate_of_weight_zero_is_not_run():
     space = Cells(lambda: Cell(OPS["a dict of factories"](), 1, 1, 2, label="cell"), predecessors=2)
     distribution = relax(space)
     with torch.no_grad():
-        space.cells[0].ops[0][0][0][0][0].weight.fill_(float("nan"))
+        space.cells[0].ops[0][0][0]["made"][0].weight.fill_(float("nan"))
     distribution.joint_sample.set(
         {"cell/input_2_0": torch.tensor([0.0, 1.0]), "cell/op_2_0": torch.ones(2) / 2}
     )
@@ -278,7 +278,7 @@ def test_different_shapes_of_candidates_are_refused_in_one_line_that_names_the_l
 
     space = Cells(lambda: Cell({"wide": wide, "made": made}, 1, label="cell"))
     relax(space)
-    with pytest.raises(UsageError, match=r"'cell/op_1_0': .*'wide' of input 0 gives \(5, 4\)"):
+    with pytest.raises(UsageError, match=r"'cell/op_1_0': .*'wide' gives \(5, 4\)"):
         space(batch(torch.float32))
 
 

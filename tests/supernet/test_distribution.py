@@ -152,7 +152,7 @@ def test_a_uniform_sample_does_not_look_at_the_logits(estimator, temperature):
     with torch.no_grad():
         draws = []
         for _ in range(300):
-            distribution.sample_uniform(temperature, estimator)
+            distribution.sample(temperature, estimator, uniform=True)
             draws.append(distribution.joint_sample.weights("x.y"))
     assert torch.allclose(torch.stack(draws).mean(0), torch.full((3,), 1 / 3), atol=0.1)
 

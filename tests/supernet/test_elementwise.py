@@ -10,7 +10,7 @@ from torch import nn
 
 from nni_gumbel import relax
 from nni_gumbel.supernet import elementwise
-from nni_gumbel.supernet.execution import plan
+from nni_gumbel.supernet.candidates import plan
 
 CANDIDATES = [
     nn.Identity(),

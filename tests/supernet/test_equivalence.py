@@ -165,8 +165,9 @@ def inputs_by(reduction):
     return GeneratedSpace([("inputs", ("linear", True), (2, reduction), 0)])
 
 
-def wrong_weights(self, label, plain=JointSample.weights):
-    return plain(self, label).roll(1)
+def wrong_weights(self, label, plain=JointSample.running):
+    running = plain(self, label)
+    return dict(zip(running, reversed(running.values())))
 
 
 def wrong_places(self, label, plain=JointSample.slots):
@@ -184,9 +185,9 @@ LAYERS = ("layers", [("linear", True), ("tanh",)], 0, True)
 @pytest.mark.parametrize(
     ("space", "owner", "method", "bug"),
     [
-        (GeneratedSpace([LAYERS]), JointSample, "active", lambda self, label: [0]),
-        (GeneratedSpace([LAYERS]), JointSample, "weights", wrong_weights),
-        (inputs_by("sum"), JointSample, "weights", wrong_weights),
+        (GeneratedSpace([LAYERS]), JointSample, "running", lambda self, label: {0: None}),
+        (GeneratedSpace([LAYERS]), JointSample, "running", wrong_weights),
+        (inputs_by("sum"), JointSample, "running", wrong_weights),
         (inputs_by("concat"), JointSample, "slots", wrong_places),
         (inputs_by("none"), JointSample, "slots", wrong_places),
         (inputs_by("mean"), MixedInput, "forward", as_a_sum),

@@ -15,8 +15,7 @@ from one_choice import OneChoice
 from torch import nn
 
 from nni_gumbel import relax
-from nni_gumbel.supernet.execution import MergedLinear, plan
-from nni_gumbel.supernet.linear import merge
+from nni_gumbel.supernet.candidates import MergedLinear, merge, plan
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
@@ -153,11 +152,11 @@ def test_no_merged_kernel_costs_more_multiply_adds_than_the_candidates_it_replac
         )
 
     for one in merge(candidates):
-        kernel = one.kernel
+        kernel = one.canvas
         size = torch.Size(map(len, kernel.taps)).numel()
         inputs, outputs = one.frame.channels
-        assert kernel.multiply_adds == size * inputs * outputs // kernel.groups or len(one.names) == 1
-        assert kernel.multiply_adds <= sum(multiply_adds(candidates[name]) for name in one.names)
+        assert kernel.cost == size * inputs * outputs // kernel.groups or len(one.names) == 1
+        assert kernel.cost <= sum(multiply_adds(candidates[name]) for name in one.names)
 
 
 def test_linear_layers_and_an_identity_are_one_linear_layer():
@@ -190,7 +189,7 @@ def test_a_depthwise_convolution_is_not_made_dense_and_a_dilated_one_not_filled(
     assert names_that_merge({"dilated": conv(3, 2), "dense": conv(5)}) == [("dilated", "dense")]
     # Between its entries nothing lies: the merged kernel stays dilated.
     (one,) = merge({"dilated": conv(3, 2), "pointwise": conv(1)})
-    assert one.kernel.multiply_adds == 9 * 64 * 64
+    assert one.canvas.cost == 9 * 64 * 64
 
 
 def test_the_mnist_space_runs_all_but_the_maximum_as_one_convolution():

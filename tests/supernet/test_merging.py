@@ -29,8 +29,9 @@ from nni.nas.nn.pytorch import (
     MutablePReLU,
 )
 from torch import nn
+from torch.nn import functional
 
-from nni_gumbel.supernet import merging, survival
+from nni_gumbel.supernet import sizes as sizes_of_one
 from nni_gumbel.supernet.expressions import Tabulated
 
 
@@ -191,8 +192,7 @@ def count_calls(function, calls):
 
 def test_hundreds_of_combinations_are_one_convolution(monkeypatch):
     calls = []
-    for kind, function in merging._CONVOLUTIONS.items():
-        monkeypatch.setitem(merging._CONVOLUTIONS, kind, count_calls(function, calls))
+    monkeypatch.setattr(functional, "conv2d", count_calls(functional.conv2d, calls))
     multipliers = [0.5, 0.625, 0.75, 1.0, 1.25, 1.5, 2.0]
 
     def make():
@@ -352,7 +352,7 @@ def test_a_mixture_is_in_the_mode_of_its_module_whatever_others_of_its_sizes_are
 
 
 def plant(bug, monkeypatch):
-    smallest_rank, weighted = survival._smallest_rank, Tabulated.weighted
+    smallest_rank, weighted = sizes_of_one._smallest_rank, Tabulated.weighted
 
     def beside(*arguments):
         return np.roll(smallest_rank(*arguments), 1)
@@ -362,9 +362,11 @@ def plant(bug, monkeypatch):
         return positions, weights.flip(0)
 
     if bug == "survival off by one":
-        monkeypatch.setattr(survival, "_smallest_rank", beside)
+        monkeypatch.setattr(sizes_of_one, "_smallest_rank", beside)
     if bug == "a kernel in the corner":
-        monkeypatch.setattr(survival, "offset", lambda full, size, centred: 0)
+        monkeypatch.setattr(
+            sizes_of_one, "_smallest_rank", lambda full, sizes, _: smallest_rank(full, sizes, False)
+        )
     if bug == "the weight of another variant":
         monkeypatch.setattr(Tabulated, "weighted", turned_around)
 

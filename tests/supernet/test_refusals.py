@@ -10,7 +10,7 @@ from nni.nas.nn.pytorch import LayerChoice, ModelSpace, MutableLinear, Repeat
 from torch import nn
 
 from nni_gumbel import UsageError, relax
-from nni_gumbel.supernet.refusals import misfit_behind
+from nni_gumbel.search.misfit import misfit
 
 X = torch.ones(2, 4)
 
@@ -187,12 +187,8 @@ def test_a_layer_of_constant_size_behind_a_chosen_width_is_named_with_the_choice
     relax(space)
     with pytest.raises(RuntimeError) as caught:
         space(X)
-    told = str(misfit_behind(caught.value, space))
-    assert (
-        "module 'layer.0.1'" in told
-        and "reads 2 features and is given 4" in told
-        and "choice 'width'" in told
-    )
+    told = misfit(space, caught.value)
+    assert "at 'layer.0.1' takes one width" in told and "choice 'width'" in told and "\n" not in told
 
 
 def test_an_error_of_another_kind_is_left_as_it_is():
@@ -204,4 +200,4 @@ def test_an_error_of_another_kind_is_left_as_it_is():
     relax(space)
     with pytest.raises(RuntimeError, match="something else") as caught:
         space(X)
-    assert misfit_behind(caught.value, space) is None
+    assert misfit(space, caught.value) is None

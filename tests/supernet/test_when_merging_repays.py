@@ -8,7 +8,7 @@ from one_choice import OneChoice
 from torch import nn
 
 from nni_gumbel import UsageError, relax
-from nni_gumbel.supernet.execution import MergedLinear, plan
+from nni_gumbel.supernet.candidates import MergedLinear, plan
 
 
 def convolutions(channels, kernels=(1, 3)):

@@ -1,0 +1,198 @@
+"""Sizes of one module that run as one operation: nested parts of one kernel, on one canvas.
+
+A mixture of convolutions, each with its part ``W_v`` of one kernel ``W``, is one convolution
+(:mod:`nni_gumbel.supernet.kernels`) with the expected kernel ``sum_v P(v) pad(W_v) = W * S``, where ``S`` is the weight
+of the sizes that contain an entry. The same holds for biases, for linear layers, and for a batch norm's scale and
+shift: it normalises each channel by itself, whatever the number of channels.
+
+Masks on a shared kernel are those of FBNetV2 (2004.05565) for channels and of Single-Path NAS (1904.02877) for kernels.
+Here the weights are masked, not the outputs, which is exact in the width of the input, in biases and at borders, too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from nni_gumbel.supernet.kernels import CONVOLUTIONS, Frame, Kernel, canvas, convolve, of_layer
+from nni_gumbel.supernet.slicing import Shape, is_centred, offset, part, restrict
+from nni_gumbel.supernet.variants import Variants
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def key_of_size(template: nn.Module, full: Mapping[str, Shape]) -> Hashable | None:
+    """Variants of one module that have one key are one operation together; ``None``: each by itself.
+
+    Convolutions differ in sizes alone: in their number of channels, or of groups of channels if all groups are equally
+    large; and in kernels that are aligned, which means padded so that their centres stand on the same entries of the
+    input.
+
+    Args:
+        template: a variant.
+        full: shapes of the supernet's tensors.
+    """
+    kind = type(template)
+    if kind is nn.Linear:
+        return kind
+    if kind in _BATCH_NORMS:
+        return kind, template.eps, template.momentum, template.affine, template.track_running_stats
+    if kind not in CONVOLUTIONS:
+        return None
+    frame, kernel = of_layer(template)
+    grouping = 1 if kernel.groups == 1 else (kernel.shape[0] // kernel.groups, kernel.shape[1])
+    extents = zip(kernel.taps, template.dilation, full["weight"][2:], kernel.shape[2:])
+    starts = tuple(
+        taps.start - step * offset(whole, size, centred=True) for taps, step, whole, size in extents
+    )
+    return kind, frame.stride, frame.growth, frame.padding_mode, template.dilation, grouping, starts
+
+
+class Sizes:
+    """Variants with one key as one operation, or a variant alone.
+
+    Args:
+        variants: all variants of a module.
+        members: the positions of those to mix.
+        device: that of their weights.
+    """
+
+    def __init__(self, variants: Variants, members: Sequence[int], device: torch.device) -> None:
+        self.members = tuple(members)
+        self._variants, self._device = variants, device
+        self._templates = [variants.templates[k] for k in members]
+        self._shares: dict[str, Shares] = {}
+        self._canvas: tuple[Frame, Kernel] | None = None
+        self._of_channels: Shares | None = None
+        if isinstance(self._templates[0], _BATCH_NORMS):
+            widths = [(template.num_features,) for template in self._templates]
+            self._of_channels = Shares(widths, max(widths), [False], device)
+        elif len(members) > 1:
+            self._canvas = _canvas(self._templates)
+
+    def __call__(
+        self, weights: Tensor, state: Mapping[str, Tensor], x: Tensor, runner: Callable[[int], nn.Module]
+    ) -> Tensor:
+        """``sum_v weight_v pad(M_v(x))``, as large as the outputs of the largest members, in the dtype that they have.
+
+        Args:
+            weights: ``(len(members),)``.
+            state: the supernet's tensors; running statistics are updated in place, as by the largest member.
+            x: the input.
+            runner: a variant without weights, as it runs now: in ``train()`` or ``eval()``.
+        """
+        if self._of_channels is not None:
+            return self._norm(weights, state, x, runner)
+        frame, whole = self._canvas
+        x = restrict(x, [(-len(whole.taps) - 1, frame.channels[0])])
+        weight, bias = (self._expected(name, weights, state) for name in ("weight", "bias"))
+        return convolve(x, weight, bias, frame, whole)
+
+    def shares(self, name: str) -> Shares | None:
+        """The weights of the entries of one of the supernet's tensors; ``None`` if no member has it."""
+        if name not in self._shares:
+            shapes = [self._variants.shapes[k].get(name) for k in self.members]
+            if not any(shape is not None for shape in shapes):
+                return None
+            full = self._variants.full[name]
+            template = self._templates[next(i for i, shape in enumerate(shapes) if shape is not None)]
+            centred = [is_centred(template, name, dim) for dim in range(len(full))]
+            self._shares[name] = Shares(shapes, full, centred, self._device)
+        return self._shares[name]
+
+    def part(self, name: str, tensor: Tensor) -> Tensor:
+        """The part of one of the supernet's tensors that the largest members use."""
+        return part(self._templates[0], name, tensor, self.shares(name).shape)
+
+    def _expected(self, name: str, weights: Tensor, state: Mapping[str, Tensor]) -> Tensor | None:
+        shares = self.shares(name)
+        if shares is None:
+            return None
+        tensor = self.part(name, state[name])
+        return tensor * shares(weights).to(tensor)
+
+    def _norm(
+        self, weights: Tensor, state: Mapping[str, Tensor], x: Tensor, runner: Callable[[int], nn.Module]
+    ) -> Tensor:
+        largest = max(self.members, key=lambda k: self._variants.templates[k].num_features)
+        template, tensors = runner(largest), self._variants.parts(largest, state)
+        share = self._of_channels(weights)
+        if template.affine:
+            tensors |= {name: tensors[name] * share.to(tensors[name]) for name in ("weight", "bias")}
+        y = functional_call(template, tensors, (restrict(x, [(1, template.num_features)]),))
+        return y if template.affine else y * share.to(y).view(-1, *[1] * (y.dim() - 2))
+
+
+def _canvas(layers: Sequence[nn.Module]) -> tuple[Frame, Kernel]:
+    """The frame and the canvas of convolutions or linear layers with one key."""
+    frames, kernels = zip(*map(of_layer, layers))
+    inputs, outputs = (max(frame.channels[side] for frame in frames) for side in (0, 1))
+    shape = tuple(map(max, zip(*(kernel.shape for kernel in kernels))))
+    groups = max(kernel.groups for kernel in kernels)
+    whole = Kernel(shape, canvas(kernels).taps, groups, math.prod(shape))
+    return replace(frames[0], channels=(inputs, outputs)), whole
+
+
+class Shares:
+    """``S``: for each entry of a tensor the weight of the sizes whose part contains it.
+
+    ``S_i = sum over sizes v that contain entry i of w_v`` falls from the beginning or the centre of a tensor outwards.
+    It is computed from a table with one cell per combination of extents, by sums from the large end: 300 sizes cost
+    what a few extents in each dimension cost.
+
+    Args:
+        shapes: of each size the shape of its part; ``None`` for one without this tensor.
+        full: shape of the tensor.
+        centred: per dimension whether the parts are its centre, not its beginning.
+        device: that of the weights.
+
+    Attributes:
+        shape: of the largest parts, along every dimension.
+    """
+
+    # Its tensors serve all steps; those made in inference mode, if the first one is, autograd would refuse.
+    @torch.inference_mode(False)
+    def __init__(
+        self, shapes: Sequence[Shape | None], full: Shape, centred: Sequence[bool], device: torch.device
+    ) -> None:
+        has = [shape for shape in shapes if shape is not None]
+        self.shape: Shape = tuple(map(max, zip(*has)))
+        # The parts are nested: an entry is in all parts from some extent on, in each dimension.
+        extents = [sorted(set(column)) for column in zip(*has)]
+        self._counts = [len(column) for column in extents]
+        places = [[column.index(n) for column, n in zip(extents, shape)] for shape in has]
+        index = partial(torch.as_tensor, device=device)
+        self._cells = index(np.ravel_multi_index(np.transpose(places), self._counts))
+        self._has = None
+        if len(has) < len(shapes):
+            self._has = index([k for k, shape in enumerate(shapes) if shape is not None])
+        self._ranks = [
+            index(_smallest_rank(*entry)[offset(entry[0], n, entry[2]) :][:n])
+            for *entry, n in zip(full, extents, centred, self.shape)
+        ]
+
+    def __call__(self, weights: Tensor) -> Tensor:
+        """What broadcasts to ``shape``, in the dtype of the weights, ``(sizes,)``; differentiable."""
+        weights = weights if self._has is None else weights[self._has]
+        table = weights.new_zeros(math.prod(self._counts)).index_add(0, self._cells, weights)
+        table = table.view(self._counts)
+        for dim, ranks in enumerate(self._ranks):
+            if self._counts[dim] > 1:
+                table = table.flip(dim).cumsum(dim).flip(dim).index_select(dim, ranks)
+        return table
+
+
+def _smallest_rank(full: int, extents: Sequence[int], centred: bool) -> np.ndarray:
+    """For each entry of a dimension the smallest extent, as its rank, whose part contains it."""
+    rank = np.zeros(full, dtype=np.int64)
+    for r in reversed(range(len(extents))):
+        start = offset(full, extents[r], centred)
+        rank[start : start + extents[r]] = r
+    return rank
