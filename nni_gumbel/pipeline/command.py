@@ -92,6 +92,11 @@ class TrialCommand:
     cost: str | None = None
 
     @property
+    def data_is_at_hand(self) -> bool:
+        """Whether looking at the data downloads nothing and runs nobody's code."""
+        return self.data == PACKAGED or str(self.data).startswith(FILE_PREFIX)
+
+    @property
     def reference(self) -> SpaceReference:
         """The space and the arguments of its constructor."""
         return SpaceReference.parse(self.space, self.space_arguments)

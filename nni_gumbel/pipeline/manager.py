@@ -156,13 +156,15 @@ def plan_of(experiment: Mapping[str, Any]) -> Plan:
     return Plan(settings, combinations(params.get("searchSpace"), settings))
 
 
-def trial_command_of(experiment: Mapping[str, Any]) -> tuple[TrialCommand, Path]:
-    """The trial command of an experiment's profile, and the directory in which it runs.
+def trial_command_of(params: Mapping[str, Any]) -> tuple[TrialCommand, Path]:
+    """The trial command of an experiment, and the directory in which it runs.
+
+    Args:
+        params: the YAML in NNI's canonical form.
 
     Raises:
-        UsageError: the command is not ours.
+        UsageError: the command is not ours, names what is not there, or prices a second cost.
     """
-    params = experiment["params"]
     service = params.get("trainingService")
     # Both may stand at the top or in the training service; NNI copies them from the one to the other.
     places = [params, service if isinstance(service, Mapping) else {}]
@@ -170,7 +172,11 @@ def trial_command_of(experiment: Mapping[str, Any]) -> tuple[TrialCommand, Path]
         next((place[name] for place in places if place.get(name)), default)
         for name, default in (("trialCommand", ""), ("trialCodeDirectory", "."))
     )
-    return TrialCommand.from_trial_command(text), Path(directory)
+    command = TrialCommand.from_trial_command(text)
+    command.check(directory)
+    given = ((params.get("tuner") or {}).get("classArgs"), params.get("searchSpace"))
+    command.check_cost([name for names in given if isinstance(names, Mapping) for name in names])
+    return command, Path(directory)
 
 
 def _api_beside(channel: str, own_parts: int) -> str:

@@ -104,9 +104,7 @@ class GumbelSearchTuner(Tuner):
         experiment = self._manager.experiment()
         params = experiment["params"]
         self._plan = Plan(settings, combinations(params.get("searchSpace"), settings))
-        command, directory = trial_command_of(experiment)
-        command.check(directory)
-        command.check_cost({*class_args, *(params.get("searchSpace") or {})})
+        trial_command_of(params)
         # After the export it is the number of trials that there were.
         if not finished(self._manager.trials()):
             self._plan.check_trial_limit(params.get("maxTrialNumber"))
