@@ -103,18 +103,19 @@ class Manager:
         profile["params"]["maxTrialNumber"] = number
         self._request("PUT", "experiment?update_type=MAX_TRIAL_NUM", json=profile)
 
-    def stderr(self, trial_id: str) -> str:
-        """What a trial wrote to stderr; empty if that cannot be had. Also from a remote machine."""
+    def last_word(self, trial_id: str) -> str:
+        """The line of a trial's stderr that says why it failed. Also from a remote machine."""
         try:
-            answer = self._request("GET", f"trial-file/{trial_id}/stderr")
+            text = self._request("GET", f"trial-file/{trial_id}/stderr").text
         except ManagerUnreachable:
-            return ""
-        return "" if answer.text == "stderr is empty." else answer.text
+            text = ""
+        told = None if text == "stderr is empty." else error_line(text)
+        return told or "it was killed, or ended without a word on stderr"
 
     def explained(self, failure: Failure) -> str:
         """A failure with the last word of the trial that failed last."""
-        reason = error_line(self.stderr(failure.last_trial)) or "it ended without a word on stderr"
-        return f"{failure.line}; the last was trial {failure.last_trial}: {reason}"
+        word = self.last_word(failure.last_trial)
+        return f"{failure.line}; the last was trial {failure.last_trial}: {word}"
 
     def _get(self, path: str) -> Any:
         response = self._request("GET", path)
@@ -137,7 +138,7 @@ class Manager:
 
 
 def error_line(stderr: str) -> str | None:
-    """The line of a trial's stderr that says why it failed: the last error, else the last line."""
+    """The last error of a trial's stderr, else its last line."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [
         line for line in lines if re.match(r"nni-gumbel: |[\w.]*(Error|Exception|Interrupt|Exit)\b", line)

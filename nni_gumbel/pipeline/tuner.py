@@ -101,10 +101,9 @@ class GumbelSearchTuner(Tuner):
     def _start(self, class_args: dict[str, Any]) -> None:
         """Check everything that can be checked before the first trial."""
         settings = ExperimentSettings.from_flat(class_args)
-        experiment = self._manager.experiment()
-        params = experiment["params"]
+        params = self._manager.experiment()["params"]
         self._plan = Plan(settings, combinations(params.get("searchSpace"), settings))
-        trial_command_of(params)
+        trial_command_of(params)  # refuses what a trial would
         # After the export it is the number of trials that there were.
         if not finished(self._manager.trials()):
             self._plan.check_trial_limit(params.get("maxTrialNumber"))
@@ -140,17 +139,10 @@ class GumbelSearchTuner(Tuner):
             self._owed += parameter_id_list[len(now) :]
             return [task.parameters() for task in now]
 
-    @_ends_the_experiment
-    def receive_trial_result(self, *_: Any, **__: Any) -> None:
-        self._look()
-
-    @_ends_the_experiment
     def trial_end(self, *_: Any, **__: Any) -> None:
         self._look()
 
-    @_ends_the_experiment
-    def import_data(self, data: Any) -> None:
-        self._look()
+    receive_trial_result = import_data = trial_end
 
     @_ends_the_experiment
     def _look(self) -> None:

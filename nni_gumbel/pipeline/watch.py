@@ -22,7 +22,6 @@ from nni_gumbel.pipeline.manager import (
     Experiment,
     Manager,
     ManagerUnreachable,
-    error_line,
     plan_of,
 )
 from nni_gumbel.pipeline.plan import Plan, finished
@@ -190,7 +189,7 @@ def failed_trial_line(manager: Manager, trial: Trial) -> str:
     if trial.result is not None:
         reason = f"its result {trial.result.get('default')!r} is not a finite number"
     else:
-        reason = error_line(manager.stderr(trial.id)) or "it was killed, or ended without a word on stderr"
+        reason = manager.last_word(trial.id)
     return f"trial {trial.id} ({what}) failed: {reason}"
 
 

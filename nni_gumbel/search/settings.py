@@ -201,7 +201,7 @@ class SearchSettings(Settings):
         10, "steps between two records of every probability in the Trainer's loggers, 0 is never", ge=0
     )
 
-    def __init__(self, **given: Any) -> None:
+    def __init__(self, /, **given: Any) -> None:
         preset = given.get("preset")
         # A wrong word must reach its check; a list cannot be looked up.
         values = {**(PRESETS.get(preset, {}) if isinstance(preset, str) else {}), **given}
