@@ -21,7 +21,6 @@ import yaml
 
 from nni_gumbel.data import DIRECTORY_FIELD, DOWNLOADED
 from nni_gumbel.errors import UsageError, first_line
-from nni_gumbel.pipeline.combinations import combinations
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.machine import (
     FAIL,
@@ -170,7 +169,7 @@ def config_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
 
     def read_combinations() -> str:
         nonlocal plan
-        plan = Plan(settings, combinations(config.get("searchSpace"), settings))
+        plan = Plan.of(settings, config.get("searchSpace"))
         count = len(plan.combinations)
         return f"{count} combination(s), {count * settings.search_seeds} search(es)"
 

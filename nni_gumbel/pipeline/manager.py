@@ -24,7 +24,6 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from nni_gumbel.errors import UsageError, first_line, user_code
-from nni_gumbel.pipeline.combinations import combinations
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.plan import Failure, Plan
 from nni_gumbel.pipeline.settings import ExperimentSettings
@@ -154,7 +153,7 @@ def plan_of(experiment: Mapping[str, Any]) -> Plan:
     """
     params = experiment["params"]
     settings = ExperimentSettings.from_flat((params.get("tuner") or {}).get("classArgs"))
-    return Plan(settings, combinations(params.get("searchSpace"), settings))
+    return Plan.of(settings, params.get("searchSpace"))
 
 
 def trial_command_of(params: Mapping[str, Any]) -> tuple[TrialCommand, Path]:
