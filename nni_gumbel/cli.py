@@ -156,8 +156,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
     # NNI wonders about classes that torch has added since; nobody can do anything about it.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"nni\.nas")
-    from nni_gumbel.pipeline.inspection import example_of, inspect_space
-    from nni_gumbel.pipeline.inspection_view import rendered
+    from nni_gumbel.pipeline.inspection import example_of, inspect_space, rendered
     from nni_gumbel.results.space import SpaceReference
 
     reference = SpaceReference.parse(arguments.space, arguments.arguments)

@@ -29,9 +29,10 @@ from nni.nas.space import RawFormatModelSpace
 from torch import nn
 
 from nni_gumbel import GumbelSearch, UsageError
+from nni_gumbel.errors import nearest
 from nni_gumbel.pipeline.evaluator import Classification
 from nni_gumbel.search.presets import PRESETS
-from nni_gumbel.search.settings import SearchSettings, nearest
+from nni_gumbel.search.settings import SearchSettings
 
 OURS = {
     "default": {},

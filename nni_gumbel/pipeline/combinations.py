@@ -14,9 +14,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from nni_gumbel.errors import UsageError
+from nni_gumbel.errors import UsageError, nearest
 from nni_gumbel.pipeline.settings import VARIED_NAMES, ExperimentSettings
-from nni_gumbel.search.settings import nearest
 
 # Every combination is at least one search; nobody means more than this many.
 MOST_COMBINATIONS = 1000

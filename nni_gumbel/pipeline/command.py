@@ -22,11 +22,10 @@ from typing import Any, NoReturn
 
 from nni_gumbel.data import DIRECTORY_FIELD, DOWNLOADED, FILE_PREFIX, PACKAGED, check_name
 from nni_gumbel.data import FIELD as DATA_FIELD
-from nni_gumbel.errors import UsageError
+from nni_gumbel.errors import UsageError, nearest
 from nni_gumbel.names import import_named, no_module, split_name
 from nni_gumbel.results.space import FIELD as SPACE_FIELD
 from nni_gumbel.results.space import SpaceReference
-from nni_gumbel.search.settings import nearest
 
 COMMAND = "nni-gumbel trial"
 EVALUATOR_FIELD, COST_FIELD = "--evaluator", "--cost"
@@ -90,6 +89,11 @@ class TrialCommand:
     data_dir: str = "data"
     evaluator: str | None = None
     cost: str | None = None
+
+    @property
+    def data_is_at_hand(self) -> bool:
+        """Whether looking at the data downloads nothing and runs nobody's code."""
+        return self.data == PACKAGED or str(self.data).startswith(FILE_PREFIX)
 
     @property
     def reference(self) -> SpaceReference:

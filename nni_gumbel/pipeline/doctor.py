@@ -14,14 +14,13 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import loky
 import yaml
 
-from nni_gumbel.data import DIRECTORY_FIELD, DOWNLOADED, FILE_PREFIX, PACKAGED
+from nni_gumbel.data import DIRECTORY_FIELD, DOWNLOADED
 from nni_gumbel.errors import UsageError, first_line
-from nni_gumbel.pipeline.combinations import combinations
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.machine import (
     FAIL,
@@ -40,12 +39,6 @@ from nni_gumbel.pipeline.plan import Plan
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.tuner import ASSESSOR_REFUSED
 from nni_gumbel.search.settings import SearchSettings, without_effect
-
-if TYPE_CHECKING:
-    from nni.nas.nn.pytorch import ModelSpace
-
-    from nni_gumbel.results.example import Example
-    from nni_gumbel.supernet.distribution import Distribution
 
 
 def examine(config_file: str | Path | None, port: int) -> Iterator[Finding]:
@@ -176,7 +169,7 @@ def config_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
 
     def read_combinations() -> str:
         nonlocal plan
-        plan = Plan(settings, combinations(config.get("searchSpace"), settings))
+        plan = Plan.of(settings, config.get("searchSpace"))
         count = len(plan.combinations)
         return f"{count} combination(s), {count * settings.search_seeds} search(es)"
 
@@ -203,10 +196,7 @@ def _command_and_data_findings(
 ) -> Iterator[Finding]:
     """The trial command: its words, its space (which is built and tried), its data, its evaluator and its costs."""
     try:
-        command, directory = trial_command_of({"params": config})
-        command.check(directory)
-        named = ((config.get("tuner") or {}).get("classArgs"), config.get("searchSpace"))
-        command.check_cost([name for names in named if isinstance(names, Mapping) for name in names])
+        command, directory = trial_command_of(config)
     except UsageError as error:
         yield Finding(FAIL, "trial command", str(error))
         return
@@ -218,10 +208,13 @@ def _command_and_data_findings(
         ]
         yield from found
         if all(finding.level == OK for finding in found):
-            rehearsed = finding_of("rehearsal", lambda: _rehearsal(command, searches))
+            # Imports torch, which the checks of the machine may have found to be missing.
+            from nni_gumbel.pipeline.rehearsal import rehearsed_command, rehearsed_costs
+
+            rehearsed = finding_of("rehearsal", lambda: rehearsed_command(command, searches))
             yield rehearsed
             if rehearsed.level == OK and searches:
-                yield finding_of("costs", lambda: _costs(command, searches))
+                yield finding_of("costs", lambda: rehearsed_costs(command, searches))
     own_cost = command.cost is not None
     lines = dict.fromkeys(line for settings in searches for line in without_effect(settings, own_cost))
     yield from (Finding(WARN, "costs", line) for line in lines)
@@ -237,8 +230,6 @@ def _space(command: TrialCommand) -> str:
 
 def _data(command: TrialCommand) -> str:
     name, folder = command.data, Path(command.data_dir).expanduser()
-    if name is None:
-        return "the evaluator's own"
     if name in DOWNLOADED:
         # The nearest folder that exists is the one in which the others would be made.
         existing = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
@@ -247,42 +238,13 @@ def _data(command: TrialCommand) -> str:
                 f"{DIRECTORY_FIELD}: {existing} cannot be written; give a directory that can, or that holds {name}"
             )
         return f"{name}, which the first trial downloads unless it is in {folder}"
-    if not _is_at_hand(name):
-        return name
+    if not command.data_is_at_hand:
+        return name or "the evaluator's own"
     from nni_gumbel.data.sources import read_parts
 
     parts = read_parts(name, command.data_dir)
     sizes = f"{len(parts.train)} training, {len(parts.validation)} validation, {len(parts.test)} test images"
     return f"{name}, {sizes} of shape {parts.train.pixels.shape[1:]}"
-
-
-def _rehearsal(command: TrialCommand, searches: Sequence[SearchSettings]) -> str:
-    from nni_gumbel.pipeline.rehearsal import rehearse
-    from nni_gumbel.search.module import check_estimator
-
-    space, distribution = _relaxed(command)
-    for settings in searches:
-        check_estimator(distribution, settings)
-    if not _is_at_hand(command.data):
-        return "every choice can be relaxed; the first trial tries the space on its data"
-    example, classes = _example(command)
-    rehearse(space, distribution, command.reference, example, None if command.evaluator else classes)
-    return "every choice can be relaxed, and the space takes the data"
-
-
-def _costs(command: TrialCommand, searches: Sequence[SearchSettings]) -> str:
-    from nni_gumbel.pipeline.rehearsal import check_costs
-
-    example, _ = _example(command)
-    check_costs(*_relaxed(command), searches, command.own_cost(), example)
-    later = [
-        name
-        for name, unknown in (("max_flops", example is None), ("max_latency_ms", True))
-        if unknown and any(getattr(settings, name) is not None for settings in searches)
-    ]
-    priced = command.cost or ", ".join(dict.fromkeys(settings.cost for settings in searches))
-    but = f", but for {' and '.join(later)}, which the first search tells" if later else ""
-    return f"{priced}; every budget can be met{but}"
 
 
 def _evaluator(command: TrialCommand, metric: str | None) -> str:
@@ -292,37 +254,6 @@ def _evaluator(command: TrialCommand, metric: str | None) -> str:
             "or name an --evaluator of your own"
         )
     return command.evaluator or "the built-in classification"
-
-
-def _relaxed(command: TrialCommand) -> tuple[ModelSpace, Distribution]:
-    from nni_gumbel.supernet.mutation import relax
-
-    space = command.reference.build()
-    return space, relax(space)
-
-
-def _is_at_hand(data: str | None) -> bool:
-    """Whether looking at the data downloads nothing and runs nobody's code."""
-    return data == PACKAGED or str(data).startswith(FILE_PREFIX)
-
-
-def _example(command: TrialCommand) -> tuple[Example | None, int | None]:
-    """Two inputs, and the number of classes, where they are known.
-
-    Of a data set that is not here yet two blank images; of a person's own code nothing.
-    """
-    import torch
-
-    from nni_gumbel.data.sources import read_parts
-    from nni_gumbel.results.example import Example
-
-    if command.data in DOWNLOADED:
-        return Example((torch.zeros(2, *DOWNLOADED[command.data]),)), None
-    if not _is_at_hand(command.data):
-        return None, None
-    parts = read_parts(command.data, command.data_dir)
-    images = torch.from_numpy(parts.validation.pixels[:2]).float()
-    return Example((images,)), int(parts.train.labels.max()) + 1
 
 
 @contextmanager

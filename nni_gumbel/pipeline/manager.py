@@ -24,7 +24,6 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from nni_gumbel.errors import UsageError, first_line, user_code
-from nni_gumbel.pipeline.combinations import combinations
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.plan import Failure, Plan
 from nni_gumbel.pipeline.settings import ExperimentSettings
@@ -103,18 +102,19 @@ class Manager:
         profile["params"]["maxTrialNumber"] = number
         self._request("PUT", "experiment?update_type=MAX_TRIAL_NUM", json=profile)
 
-    def stderr(self, trial_id: str) -> str:
-        """What a trial wrote to stderr; empty if that cannot be had. Also from a remote machine."""
+    def last_word(self, trial_id: str) -> str:
+        """The line of a trial's stderr that says why it failed. Also from a remote machine."""
         try:
-            answer = self._request("GET", f"trial-file/{trial_id}/stderr")
+            text = self._request("GET", f"trial-file/{trial_id}/stderr").text
         except ManagerUnreachable:
-            return ""
-        return "" if answer.text == "stderr is empty." else answer.text
+            text = ""
+        told = None if text == "stderr is empty." else error_line(text)
+        return told or "it was killed, or ended without a word on stderr"
 
     def explained(self, failure: Failure) -> str:
         """A failure with the last word of the trial that failed last."""
-        reason = error_line(self.stderr(failure.last_trial)) or "it ended without a word on stderr"
-        return f"{failure.line}; the last was trial {failure.last_trial}: {reason}"
+        word = self.last_word(failure.last_trial)
+        return f"{failure.line}; the last was trial {failure.last_trial}: {word}"
 
     def _get(self, path: str) -> Any:
         response = self._request("GET", path)
@@ -137,7 +137,7 @@ class Manager:
 
 
 def error_line(stderr: str) -> str | None:
-    """The line of a trial's stderr that says why it failed: the last error, else the last line."""
+    """The last error of a trial's stderr, else its last line."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [
         line for line in lines if re.match(r"nni-gumbel: |[\w.]*(Error|Exception|Interrupt|Exit)\b", line)
@@ -153,16 +153,18 @@ def plan_of(experiment: Mapping[str, Any]) -> Plan:
     """
     params = experiment["params"]
     settings = ExperimentSettings.from_flat((params.get("tuner") or {}).get("classArgs"))
-    return Plan(settings, combinations(params.get("searchSpace"), settings))
+    return Plan.of(settings, params.get("searchSpace"))
 
 
-def trial_command_of(experiment: Mapping[str, Any]) -> tuple[TrialCommand, Path]:
-    """The trial command of an experiment's profile, and the directory in which it runs.
+def trial_command_of(params: Mapping[str, Any]) -> tuple[TrialCommand, Path]:
+    """The trial command of an experiment, and the directory in which it runs.
+
+    Args:
+        params: the YAML in NNI's canonical form.
 
     Raises:
-        UsageError: the command is not ours.
+        UsageError: the command is not ours, names what is not there, or prices a second cost.
     """
-    params = experiment["params"]
     service = params.get("trainingService")
     # Both may stand at the top or in the training service; NNI copies them from the one to the other.
     places = [params, service if isinstance(service, Mapping) else {}]
@@ -170,7 +172,11 @@ def trial_command_of(experiment: Mapping[str, Any]) -> tuple[TrialCommand, Path]
         next((place[name] for place in places if place.get(name)), default)
         for name, default in (("trialCommand", ""), ("trialCodeDirectory", "."))
     )
-    return TrialCommand.from_trial_command(text), Path(directory)
+    command = TrialCommand.from_trial_command(text)
+    command.check(directory)
+    given = ((params.get("tuner") or {}).get("classArgs"), params.get("searchSpace"))
+    command.check_cost([name for names in given if isinstance(names, Mapping) for name in names])
+    return command, Path(directory)
 
 
 def _api_beside(channel: str, own_parts: int) -> str:

@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 from nni_gumbel.errors import UsageError
+from nni_gumbel.pipeline.combinations import combinations
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import EXPORT, RANDOM, SEARCH, TRAIN, Ledger, Task, Trial, canonical
 from nni_gumbel.results.choice import Network, TrainedRun
@@ -52,6 +53,15 @@ class Plan:
 
     settings: ExperimentSettings
     combinations: Sequence[Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, settings: ExperimentSettings, search_space: Mapping[str, Any] | None) -> Plan:
+        """The plan of settings and a `searchSpace`, as NNI hands it over.
+
+        Raises:
+            UsageError: see :func:`~nni_gumbel.pipeline.combinations.combinations`.
+        """
+        return cls(settings, combinations(search_space, settings))
 
     @cached_property
     def variants(self) -> list[ExperimentSettings]:

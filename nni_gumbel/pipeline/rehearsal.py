@@ -15,7 +15,10 @@ from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor, nn
 
+from nni_gumbel.data import DOWNLOADED
+from nni_gumbel.data.sources import read_parts
 from nni_gumbel.errors import UsageError, first_line, user_code
+from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference, network_of
 from nni_gumbel.search.costs import SearchCosts
@@ -23,12 +26,14 @@ from nni_gumbel.search.diagnosis import first_culprit
 from nni_gumbel.search.inputs import inputs_of
 from nni_gumbel.search.logs import logging_with, mute
 from nni_gumbel.search.misfit import misfit
+from nni_gumbel.search.module import check_estimator
 from nni_gumbel.search.objective import build_prior
 from nni_gumbel.search.randomness import unchanged_randomness
 from nni_gumbel.search.settings import SearchSettings
 from nni_gumbel.search.steps import training_step
 from nni_gumbel.supernet.cell import check_loose_ends
 from nni_gumbel.supernet.distribution import Distribution
+from nni_gumbel.supernet.mutation import relax
 
 # As many examples as show what depends on the size of a batch.
 EXAMPLES = 2
@@ -164,36 +169,62 @@ def rehearse(
         )
 
 
-def check_costs(
-    space: ModelSpace,
-    distribution: Distribution,
-    searches: Sequence[SearchSettings],
-    own: Callable[..., Any] | None,
-    example: Example | None,
-) -> None:
-    """Refuse budgets that no network can meet, costs that cannot be found, and priors that do not fit.
+# -- before an experiment starts -----------------------------------------------------------------------------
 
-    Nothing is measured: what depends on a latency is left to the first search.
 
-    Args:
-        space: the supernet of a space; left as it is.
-        distribution: of its networks.
-        searches: the settings of each search.
-        own: a person's cost.
-        example: a batch of inputs; ``None`` leaves out what needs one, multiply-adds.
+def rehearsed_command(command: TrialCommand, searches: Sequence[SearchSettings]) -> str:
+    """Relax the space of a trial command, and try it on its data if that is at hand; what was found, in a line.
 
     Raises:
-        UsageError: names the budget and the smallest cost that is possible, or what is wrong with the prior.
+        UsageError: a search cannot begin with it.
     """
+    space = command.reference.build()
+    distribution = relax(space)
+    for settings in searches:
+        check_estimator(distribution, settings)
+    if not command.data_is_at_hand:
+        return "every choice can be relaxed; the first trial tries the space on its data"
+    example, classes = _example(command)
+    rehearse(space, distribution, command.reference, example, None if command.evaluator else classes)
+    return "every choice can be relaxed, and the space takes the data"
+
+
+def rehearsed_costs(command: TrialCommand, searches: Sequence[SearchSettings]) -> str:
+    """Price the networks of a trial command for each search; what was found, in a line.
+
+    Nothing is measured: what depends on a latency is left to the first search, and multiply-adds are where there is
+    no example.
+
+    Raises:
+        UsageError: no network meets a budget, a cost cannot be found, or a prior does not fit.
+    """
+    space = command.reference.build()
+    distribution, own, (example, _) = relax(space), command.own_cost(), _example(command)
     seen = set()
     for settings in searches:
         cost = "params" if settings.cost == "latency" else settings.cost
-        values = {**vars(settings), "max_latency_ms": None, "cost": cost}
         key = (settings.max_params, settings.max_flops, cost, settings.prior)
         if key not in seen:
             seen.add(key)
+            values = {**vars(settings), "max_latency_ms": None, "cost": cost}
             costs = SearchCosts(space, distribution, SearchSettings(**values), own)
             if example is not None:
                 costs.complete(example.args, example.kwargs)
             if costs.is_complete or settings.prior != "cost":
                 build_prior(settings.prior, distribution, costs)
+    unknown = ("max_latency_ms",) if example is not None else ("max_flops", "max_latency_ms")
+    later = [name for name in unknown if any(getattr(each, name) is not None for each in searches)]
+    priced = command.cost or ", ".join(dict.fromkeys(settings.cost for settings in searches))
+    but = f", but for {' and '.join(later)}, which the first search tells" if later else ""
+    return f"{priced}; every budget can be met{but}"
+
+
+def _example(command: TrialCommand) -> tuple[Example | None, int | None]:
+    """Two inputs and the number of classes; blank images of a data set that is not here, nothing of one's own code."""
+    if command.data in DOWNLOADED:
+        return Example((torch.zeros(2, *DOWNLOADED[command.data]),)), None
+    if not command.data_is_at_hand:
+        return None, None
+    parts = read_parts(command.data, command.data_dir)
+    images = torch.from_numpy(parts.validation.pixels[:2]).float()
+    return Example((images,)), int(parts.train.labels.max()) + 1

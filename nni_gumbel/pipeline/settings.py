@@ -14,15 +14,9 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from nni_gumbel.errors import UsageError
-from nni_gumbel.search.settings import (
-    COUPLINGS,
-    SearchSettings,
-    Settings,
-    allowed_values,
-    nearest,
-    setting,
-)
+from nni_gumbel.errors import UsageError, nearest
+from nni_gumbel.search.settings import COUPLINGS, SearchSettings
+from nni_gumbel.settings import Settings, allowed_values, setting
 
 _TRAIN_NAMES = ("train_epochs", "batch_size", "learning_rate", "weight_decay")
 _JUDGE_NAMES = ("optimize_mode", "metric")

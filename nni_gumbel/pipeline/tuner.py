@@ -32,7 +32,6 @@ from typing import Any, NoReturn
 from nni.tuner import Tuner
 
 from nni_gumbel.errors import UsageError, first_line
-from nni_gumbel.pipeline.combinations import combinations
 from nni_gumbel.pipeline.manager import ERROR_FILE, Manager, ManagerUnreachable, trial_command_of
 from nni_gumbel.pipeline.plan import Plan, finished
 from nni_gumbel.pipeline.settings import ExperimentSettings
@@ -101,12 +100,9 @@ class GumbelSearchTuner(Tuner):
     def _start(self, class_args: dict[str, Any]) -> None:
         """Check everything that can be checked before the first trial."""
         settings = ExperimentSettings.from_flat(class_args)
-        experiment = self._manager.experiment()
-        params = experiment["params"]
-        self._plan = Plan(settings, combinations(params.get("searchSpace"), settings))
-        command, directory = trial_command_of(experiment)
-        command.check(directory)
-        command.check_cost({*class_args, *(params.get("searchSpace") or {})})
+        params = self._manager.experiment()["params"]
+        self._plan = Plan.of(settings, params.get("searchSpace"))
+        trial_command_of(params)  # refuses what a trial would
         # After the export it is the number of trials that there were.
         if not finished(self._manager.trials()):
             self._plan.check_trial_limit(params.get("maxTrialNumber"))
@@ -118,13 +114,13 @@ class GumbelSearchTuner(Tuner):
     @_ends_the_experiment
     def update_search_space(self, search_space: Any) -> None:
         try:
-            changed = combinations(search_space, self._plan.settings)
+            changed = Plan.of(self._plan.settings, search_space)
         except UsageError as error:
             # That of the YAML was checked at the start: this one was typed into the portal.
             _logger.error("the search space stays as it was: %s", error)
             return
         with self._lock:
-            self._plan = Plan(self._plan.settings, changed)
+            self._plan = changed
             self._look()
 
     @_ends_the_experiment
@@ -142,17 +138,10 @@ class GumbelSearchTuner(Tuner):
             self._owed += parameter_id_list[len(now) :]
             return [task.parameters() for task in now]
 
-    @_ends_the_experiment
-    def receive_trial_result(self, *_: Any, **__: Any) -> None:
-        self._look()
-
-    @_ends_the_experiment
     def trial_end(self, *_: Any, **__: Any) -> None:
         self._look()
 
-    @_ends_the_experiment
-    def import_data(self, data: Any) -> None:
-        self._look()
+    receive_trial_result = import_data = trial_end
 
     @_ends_the_experiment
     def _look(self) -> None:

@@ -22,7 +22,6 @@ from nni_gumbel.pipeline.manager import (
     Experiment,
     Manager,
     ManagerUnreachable,
-    error_line,
     plan_of,
 )
 from nni_gumbel.pipeline.plan import Plan, finished
@@ -105,16 +104,11 @@ def follow(
             status, errors = manager.status()
             profile = manager.experiment()
             trials = manager.trials() if profile else []
-            last_answer = now
         except ManagerUnreachable:
+            end = _end_without_manager(experiment, silent=now - last_answer)
             profile = None
-            _raise_if_over(experiment, reachable=False)
-            if now - last_answer > _PATIENCE:
-                raise UsageError(
-                    f"experiment {experiment.id}: its manager at {experiment.portal} does not answer, although its "
-                    f"process {experiment.pid} lives; `nni-gumbel doctor experiment.yml` tells GPU lines that freeze "
-                    f"it, `kill {experiment.pid}` ends it"
-                ) from None
+        else:
+            end, last_answer = None, now
         if profile:
             plan = _plan(experiment, profile)
             progress = progress_of(status, plan, trials, profile.get("execDuration", 0.0))
@@ -128,18 +122,25 @@ def follow(
                 if status in ("DONE", "VIEWED") or now - done_at > _UNTIL_DONE:
                     return _outcome(plan, trials)
             else:
-                _raise_if_over(experiment, reachable=True)
                 failed = plan.failure(trials)
-                failed_line = manager.explained(failed) if failed else None
-                _raise_if_ended(experiment, status, errors, profile, trials, failed_line)
+                end = _end(
+                    experiment,
+                    status,
+                    errors,
+                    profile["params"],
+                    trials,
+                    failed and manager.explained(failed),
+                )
                 if any(stage.running for stage in progress.stages):
                     last_running = now
-                elif now - last_running > _NOTHING_RUNS and "stall" not in told:
+                elif now - last_running > _NOTHING_RUNS and "stall" not in told and end is None:
                     told.add("stall")
                     warn(
                         f"no trial has run for {now - last_running:.0f} s; `nni-gumbel doctor experiment.yml` says "
                         f"whether one can start, the logs are in {experiment.logs}"
                     )
+        if end is not None:
+            raise UsageError(f"experiment {experiment.id}{end}")
         if timeout is not None and now - begun > timeout:
             raise UsageError(
                 f"experiment {experiment.id} has not ended after {timeout:g} s and goes on; "
@@ -153,13 +154,8 @@ def progress_of(status: str, plan: Plan, trials: list[Trial], elapsed: float) ->
     done = Counter(trial.stage for trial in trials if trial.state == "succeeded")
     running = Counter(trial.stage for trial in trials if trial.state == "pending")
     waiting = Counter(task.stage for task in plan.next_tasks(trials))
-    results = {
-        stage: [
-            trial.result["default"] for trial in trials if trial.state == "succeeded" and trial.stage == stage
-        ]
-        for stage in (TRAIN, SEARCH)
-    }
-    best_stage = next((stage for stage, values in results.items() if values), None)
+    best_stage = next((stage for stage in (TRAIN, SEARCH) if done[stage]), None)
+    results = [t.result["default"] for t in trials if t.state == "succeeded" and t.stage == best_stage]
     better = max if plan.settings.optimize_mode == "maximize" else min
     return Progress(
         status=status,
@@ -175,7 +171,7 @@ def progress_of(status: str, plan: Plan, trials: list[Trial], elapsed: float) ->
         ),
         failed=sum(trial.state == "failed" for trial in trials),
         metric=plan.settings.metric,
-        best=better(results[best_stage]) if best_stage else None,
+        best=better(results) if best_stage else None,
         best_stage=best_stage,
         elapsed=elapsed,
     )
@@ -190,7 +186,7 @@ def failed_trial_line(manager: Manager, trial: Trial) -> str:
     if trial.result is not None:
         reason = f"its result {trial.result.get('default')!r} is not a finite number"
     else:
-        reason = error_line(manager.stderr(trial.id)) or "it was killed, or ended without a word on stderr"
+        reason = manager.last_word(trial.id)
     return f"trial {trial.id} ({what}) failed: {reason}"
 
 
@@ -207,69 +203,60 @@ def _plan(experiment: Experiment, profile: Mapping[str, Any]) -> Plan:
         raise UsageError(f"experiment {experiment.id} failed: {error}; {_end_it(experiment)}") from None
 
 
-def _raise_if_over(experiment: Experiment, *, reachable: bool) -> None:
-    """The ends that NNI's status does not tell: the tuner's line, a manager that is gone."""
+def _end_without_manager(experiment: Experiment, silent: float) -> str | None:
+    """How an experiment ended whose manager has been silent for so many seconds; ``None`` if it may go on."""
     line = experiment.tuners_line()
     if line is not None:
-        after = f"; {_end_it(experiment)}" if reachable else ""
-        raise UsageError(f"experiment {experiment.id} failed: {line}{after}")
-    if reachable:
-        return
+        return f" failed: {line}"
+    if experiment.is_stopped:
+        return _stopped(experiment)
     if experiment.has_ended:
-        if experiment.is_stopped:
-            raise UsageError(_stopped(experiment))
-        raise UsageError(
-            f"experiment {experiment.id}: its manager (process {experiment.pid}) is gone; {_go_on(experiment)}"
+        return f": its manager (process {experiment.pid}) is gone; {_go_on(experiment)}"
+    if silent > _PATIENCE:
+        return (
+            f": its manager at {experiment.portal} does not answer, although its process {experiment.pid} lives; "
+            "`nni-gumbel doctor experiment.yml` tells GPU lines that freeze it, "
+            f"`kill {experiment.pid}` ends it"
         )
+    return None
 
 
-def _raise_if_ended(
-    experiment: Experiment,
-    status: str,
-    errors: list[str],
-    profile: Mapping[str, Any],
-    trials: list[Trial],
+def _end(
+    experiment: Experiment, status: str, errors: list[str], params: Mapping[str, Any], trials: list[Trial],
     failed: str | None,
-) -> None:
-    """The ends that NNI's status or the plan tells, no export having succeeded."""
-    name = f"experiment {experiment.id}"
+) -> str | None:  # fmt: skip
+    """How an experiment ended without an export: by the tuner's line, NNI's status or the plan."""
+    end_it = _end_it(experiment)
+    line = experiment.tuners_line()
+    if line is not None:
+        return f" failed: {line}; {end_it}"
     if status == "ERROR":
         reason = " ".join(errors[-1].split()) if errors else "NNI gives no reason"
         if "did not connect" in reason:
             reason += " If it is not registered, run `nni-gumbel register`; else the machine was too busy: try again"
-        raise UsageError(f"{name} failed: {reason}; see {experiment.logs}; {_end_it(experiment)}")
+        return f" failed: {reason}; see {experiment.logs}; {end_it}"
     if status in ("STOPPING", "STOPPED"):
-        raise UsageError(_stopped(experiment))
+        return _stopped(experiment)
     if status == "VIEWED":
-        raise UsageError(
-            f"{name} was stopped before its export and is only viewed; {_end_it(experiment)}, then resume it"
-        )
+        return f" was stopped before its export and is only viewed; {end_it}, then resume it"
     if failed is not None:
-        raise UsageError(f"{name} failed: {failed}; {_end_it(experiment)}")
+        return f" failed: {failed}; {end_it}"
     if status == "DONE" and not any(trial.state == "pending" for trial in trials):
-        limits = {key: profile["params"].get(key) for key in ("maxTrialNumber", "maxExperimentDuration")}
+        limits = {key: params.get(key) for key in ("maxTrialNumber", "maxExperimentDuration")}
         used_up = " or ".join(f"{key} ({value})" for key, value in limits.items() if value is not None)
-        raise UsageError(
-            f"{name} ended without an export: {used_up} is used up; give more or leave it out; {_end_it(experiment)}"
-        )
-
-
-def _outcome(plan: Plan, trials: list[Trial]) -> Outcome:
-    found = plan.networks(trials)
-    export = next(trial for trial in trials if trial.state == "succeeded" and trial.stage == EXPORT)
-    chosen = next((network for network in found if network.name == export.result.get("network")), None)
-    return Outcome(found, chosen, plan.settings, str(export.result.get("path")), export.result.get("warning"))
+        return f" ended without an export: {used_up} is used up; give more or leave it out; {end_it}"
+    return None
 
 
 def _stopped(experiment: Experiment) -> str:
-    """The line for an experiment that a person stopped, or that shut down because it could not go on."""
+    """How it ended, if a person stopped it, or it shut down because it could not go on."""
     reason = experiment.why_it_shut_down()
     if reason is not None:
-        return f"experiment {experiment.id} failed: {reason}; see {experiment.logs}"
+        return f" failed: {reason}; see {experiment.logs}"
     if experiment.exported:
         again = f"`nnictl view {experiment.id}` and then `nni-gumbel wait {experiment.id}` show its networks again"
-        return f"experiment {experiment.id} has exported a network and is stopped; {again}"
-    return f"experiment {experiment.id} is stopped; {_go_on(experiment)}"
+        return f" has exported a network and is stopped; {again}"
+    return f" is stopped; {_go_on(experiment)}"
 
 
 def _go_on(experiment: Experiment) -> str:
@@ -278,3 +265,10 @@ def _go_on(experiment: Experiment) -> str:
 
 def _end_it(experiment: Experiment) -> str:
     return f"`nnictl stop {experiment.id}` ends it"
+
+
+def _outcome(plan: Plan, trials: list[Trial]) -> Outcome:
+    found = plan.networks(trials)
+    export = next(trial for trial in trials if trial.state == "succeeded" and trial.stage == EXPORT)
+    chosen = next((network for network in found if network.name == export.result.get("network")), None)
+    return Outcome(found, chosen, plan.settings, str(export.result.get("path")), export.result.get("warning"))

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.errors import UsageError, first_line, user_code
 from nni_gumbel.names import import_named, split_name
 
 if TYPE_CHECKING:
@@ -73,16 +73,11 @@ class SpaceReference:
             raise UsageError(
                 f"{FIELD}: {self} is no nni.nas.nn.pytorch.ModelSpace; name a class derived from that"
             )
-        try:
+        given = ", ".join(f"{key}={value!r}" for key, value in self.arguments.items()) or "no arguments"
+        with user_code(
+            f"{FIELD}: {self} cannot be built with {given}", f"its arguments are {_signature(space)}"
+        ):
             built = space(**self.arguments)
-        except UsageError:
-            raise
-        except Exception as error:  # whatever a person's constructor raises
-            given = ", ".join(f"{key}={value!r}" for key, value in self.arguments.items()) or "no arguments"
-            raise UsageError(
-                f"{FIELD}: {self} cannot be built with {given}: {first_line(error)}; "
-                f"its arguments are {_signature(space)}"
-            ) from error
         variables = variables_of(built)
         if not variables:
             raise UsageError(
@@ -131,16 +126,10 @@ def network_of(space: ModelSpace, sample: Mapping[str, Any]) -> nn.Module:
 
     # Candidates that are not chosen are built as well, and take the values of their own labels.
     complete = {label: variable.default() for label, variable in variables_of(space).items()} | dict(sample)
-    try:
-        with model_context(complete):
-            return type(space)(*space.trace_args, **space.trace_kwargs)
-    except UsageError:
-        raise
-    except Exception as error:  # whatever a person's constructor raises
-        raise UsageError(
-            f"{FIELD}: {type(space).__name__} cannot be built at {dict(sample)}: {first_line(error)}; in NNI's "
-            "model_context, where its constructor runs then, a LayerChoice is the candidate that it chooses"
-        ) from error
+    fails = f"{FIELD}: {type(space).__name__} cannot be built at {dict(sample)}"
+    remedy = "in NNI's model_context, where its constructor runs then, a LayerChoice is the candidate that it chooses"
+    with user_code(fails, remedy), model_context(complete):
+        return type(space)(*space.trace_args, **space.trace_kwargs)
 
 
 def sample_of(space: ModelSpace, architecture: Mapping[str, Any]) -> dict[str, Any]:

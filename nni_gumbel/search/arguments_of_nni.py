@@ -12,8 +12,8 @@ from typing import Any
 
 from nni.nas.oneshot.pytorch.differentiable import LinearTemperatureScheduler
 
-from nni_gumbel.errors import UsageError
-from nni_gumbel.search.settings import SCHEDULES, SearchSettings, nearest
+from nni_gumbel.errors import UsageError, nearest
+from nni_gumbel.search.settings import SCHEDULES, SearchSettings
 
 _TEMPERATURE_SETTINGS = ("temperature_start", "temperature_end", "temperature_schedule")
 _TEMPERATURE_FORMS = (

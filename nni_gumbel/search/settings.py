@@ -1,30 +1,17 @@
-"""The settings of a search: one frozen pydantic model, its defaults, its ranges, and how they depend on each other.
-
-Every setting carries its documentation and its range in the field itself, so that the check, the message, the JSON
-schema for editors and the table of ``examples/SETTINGS.md`` are made from one place. Imports nothing heavy: the
-tuner, which must connect to NNI within ten seconds, reads settings too.
-"""
+"""The settings of a search: their defaults, their ranges, and how they depend on each other."""
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import BeforeValidator, WithJsonSchema, model_validator
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.search.presets import PRESETS
+from nni_gumbel.settings import Settings, setting
 
 Schedule = Literal["constant", "linear", "exponential", "cosine", "target-entropy"]
 # Those of relaxation.estimators, and the noise-free probabilities themselves.
@@ -53,85 +40,6 @@ COUPLINGS = {
     "cost": "with a budget (`max_…`) `cost_weight` is 0 unless you give it; with `cost_weight: 0` no `cost` is priced",
     "prior": "a `prior` needs a `kl_weight` above 0; the prior `cost` is made from the setting `cost`",
 }
-
-
-def setting(default: Any, doc: str, *, basic: bool = False, coupled: str = "", **limits: Any) -> Any:
-    """Declare a setting.
-
-    Args:
-        default: its default.
-        doc: one line for the table of settings and for editors.
-        basic: a first experiment may want to change it; the others are for experts.
-        coupled: words of :data:`COUPLINGS`, separated by spaces. Settings with the same word belong together: what
-            one of them may be, or does, depends on the others.
-        **limits: pydantic's ``ge``, ``gt``, ``le``.
-    """
-    return Field(default, description=doc, json_schema_extra={"basic": basic, "coupled": coupled}, **limits)
-
-
-class Settings(BaseModel):
-    """A model whose fields are settings.
-
-    Raises:
-        UsageError: a name is unknown, or a value has the wrong type or is out of its range; one line says which.
-    """
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
-
-    def __init__(self, **given: Any) -> None:
-        try:
-            super().__init__(**given)
-        except ValidationError as error:
-            raise UsageError(self._line(error)) from None
-
-    @classmethod
-    def _line(cls, error: ValidationError) -> str:
-        """The first of pydantic's errors, with the remedy."""
-        first = error.errors(include_url=False)[0]
-        kind, value = first["type"], first["input"]
-        if kind == "value_error":  # of a check of ours
-            return str(first["ctx"]["error"])
-        name = first["loc"][0]
-        if kind == "extra_forbidden":
-            return f"{name}: there is no such setting{nearest(name, cls.model_fields)}"
-        if kind == "float_type" and _is_number(value):
-            # YAML 1.1 reads 1e-3 as text: it wants a dot and a sign.
-            plain = f"{float(value):.12f}".rstrip("0")
-            return f"{name}: YAML reads {value} as text; write {plain} instead"
-        allowed = allowed_values(cls.model_json_schema()["properties"][name])
-        if kind == "literal_error" and not isinstance(value, str):
-            kind = "string_type"
-        noun = {"int_type": "a whole number", "float_type": "a number", "string_type": "a word"}.get(kind)
-        if noun is not None:
-            return f"{name}: {value!r} is not {noun}; give {noun}, {allowed}"
-        return f"{name}: {value!r} is out of range; give {allowed}"
-
-
-def allowed_values(schema: Mapping[str, Any]) -> str:
-    """The allowed values of a setting in words.
-
-    Args:
-        schema: the JSON schema of its field.
-    """
-    if "anyOf" in schema:
-        return ", or ".join(map(allowed_values, schema["anyOf"]))
-    if "enum" in schema:
-        return "one of " + ", ".join(schema["enum"])
-    if schema["type"] == "object":
-        return schema["title"]
-    if schema["type"] == "null":
-        return "left out"
-    words = {"minimum": "at least", "exclusiveMinimum": "greater than", "maximum": "at most"}
-    return (
-        " and ".join(f"{word} {schema[bound]:g}" for bound, word in words.items() if bound in schema) or "any"
-    )
-
-
-def _is_number(text: Any) -> bool:
-    try:
-        return isinstance(text, str) and math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def prior_text(prior: Any) -> Any:
@@ -297,7 +205,7 @@ class SearchSettings(Settings):
         10, "steps between two records of every probability in the Trainer's loggers, 0 is never", ge=0
     )
 
-    def __init__(self, **given: Any) -> None:
+    def __init__(self, /, **given: Any) -> None:
         preset = given.get("preset")
         # A wrong word must reach its check; a list cannot be looked up.
         values = {**(PRESETS.get(preset, {}) if isinstance(preset, str) else {}), **given}
@@ -379,10 +287,3 @@ def without_effect(settings: SearchSettings, own_cost: bool) -> list[str]:
             "prior out"
         )
     return lines
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The remedy for an unknown name: the nearest known one, else all of them."""
-    known = list(known)
-    found = difflib.get_close_matches(str(name), known, n=1)
-    return f"; did you mean {found[0]}?" if found else f"; there are {', '.join(known)}"
