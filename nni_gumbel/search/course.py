@@ -83,24 +83,24 @@ def segments(
 ) -> tuple[Segment, ...]:
     """Divide a search; where it is too short there are fewer rounds, stages and finalists.
 
-    From four steps on there is at least one of each that is wanted.
+    From four steps on there is at least one of each.
 
     Args:
         steps: of the search, without its warm-up; at least 1.
-        rounds: how many are wanted.
-        stages: likewise, at least 1.
-        finalists: likewise, at least 1.
+        rounds: how many are wanted, at least 1.
+        stages: likewise.
+        finalists: likewise.
         shortest: steps that a segment should have.
 
     >>> [(segment.kind.value, segment.end) for segment in segments(250, 2, 2, 1)]
     [('round', 25), ('round', 50), ('stage', 117), ('stage', 150), ('finalist', 200), ('found', 250)]
     """
     of_rounds = round(max(_ROUNDS * steps, min(rounds * _ROUND, _MOST_ROUNDS * steps)))
-    of_rounds = min(max(of_rounds, 1), max(steps - 3, 1)) if rounds else 0
+    of_rounds = min(max(of_rounds, 1), max(steps - 3, 1))
     rest = steps - of_rounds
     of_stages = min(max(round(_STAGES * rest), 1), max(rest - 2, 1))
     alone = rest - of_stages
-    rounds = max(min(rounds, of_rounds // shortest), min(rounds, 1))
+    rounds = max(min(rounds, of_rounds // shortest), 1)
     stages = max(min(stages, of_stages // shortest + 1 - _FIRST_STAGE), 1)
     finalists = max(min(finalists, alone // shortest - 1), 1)
     unit = of_stages / (_FIRST_STAGE + stages - 1)
@@ -145,7 +145,5 @@ def steps_for(rounds: int, stages: int, finalists: int, shortest: int = SHORTEST
     """How many steps a search with so many rounds, stages and finalists needs."""
     of_stages = (_FIRST_STAGE + stages - 1) * shortest
     rest = max(of_stages / _STAGES, (finalists + 1) * shortest / (1 - _STAGES))
-    if not rounds:
-        return math.ceil(rest)
     with_rounds = min(rest / (1 - _MOST_ROUNDS), max(rest + rounds * _ROUND, rest / (1 - _ROUNDS)))
     return math.ceil(max(with_rounds, rounds * shortest / _MOST_ROUNDS))

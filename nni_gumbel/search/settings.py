@@ -30,8 +30,8 @@ COUPLINGS = {
     "seeds": "searches and trainings are seeded from `seed` upwards; the seeds of random networks come after these",
     "epochs": "`search_epochs` is greater than `warmup_epochs`",
     "preset": "a preset fills in these settings where you give none",
-    "course": "`stages` and `finalists` are both above 0, or both 0 and `rounds` too; a search too short for all of "
-    "them has fewer, and the log says so",
+    "course": "`rounds`, `stages` and `finalists` are all above 0 or all 0; a search too short for all of them has "
+    "fewer, and the log says so",
     "temperature": "`temperature_start` is at least `temperature_end`; with schedule `constant` they are equal, and "
     "one of them is enough",
     "step": "`structure_candidates` other than `all` need execution `sampled`; `two` needs estimator `soft`; `sampled` "
@@ -124,15 +124,15 @@ class SearchSettings(Settings):
         "pair, or the drawn one alone", coupled="step",
     )  # fmt: skip
     rounds: int = setting(
-        2, "short trainings of all candidates, behind each of which the worst are rejected by their gradients",
-        ge=0, coupled="preset course",
+        2, "short trainings of all candidates, behind each of which the worst are rejected by their gradients; 0, "
+        "without `stages` and `finalists`: the logits follow their gradient at every step", ge=0, coupled="preset course",
     )  # fmt: skip
     stages: int = setting(
-        7, "stages of a training of drawn networks with shared weights; behind each they are judged; 0, with no "
-        "`rounds` and `finalists`: the logits follow their gradient at every step", ge=0, coupled="preset course",
+        7, "stages of a training of drawn networks with shared weights; behind each they are judged; 0 where there are "
+        "no `rounds`", ge=0, coupled="preset course",
     )  # fmt: skip
     finalists: int = setting(
-        8, "networks that are trained alone behind the stages and compared; 0 where there are no `stages`", ge=0,
+        8, "networks that are trained alone behind the stages and compared; 0 where there are no `rounds`", ge=0,
         basic=True, coupled="preset course",
     )  # fmt: skip
     temperature_start: float = setting(
@@ -229,10 +229,10 @@ class SearchSettings(Settings):
                 "temperature_schedule: 'constant' needs temperature_start = temperature_end, "
                 f"got {self.temperature_start:g} and {self.temperature_end:g}"
             )
-        if bool(self.stages) != bool(self.finalists) or (self.rounds and not self.stages):
+        if len({bool(self.rounds), bool(self.stages), bool(self.finalists)}) > 1:
             raise UsageError(
                 f"finalists: {self.finalists}, stages: {self.stages} and rounds: {self.rounds} do not go together; "
-                "give stages and finalists above 0, or 0 for all three: logits that follow their gradient at every step"
+                "give all of them above 0, or 0: logits that follow their gradient at every step"
             )
         if self.level == "single" and self.samples_per_step > 1:
             raise UsageError(

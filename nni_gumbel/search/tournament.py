@@ -87,15 +87,12 @@ class Tournament:
     @property
     def likely(self) -> Sample | None:
         """The network trained alone, in a stage the most probable one, in a round ``None``; every label is named."""
-        if self.segment.kind is Kind.ROUND:
+        kind = self.segment.kind
+        if kind is Kind.ROUND:
             return None
-        return self._complete(
-            {
-                Kind.STAGE: lambda: self.population.networks[0],
-                Kind.FINALIST: lambda: self.finals.current,
-                Kind.FOUND: lambda: self._found,
-            }[self.segment.kind]()
-        )
+        if kind is Kind.STAGE:
+            return self._complete(self.population.networks[0])
+        return self._complete(self.finals.current if kind is Kind.FINALIST else self._found)
 
     def judged(self) -> list[Sample]:
         """The networks that are judged on the next batch; every label is named."""
