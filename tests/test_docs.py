@@ -83,13 +83,13 @@ EXPERIMENTS = sorted([ROOT / "experiment.yml", *ROOT.glob("examples/*.yml")])
 
 
 def schema():
-    return json.loads((ROOT / "experiment.schema.json").read_text())
+    return json.loads((ROOT / "examples" / "experiment.schema.json").read_text())
 
 
 def test_the_schema_of_an_experiment_is_what_the_command_writes():
     # As JSON: of the releases of pydantic one writes 0 and another 0.0.
     assert schema() == json.loads(experiment_schema()), (
-        "run `nni-gumbel settings --schema > experiment.schema.json`"
+        "run `nni-gumbel settings --schema > examples/experiment.schema.json`"
     )
     jsonschema.Draft7Validator.check_schema(schema())
 
@@ -98,7 +98,7 @@ def test_the_schema_of_an_experiment_is_what_the_command_writes():
 def test_our_experiments_name_the_schema_and_fit_it(path):
     first = path.read_text().splitlines()[0]
     named = first.removeprefix("# yaml-language-server: $schema=")
-    assert (path.parent / named).resolve() == ROOT / "experiment.schema.json"
+    assert (path.parent / named).resolve() == ROOT / "examples" / "experiment.schema.json"
     jsonschema.validate(yaml.safe_load(path.read_text()), schema())
 
 

@@ -166,7 +166,7 @@ def setting_rows(basic: bool) -> list[tuple[str, ...]]:
 
 
 def experiment_schema() -> str:
-    """The text of ``experiment.schema.json``, by which an editor completes and checks an experiment.yml.
+    """The text of ``examples/experiment.schema.json``, by which an editor completes and checks an experiment.yml.
 
     It knows the settings and which of them may be varied; NNI's own fields are left to NNI.
     """

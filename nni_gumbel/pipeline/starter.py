@@ -13,7 +13,7 @@ from pathlib import Path
 from nni_gumbel.errors import UsageError
 
 DISTRIBUTION = "nni-gumbel"
-STARTER_FILES = ("experiment.yml", "experiment.schema.json", ".nniignore", "search_spaces/mnist.py")
+STARTER_FILES = ("experiment.yml", "examples/experiment.schema.json", ".nniignore", "search_spaces/mnist.py")
 
 # Where data files are under the installation's prefix (setup.cfg, options.data_files).
 _SHARE = "share/nni-gumbel/"

@@ -93,7 +93,7 @@ def segments(
         shortest: steps that a segment should have.
 
     >>> [(segment.kind.value, segment.end) for segment in segments(250, 2, 2, 1)]
-    [('round', 25), ('round', 50), ('stage', 117), ('stage', 150), ('finalist', 200), ('found', 250)]
+    [('round', 38), ('round', 75), ('stage', 134), ('stage', 163), ('finalist', 206), ('found', 250)]
     """
     of_rounds = round(max(_ROUNDS * steps, min(rounds * _ROUND, _MOST_ROUNDS * steps)))
     of_rounds = min(max(of_rounds, 1), max(steps - 3, 1))

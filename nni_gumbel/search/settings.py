@@ -125,7 +125,8 @@ class SearchSettings(Settings):
     )  # fmt: skip
     rounds: int = setting(
         2, "short trainings of all candidates, behind each of which the worst are rejected by their gradients; 0, "
-        "without `stages` and `finalists`: the logits follow their gradient at every step", ge=0, coupled="preset course",
+        "without `stages` and `finalists`: the logits follow their gradient at every step",
+        ge=0, coupled="preset course",
     )  # fmt: skip
     stages: int = setting(
         7, "stages of a training of drawn networks with shared weights; behind each they are judged; 0 where there are "
