@@ -17,7 +17,7 @@ Rasmussen, Williams, Gaussian Processes for Machine Learning (2006), equations 2
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ class Finals:
     Args:
         distribution: of the networks.
         population: of the stages.
-        admissible: of an NNI sample, the labels that its network uses; ``None`` if it may not be found.
+        allowed: of an NNI sample, the labels that its network uses; ``None`` if it may not be found.
         best: the most probable network that may be found.
 
     Attributes:
@@ -53,11 +53,11 @@ class Finals:
         self,
         distribution: Distribution,
         population: Population,
-        admissible: Callable[[Sample], Sample | None],
+        allowed: Callable[[Sample], Sample | None],
         best: Callable[[], Sample],
     ) -> None:
         self._distribution, self._population = distribution, population
-        self._admissible, self._best = admissible, best
+        self._allowed, self._best = allowed, best
         self.current: dict[str, Any] | None = None
         self.networks: list[dict[str, Any]] = []
         self.objectives: list[float] = []
@@ -92,7 +92,7 @@ class Finals:
 
     def ranked(self) -> list[dict[str, Any]]:
         """The networks that may be found, the best expected one first: those trained alone, if there are any."""
-        networks = _distinct(self.networks) or self._recent()
+        networks = _distinct(self.networks) or self._of_allowed(self._recent())
         if not networks:
             return []
         expected, _ = self._expected(networks)
@@ -105,15 +105,19 @@ class Finals:
         return network
 
     def _recent(self) -> list[dict[str, Any]]:
+        """The networks judged in the last stages."""
         population = self._population
         return _distinct(one for one, age in zip(population.judged, population.ages) if age < _RECENT)
+
+    def _of_allowed(self, samples: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        mode = self._distribution.mode()
+        used = (self._allowed(mode | one) for one in samples)
+        return _distinct(dict(one) for one in used if one is not None)
 
     def _pool(self) -> list[dict[str, Any]]:
         """Networks judged of late, and what differs from the best one in a single choice."""
         recent = self._recent()
-        if not recent:
-            return [dict(self._best())]
-        known = _distinct([*self.networks, *recent])
+        known = _distinct([*self.networks, *self._of_allowed(recent)]) or [dict(self._best())]
         expected, _ = self._expected(known)
         best = known[int(np.argmin(expected))]
         values: dict[str, list[Any]] = {}
@@ -121,13 +125,10 @@ class Finals:
             for label, value in network.items():
                 if value not in values.setdefault(label, []):
                     values[label].append(value)
-        mode = self._distribution.mode()
-        changed = [
-            self._admissible(mode | best | {label: value})
-            for label, several in values.items()
-            for value in several
-        ]
-        return _distinct([*known, *(dict(one) for one in changed if one is not None)])
+        changed = self._of_allowed(
+            best | {label: value} for label, several in values.items() for value in several
+        )
+        return _distinct([*known, *changed])
 
     def _expected(self, networks: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
         """Mean and covariance of ``f`` at some networks, from all judgements."""
@@ -169,7 +170,7 @@ class Finals:
         self.current, self._total, self._count = state["current"], state["total"], state["count"]
 
 
-def _distinct(networks: Any) -> list[dict[str, Any]]:
+def _distinct(networks: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for network in networks:
         if network not in found:

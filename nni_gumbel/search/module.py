@@ -274,7 +274,7 @@ class GumbelSearchModule(WrappingModule):
             warn_if_short(course, *wanted)
         return Tournament(
             self, self.distribution, course, warm_up,
-            best=self._likeliest, admissible=self._admissible, objective=self.objective.of_network,
+            likeliest=self._likeliest, best=self.export, allowed=self._allowed, objective=self.objective.of_network,
             temperature=self._temperature_at,
         )  # fmt: skip
 
@@ -290,14 +290,16 @@ class GumbelSearchModule(WrappingModule):
             self._tournament.load_state_dict(loaded)
 
     def _likeliest(self) -> Sample:
-        """The most probable network that may be found; the same as :meth:`export` unless a budget is to be spent."""
-        sample = self._admissible(self.distribution.mode())
-        return best_within(self.model, self.distribution, self.costs.limits) if sample is None else sample
+        """The most probable network within the budgets."""
+        sample = used_part(self.model, self.distribution.mode())
+        if not self.costs.scarce or self.costs.usage(sample) <= 1:
+            return sample
+        return best_within(self.model, self.distribution, self.costs.limits)
 
-    def _admissible(self, sample: Sample) -> Sample | None:
-        """The labels that a network uses; ``None`` if it exceeds a budget."""
+    def _allowed(self, sample: Sample) -> Sample | None:
+        """The labels that a network uses; ``None`` if it may not be found."""
         used = used_part(self.model, sample)
-        return used if not self.costs.scarce or self.costs.usage(used) <= 1 else None
+        return used if self.objective.allows(used) else None
 
     def _judge(self, batch: dict[str, Any], batch_idx: int) -> None:
         """The losses of several networks on one batch, where the structure has its data."""
@@ -461,7 +463,8 @@ class GumbelSearchModule(WrappingModule):
 
     def export(self) -> Sample:
         """The network found: an NNI sample with the labels that it uses; within the budgets, if there are any."""
-        return self.objective.best(self.model)
+        found = None if self._tournament is None else self._tournament.found
+        return self.objective.best(self.model) if found is None else dict(found)
 
     def finalists(self) -> list[Sample]:
         """The networks that were trained alone, the best first."""

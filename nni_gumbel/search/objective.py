@@ -21,7 +21,7 @@ from nni_gumbel.search.costs import SearchCosts
 from nni_gumbel.search.inputs import inputs_of
 from nni_gumbel.search.multipliers import SLACK, Multipliers
 from nni_gumbel.search.penalty import Penalty
-from nni_gumbel.search.selection import best_spending, best_within
+from nni_gumbel.search.selection import SPENT, best_spending, best_within
 from nni_gumbel.search.settings import SearchSettings
 from nni_gumbel.supernet.distribution import Distribution
 
@@ -168,6 +168,17 @@ class StructureObjective:
         if self._spends and scarce:
             return best_spending(model, self._distribution, scarce)
         return best_within(model, self._distribution, limits)
+
+    def allows(self, sample: Mapping[str, Any]) -> bool:
+        """Whether a network may be found: it is within the budgets, and spends one if they are to be spent.
+
+        Args:
+            sample: the labels that it uses.
+        """
+        if not self._costs.scarce:
+            return True
+        least = SPENT if self._spends else 0.0
+        return least <= self._costs.usage(sample) <= 1
 
     def summary(self, chosen: Sample) -> dict[str, float]:
         """The state of the structure in numbers; without sampling noise.

@@ -31,8 +31,9 @@ class Tournament:
         distribution: of the structure.
         course: the segments of the search.
         first: the step after the warm-up.
-        best: the most probable network that may be found.
-        admissible: of a sample, the labels that its network uses; ``None`` if it may not be found.
+        likeliest: the most probable network within the budgets.
+        best: the most probable network that may be found: it spends a budget that is to be spent.
+        allowed: of a sample, the labels that its network uses; ``None`` if it may not be found.
         objective: of a mean loss and a network.
         temperature: of a progress of the stages, in [0, 1].
 
@@ -49,8 +50,9 @@ class Tournament:
         course: tuple[Segment, ...],
         first: int,
         *,
+        likeliest: Callable[[], Sample],
         best: Callable[[], Sample],
-        admissible: Callable[[Sample], Sample | None],
+        allowed: Callable[[Sample], Sample | None],
         objective: Callable[[float, Mapping[str, Any]], float],
         temperature: Callable[[float], float],
     ) -> None:
@@ -61,8 +63,8 @@ class Tournament:
         self._found: dict[str, Any] | None = None
         self._likeliest: dict[str, Any] = {}  # of every label: read once a stage, which a device waits for
         self.evidence = Evidence(distribution)
-        self.population = Population(distribution, best)
-        self.finals = Finals(distribution, self.population, admissible, best)
+        self.population = Population(distribution, likeliest)
+        self.finals = Finals(distribution, self.population, allowed, best)
         self._trainings = ShortTrainings(search)
 
     @property
@@ -77,6 +79,11 @@ class Tournament:
         if self.segment.kind is Kind.STAGE:
             return self._temperature(progress_of(stages.index(self.segment), len(stages)))
         return self._temperature(0.0 if self.segment.kind is Kind.ROUND else 1.0)
+
+    @property
+    def found(self) -> Sample | None:
+        """The network found, the labels that it uses; ``None`` before it is."""
+        return self._found
 
     def network(self, step: int) -> Sample | None:
         """The network that is trained at a step; every label is named. ``None`` in a round."""

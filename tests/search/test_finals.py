@@ -9,8 +9,8 @@ from nni_gumbel.search.finals import Finals
 from nni_gumbel.supernet.distribution import Distribution
 
 
-def finals_of(population, admissible=dict):
-    return Finals(population._distribution, population, admissible, population._distribution.mode)
+def finals_of(population, allowed=dict):
+    return Finals(population._distribution, population, allowed, population._distribution.mode)
 
 
 def trained(finals, loss, number):
