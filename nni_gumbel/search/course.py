@@ -78,9 +78,7 @@ class Segment:
         return (step - self.first) / (self.end - self.first) >= part or step == self.end - 1
 
 
-def segments(
-    steps: int, rounds: int, stages: int, finalists: int, shortest: int = SHORTEST
-) -> tuple[Segment, ...]:
+def segments(steps: int, rounds: int, stages: int, finalists: int) -> tuple[Segment, ...]:
     """Divide a search; where it is too short there are fewer rounds, stages and finalists.
 
     From four steps on there is at least one of each.
@@ -90,7 +88,6 @@ def segments(
         rounds: how many are wanted, at least 1.
         stages: likewise.
         finalists: likewise.
-        shortest: steps that a segment should have.
 
     >>> [(segment.kind.value, segment.end) for segment in segments(250, 2, 2, 1)]
     [('round', 38), ('round', 75), ('stage', 134), ('stage', 163), ('finalist', 206), ('found', 250)]
@@ -100,9 +97,9 @@ def segments(
     rest = steps - of_rounds
     of_stages = min(max(round(_STAGES * rest), 1), max(rest - 2, 1))
     alone = rest - of_stages
-    rounds = max(min(rounds, of_rounds // shortest), 1)
-    stages = max(min(stages, of_stages // shortest + 1 - _FIRST_STAGE), 1)
-    finalists = max(min(finalists, alone // shortest - 1), 1)
+    rounds = max(min(rounds, of_rounds // SHORTEST), 1)
+    stages = max(min(stages, of_stages // SHORTEST + 1 - _FIRST_STAGE), 1)
+    finalists = max(min(finalists, alone // SHORTEST - 1), 1)
     unit = of_stages / (_FIRST_STAGE + stages - 1)
     lengths = [
         *((Kind.ROUND, of_rounds * (i + 1) / rounds) for i in range(rounds)),
@@ -141,9 +138,9 @@ def warn_if_short(course: tuple[Segment, ...], rounds: int, stages: int, finalis
         )  # fmt: skip
 
 
-def steps_for(rounds: int, stages: int, finalists: int, shortest: int = SHORTEST) -> int:
+def steps_for(rounds: int, stages: int, finalists: int) -> int:
     """How many steps a search with so many rounds, stages and finalists needs."""
-    of_stages = (_FIRST_STAGE + stages - 1) * shortest
-    rest = max(of_stages / _STAGES, (finalists + 1) * shortest / (1 - _STAGES))
+    of_stages = (_FIRST_STAGE + stages - 1) * SHORTEST
+    rest = max(of_stages / _STAGES, (finalists + 1) * SHORTEST / (1 - _STAGES))
     with_rounds = min(rest / (1 - _MOST_ROUNDS), max(rest + rounds * _ROUND, rest / (1 - _ROUNDS)))
-    return math.ceil(max(with_rounds, rounds * shortest / _MOST_ROUNDS))
+    return math.ceil(max(with_rounds, rounds * SHORTEST / _MOST_ROUNDS))

@@ -76,11 +76,10 @@ class Evidence:
             later: how many rounds follow; as many candidates are rejected in each of them as now.
         """
         self._weight = _DISCOUNT * self._weight + 1
-        variances = self._variances()
         count = max(self._count, 1)
         for label, directions in self._directions.items():
             mean = (directions / count * (self._lengths[label] / count)).cpu()
-            gain = -mean / variances[label].clamp_min(_DECIDED)
+            gain = -mean / self._variance(label).cpu().clamp_min(_DECIDED)
             self.by_label[label] += (gain - self.by_label[label]) / self._weight
         self._directions, self._lengths, self._count = self._zeros(), self._no_lengths(), 0
         for label, kept in self._kept().items():
@@ -90,9 +89,7 @@ class Evidence:
 
     def undecided(self, label: str) -> list[int]:
         """The candidates of a choice that may be in a network or not."""
-        law, logits = self._distribution.laws[label], self._distribution.logits[label].detach()
-        p = law.probs(logits)
-        return [k for k, variance in enumerate((p * (1 - p)).tolist()) if variance > _DECIDED]
+        return [k for k, variance in enumerate(self._variance(label).tolist()) if variance > _DECIDED]
 
     def _kept(self) -> dict[str, int]:
         """How many candidates the rounds leave, of the choices that have a fixed number of them."""
@@ -106,10 +103,10 @@ class Evidence:
         worst = min(self.undecided(label), key=self.by_label[label].tolist().__getitem__)
         self._distribution.settle(label, worst, chosen=False)
 
-    def _variances(self) -> dict[str, Tensor]:
-        """``(n,)`` per label, ``p (1 - p)`` of each candidate."""
-        with torch.no_grad():
-            return {label: (p * (1 - p)).cpu() for label, p in self._distribution.probs().items()}
+    def _variance(self, label: str) -> Tensor:
+        """``(n,)``, ``p (1 - p)`` of each candidate of a choice."""
+        p = self._distribution.laws[label].probs(self._distribution.logits[label].detach())
+        return p * (1 - p)
 
     def _zeros(self) -> dict[str, Tensor]:
         return {label: torch.zeros(law.size) for label, law in self._distribution.laws.items()}

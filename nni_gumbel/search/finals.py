@@ -100,7 +100,8 @@ class Finals:
 
     def decide(self) -> dict[str, Any]:
         """Decide every choice as the network found has it; what it does not use, as it is most probable."""
-        network = next(iter(self.ranked()), None) or dict(self._best())
+        ranked = self.ranked()
+        network = ranked[0] if ranked else dict(self._best())
         self._distribution.settle_at(self._distribution.mode() | network)
         return network
 

@@ -52,7 +52,6 @@ from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import LightningModule
 from torch import Tensor
 
-from nni_gumbel.complexity.budget import best_within
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.temperature import progress_of, temperature_at
 from nni_gumbel.search.costs import SearchCosts
@@ -274,8 +273,8 @@ class GumbelSearchModule(WrappingModule):
             warn_if_short(course, *wanted)
         return Tournament(
             self, self.distribution, course, warm_up,
-            likeliest=self._likeliest, best=self.export, allowed=self._allowed, objective=self.objective.of_network,
-            temperature=self._temperature_at,
+            likeliest=lambda: self.objective.likeliest(self.model), best=self.export, allowed=self._allowed,
+            objective=self.objective.of_network, temperature=self._temperature_at,
         )  # fmt: skip
 
     def _load_tournament(self) -> None:
@@ -288,13 +287,6 @@ class GumbelSearchModule(WrappingModule):
             )
         if loaded is not None:
             self._tournament.load_state_dict(loaded)
-
-    def _likeliest(self) -> Sample:
-        """The most probable network within the budgets."""
-        sample = used_part(self.model, self.distribution.mode())
-        if not self.costs.scarce or self.costs.usage(sample) <= 1:
-            return sample
-        return best_within(self.model, self.distribution, self.costs.limits)
 
     def _allowed(self, sample: Sample) -> Sample | None:
         """The labels that a network uses; ``None`` if it may not be found."""

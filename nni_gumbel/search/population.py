@@ -42,7 +42,7 @@ class Population:
 
     Args:
         distribution: of the networks that are left; its logits follow what is known.
-        best: the most probable network that may be found, an NNI sample with the labels that it uses.
+        likeliest: the most probable network within the budgets, an NNI sample with the labels that it uses.
 
     Attributes:
         networks: of the current stage.
@@ -51,8 +51,8 @@ class Population:
         ages: for each, how many stages ago.
     """
 
-    def __init__(self, distribution: Distribution, best: Callable[[], Sample]) -> None:
-        self._distribution, self._best = distribution, best
+    def __init__(self, distribution: Distribution, likeliest: Callable[[], Sample]) -> None:
+        self._distribution, self._likeliest = distribution, likeliest
         self.networks: list[dict[str, Any]] = []
         self.judged: list[dict[str, Any]] = []
         self.objectives: list[float] = []
@@ -69,11 +69,11 @@ class Population:
         """
         logits = self._logits(temperature)
         self._set(logits)
-        self.networks = [dict(self._best())]
+        self.networks = [dict(self._likeliest())]
         for _ in range(_SIZE - 1):
             for _ in range(_TRIES):
                 self._set({label: tensor + self._noise(label, tensor) for label, tensor in logits.items()})
-                drawn = dict(self._best())
+                drawn = dict(self._likeliest())
                 if drawn not in self.networks:
                     self.networks.append(drawn)
                     break

@@ -206,7 +206,7 @@ class Tournament:
         self._found = plain(self.finals.decide())
 
     def _complete(self, network: Sample) -> Sample:
-        return plain(self._likeliest | network)
+        return self._likeliest | network
 
     def _described(self) -> list[list[Any]]:
         return [
