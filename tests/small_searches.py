@@ -80,11 +80,11 @@ def search(evaluate=None, space=Nested, seed=0, **settings):
     """Search and return the search's module.
 
     ``space`` is a space, or what makes one: then its weights come from the seed. The settings are those of
-    ``GumbelSearch``; the gap is measured only where it is asked for. Unless they say otherwise the logits follow their
+    ``GumbelSearch``; unless they say otherwise the logits follow their
     gradient at every step (``preset: gradual``), which is what most tests of the steps look at.
     """
     pl.seed_everything(seed, verbose=False)
-    strategy = GumbelSearch(**{"gap_every": 0, "preset": "gradual", **settings})
+    strategy = GumbelSearch(**{"preset": "gradual", **settings})
     supernet = strategy.mutate_model(space if isinstance(space, nn.Module) else space())
     mutated = strategy.mutate_evaluator(evaluate or evaluator())
     mutated.evaluate(supernet)

@@ -60,7 +60,6 @@ def search(seed: int, epochs: int, data: str = MNIST, **settings: Any) -> Row:
         "parameters": count_parameters(network),
         "flops": count_flops(network, _images(evaluator)),
         "validation": metrics["val_acc"],
-        **{name: value for name, value in metrics.items() if "gap" in name},
         **evaluator.module.structure_summary(),
     }
 

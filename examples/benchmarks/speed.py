@@ -2,8 +2,8 @@
 
     python examples/benchmarks/speed.py [--quick] [--folder DIR] [--device cuda --precision bf16]
 
-Trains with this strategy in each of its modes, with NNI's GumbelDARTS, DARTS and Proxyless, and plainly (a) the largest
-single network of the space and (b) sampled ones. Each mode is a living process on one thread; the processes take
+Trains with this strategy, with NNI's GumbelDARTS, DARTS and Proxyless, and plainly (a) the largest
+single network of the space and (b) random ones. Each mode is a living process on one thread; the processes take
 turns, so that what else the machine does meets all of them alike. Prints times and memory as ratios to (a) and (b):
 median, least and greatest of the turns; then which bars hold. Writes all turns as CSV, and a picture of the cost
 against the number of candidates.
@@ -26,7 +26,7 @@ import runs
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from speed_modes import LARGEST, MODES, SAMPLED
+from speed_modes import LARGEST, MODES, RANDOM
 from speed_turns import Turn, Worker, measure, ratios
 
 CHAINS = (2, 4, 8, 16, 32)
@@ -38,7 +38,7 @@ TITLES = {
 }
 QUICK_SPACES, QUICK_MODES = (
     ("mnist", "chain2"),
-    (LARGEST, SAMPLED, "merged", "sampled", "GumbelDARTS"),
+    (LARGEST, RANDOM, "GumbelSearch", "GumbelDARTS"),
 )
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 PARTS = ("weight", "structure", "both", "pair")
@@ -74,7 +74,7 @@ def main() -> None:
         arguments.alternations, arguments.seconds = min(arguments.alternations, 2), 0.05
         arguments.spaces, arguments.batch_scale = QUICK_SPACES, 0.1
         arguments.modes = QUICK_MODES
-    wanted = {LARGEST, SAMPLED, *(arguments.modes or MODES)}
+    wanted = {LARGEST, RANDOM, *(arguments.modes or MODES)}
     modes = {name: mode for name, mode in MODES.items() if name in wanted}
     if arguments.device == "cuda":
         import torch
@@ -147,8 +147,8 @@ def _table(space: str, workers: Iterable[Worker], turns: list[Turn], device: str
             _spread(ratios(turns, space, (mode, part), (LARGEST, "pair" if part == "pair" else "weight")))
             for part in PARTS
         ]
-        cells.append(_spread(ratios(turns, space, (mode, "weight"), (SAMPLED, "weight"))))
-        for part, name in (("weight", LARGEST), ("weight", SAMPLED), ("structure", LARGEST)):
+        cells.append(_spread(ratios(turns, space, (mode, "weight"), (RANDOM, "weight"))))
+        for part, name in (("weight", LARGEST), ("weight", RANDOM), ("structure", LARGEST)):
             found = ratios(turns, space, (mode, part), (name, "weight"), "megabytes")
             cells.append(f"{found[0]:.2f}" if found else "")
         own = [turn for turn in turns if turn.mode == mode]
@@ -182,30 +182,17 @@ def _bars(turns: list[Turn]) -> Table:
         table.add_row(words, _spread(values), f"{'≤' if at_most else '≥'} {limit:g}", "yes" if held else "NO")
 
     for part in ("weight", "structure"):
-        k8, k32 = (ratios(turns, chain, ("merged", part), weight) for chain in ("chain8", "chain32"))
-        bar(f"convolutions, K = 8: {part} step, merged / (a)", k8, 1.15)
+        k8, k32 = (ratios(turns, chain, ("GumbelSearch", part), weight) for chain in ("chain8", "chain32"))
+        bar(f"convolutions, K = 8: {part} step, GumbelSearch / (a)", k8, 1.15)
         bar(
-            f"convolutions: {part} step, merged, K = 32 / K = 8",
+            f"convolutions: {part} step, GumbelSearch, K = 32 / K = 8",
             [x / median(k8) for x in k32] if k8 else [],
             1.15,
         )
     bar(
-        "MNIST space: both steps, GumbelDARTS / merged",
-        ratios(turns, "mnist", ("GumbelDARTS", "both"), ("merged", "both")), 1.7, at_most=False,
+        "MNIST space: both steps, GumbelDARTS / GumbelSearch",
+        ratios(turns, "mnist", ("GumbelDARTS", "both"), ("GumbelSearch", "both")), 1.7, at_most=False,
     )  # fmt: skip
-    bar(
-        "MNIST space: weight step, GumbelDARTS / sampled",
-        ratios(turns, "mnist", ("GumbelDARTS", "weight"), ("sampled", "weight")), 2.5, at_most=False,
-    )  # fmt: skip
-    bar(
-        "NAS-Bench-201: weight step, sampled / (b)",
-        ratios(turns, "nasbench201", ("sampled", "weight"), (SAMPLED, "weight")), 1.3,
-    )  # fmt: skip
-    for space in dict.fromkeys(turn.space for turn in turns):
-        bar(
-            f"{space}: memory of the weight step, sampled / (b)",
-            ratios(turns, space, ("sampled", "weight"), (SAMPLED, "weight"), "megabytes"), 1.2,
-        )  # fmt: skip
     return table
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-LARGEST, SAMPLED = "(a) largest network", "(b) sampled networks"
+LARGEST, RANDOM = "(a) largest network", "(b) random networks"
 
 
 @dataclass(frozen=True)
@@ -20,33 +20,18 @@ class Mode:
 
     Attributes:
         strategy: the class; ``None`` is the plain training of single networks.
-        settings: arguments of the strategy.
         varies: a step's cost depends on the network that it draws, so that a turn counts with its mean; else with its
             median.
     """
 
     strategy: str | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
     varies: bool = False
-
-    @property
-    def is_sampled(self) -> bool:
-        """Whether its weight steps run single networks of this strategy's drawing."""
-        return self.settings.get("execution") == "sampled"
 
 
 MODES = {
     LARGEST: Mode(),
-    SAMPLED: Mode(varies=True),
-    "merged": Mode("GumbelSearch", {"execution": "merged"}),
-    "plain": Mode("GumbelSearch", {"execution": "plain"}),
-    "sampled": Mode("GumbelSearch", {"execution": "sampled"}, varies=True),
-    "sampled, two": Mode(
-        "GumbelSearch", {"execution": "sampled", "structure_candidates": "two"}, varies=True
-    ),
-    "sampled, one": Mode(
-        "GumbelSearch", {"execution": "sampled", "structure_candidates": "sampled"}, varies=True
-    ),
+    RANDOM: Mode(varies=True),
+    "GumbelSearch": Mode("GumbelSearch"),
     "GumbelDARTS": Mode("GumbelDARTS"),
     "DARTS": Mode("DARTS"),
     "Proxyless": Mode("Proxyless", varies=True),

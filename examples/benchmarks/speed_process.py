@@ -148,8 +148,6 @@ class Gate:
     def __init__(self, connection: Connection, meter: Meter, batches: list[Any]) -> None:
         self._connection, self._meter, self._batches = connection, meter, batches
         self.prepare: Callable[[dict[str, Any]], None] = lambda message: None
-        self.network: Callable[[], dict[str, Any]] | None = None  # that the last weight step ran
-        self._networks: list[dict[str, Any]] = []
 
     def __len__(self) -> int:
         return ENDLESS
@@ -163,12 +161,11 @@ class Gate:
                 raise _Closed
             self.prepare(message)
             yield from self._first(message["warm"])
-            self._networks.clear()
             self._meter.clear(memory=message["kind"] == "memory")
             yield from self._first(message["pairs"])
             answer = {
                 "seconds": self._meter.seconds, "wall": self._meter.wall, "bytes": self._meter.bytes,
-                "peak": self._meter.peak(), "networks": list(self._networks),
+                "peak": self._meter.peak(),
             }  # fmt: skip
 
     def _first(self, number: int) -> Iterator[Any]:
@@ -176,8 +173,6 @@ class Gate:
             self._meter.begin("pair")
             yield self._batches[k % len(self._batches)]
             self._meter.end("pair")
-            if self.network is not None:
-                self._networks.append(self.network())
 
 
 class _Cycled:
@@ -199,9 +194,9 @@ def serve(connection: Connection, name: str, mode: Mode, options: dict[str, Any]
 
     Args:
         connection: messages are dicts: ``{"kind": "open", "space": name}``, then any number of turns ``{"kind":
-            "time" or "memory", "pairs": number, "warm": number before them that are not measured, "networks": for
-            (b)}``, then ``{"kind": "close"}``; at last ``{"kind": "end"}``. Every message but the last is answered by a
-            dict, which has the ``reason`` if the mode cannot train the space.
+            "time" or "memory", "pairs": number, "warm": number before them that are not measured}``, then
+            ``{"kind": "close"}``; at last ``{"kind": "end"}``. Every message but the last is answered by a dict, which
+            has the ``reason`` if the mode cannot train the space.
         name: of the mode.
         mode: what is trained.
         options: ``device``, ``precision``, ``scale`` of the batches.
@@ -249,8 +244,6 @@ def _train(connection: Connection, name: str, mode: Mode, task: Task, options: d
     module = evaluator.module
     if mode.strategy == "GumbelSearch":
         _watch_ours(module, meter)
-        if mode.is_sampled:
-            gate.network = lambda: _current_network(module.distribution)
     else:
         _watch_nnis(module, meter)
     _let_the_meter_know(evaluator, supernet, meter)
@@ -262,11 +255,10 @@ def _train_single(evaluator: Lightning, name: str, task: Task, gate: Gate, meter
     if name == LARGEST:
         model: nn.Module = task.space().freeze(task.largest_network())
     else:
-        model = InTurn([_frozen(task, None, draw)])
+        model = InTurn([_random(task, draw)])
 
         def prepare(message: dict[str, Any]) -> None:
-            chosen = message["networks"] or [None] * message["pairs"]
-            model.replace([_frozen(task, one, draw).to(evaluator.module.device) for one in chosen])
+            model.replace([_random(task, draw).to(evaluator.module.device) for _ in range(message["pairs"])])
             (optimizer,) = evaluator.trainer.optimizers
             optimizer.state.clear()
             optimizer.param_groups.clear()
@@ -280,12 +272,10 @@ def _train_single(evaluator: Lightning, name: str, task: Task, gate: Gate, meter
     evaluator.evaluate(model)
 
 
-def _frozen(task: Task, architecture: dict[str, Any] | None, draw: random.Random) -> nn.Module:
+def _random(task: Task, draw: random.Random) -> nn.Module:
     space: ModelSpace = task.space()
-    if architecture is None:
-        state = np.random.RandomState(draw.randrange(2**31))
-        architecture = {label: v.random(random_state=state) for label, v in space.simplify().items()}
-    return space.freeze(architecture)
+    state = np.random.RandomState(draw.randrange(2**31))
+    return space.freeze({label: v.random(random_state=state) for label, v in space.simplify().items()})
 
 
 def _strategy(mode: Mode) -> Any:
@@ -294,8 +284,8 @@ def _strategy(mode: Mode) -> Any:
 
         # Every step of it is a structure step and a weight step, which are what is measured.
         return GumbelSearch(
-            preset="gradual", arc_learning_rate=ARC_LEARNING_RATE, gap_every=0, log_prob_every_n_step=0,
-            gradient_clip_val=CLIP, **mode.settings,
+            preset="gradual", arc_learning_rate=ARC_LEARNING_RATE, log_prob_every_n_step=0,
+            gradient_clip_val=CLIP,
         )  # fmt: skip
     import nni.nas.strategy
 
@@ -307,12 +297,6 @@ def _strategy(mode: Mode) -> Any:
 def _watch_ours(module: Any, meter: Meter) -> None:
     module._structure_step = meter.wrap("structure", module._structure_step)
     module._weight_step = meter.wrap("weight", module._weight_step)
-
-
-def _current_network(distribution: Any) -> dict[str, Any]:
-    """The NNI sample of a hard joint sample."""
-    weights = distribution.joint_sample.weights
-    return {label: distribution.value(label, weights(label).detach()) for label in distribution.variables}
 
 
 def _watch_nnis(module: Any, meter: Meter) -> None:

@@ -9,7 +9,7 @@ from multiprocessing import get_context
 from statistics import fmean, median
 from typing import Any
 
-from speed_modes import SAMPLED, Mode, serve
+from speed_modes import RANDOM, Mode, serve
 
 # Of glibc, for the living processes: memory is kept. How often it is given back and faulted in again depends on what
 # else a process holds, and took up to a third of a step of one process and nothing of another's.
@@ -50,13 +50,11 @@ class Worker:
         name: of the mode.
         mode: what the process trains.
         reason: why it cannot train the space that was opened last; ``None`` if it can.
-        networks: that its last turn drew, if it runs single networks.
     """
 
     def __init__(self, name: str, mode: Mode, options: dict[str, Any]) -> None:
         self.name, self.mode = name, mode
         self.reason: str | None = None
-        self.networks: list[dict[str, Any]] = []
         self._space, self._pairs = "", 1
         os.environ.update(_KEEP_MEMORY)
         context = get_context("spawn")
@@ -75,29 +73,25 @@ class Worker:
 
     def set_length(self, seconds: float) -> None:
         """Let turns take about so long, on the wall; takes the first steps of the space, which do not count."""
-        answer = self._ask(kind="time", pairs=2, warm=1, networks=None)
+        answer = self._ask(kind="time", pairs=2, warm=1)
         if self.reason is None:
             least = LEAST_NETWORKS if self.mode.varies else 1
             self._pairs = max(int(seconds / min(answer["wall"]["pair"])), least)
 
-    def turn(self, number: int, memory: bool, networks: Sequence[dict[str, Any]]) -> Turn | None:
+    def turn(self, number: int, memory: bool) -> Turn | None:
         """Take a turn; ``None`` if the space cannot be trained.
 
         Args:
             number: of the alternation.
             memory: measure memory, not times.
-            networks: for (b), what it trains; none are random ones.
         """
         pairs = self._pairs if self.mode.varies or not memory else 1
-        if self.name == SAMPLED:
-            pairs = len(networks) or pairs
         # New networks are trained once before they are timed.
-        warm = pairs if self.name == SAMPLED else 0
+        warm = pairs if self.name == RANDOM else 0
         kind = "memory" if memory else "time"
-        answer = self._ask(kind=kind, pairs=pairs, warm=warm, networks=list(networks) or None)
+        answer = self._ask(kind=kind, pairs=pairs, warm=warm)
         if self.reason is not None:
             return None
-        self.networks = answer["networks"]
         kept = {part: fmean(values) / 1e6 for part, values in answer["bytes"].items()}
         times = ({}, {}) if memory else (self._step(answer["seconds"]), self._step(answer["wall"]))
         return Turn(self._space, self.name, number, *times, kept, answer["peak"] / 1e6, pairs)
@@ -147,26 +141,12 @@ def measure(space: str, workers: Sequence[Worker], alternations: int, seconds: f
             worker.set_length(seconds)
     turns: list[Turn | None] = []
     for number in range(alternations + 1):
-        networks: list[dict[str, Any]] = []
-        for worker in _order(workers, backwards=number % 2 == 1):
+        for worker in reversed(workers) if number % 2 else workers:
             if worker.reason is None:
-                given = networks if worker.name == SAMPLED else []
-                turns.append(worker.turn(number, memory=number == alternations, networks=given))
-            if worker.name == "sampled":
-                networks = worker.networks
+                turns.append(worker.turn(number, memory=number == alternations))
     for worker in workers:
         worker.close()
     return [turn for turn in turns if turn is not None]
-
-
-def _order(workers: Sequence[Worker], backwards: bool) -> list[Worker]:
-    """Forwards or backwards; but (b) trains what ``sampled`` has drawn, so it comes right behind it."""
-    order = list(reversed(workers)) if backwards else list(workers)
-    names = [worker.name for worker in order]
-    if SAMPLED in names and "sampled" in names:
-        follower = order.pop(names.index(SAMPLED))
-        order.insert([worker.name for worker in order].index("sampled") + 1, follower)
-    return order
 
 
 def ratios(

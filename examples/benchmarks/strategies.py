@@ -1,7 +1,7 @@
 """Strategies by name, and a search that ends within a budget of time.
 
-A name is ``default`` (this plugin's default settings), one of its modes or presets (``plain``, ``sampled``, ``darts``,
-``snas``, ``gdas``, ``reinmax``), or the name of one of NNI's strategies. Settings follow a colon:
+A name is ``default`` (this plugin's default settings), one of its presets (``gradual``, ``darts``, ``snas``,
+``gdas``, ``reinmax``), or the name of one of NNI's strategies. Settings follow a colon:
 ``default:cost_weight=0,arc_learning_rate=0.1``.
 """
 
@@ -36,8 +36,6 @@ from nni_gumbel.search.settings import SearchSettings
 
 OURS = {
     "default": {},
-    "plain": {"execution": "plain"},
-    "sampled": {"execution": "sampled"},
     **{name: {"preset": name} for name in PRESETS if name != "none"},
 }
 GRADIENT, SAMPLING = ("GumbelDARTS", "DARTS", "Proxyless"), ("ENAS", "RandomOneShot")
@@ -77,14 +75,13 @@ class Named:
         """All settings that a result depends on: of ours with today's defaults."""
         if self.name not in OURS:
             return dict(self.settings)
-        return dict(SearchSettings(**{"gap_every": 0, **OURS[self.name], **self.settings}))
+        return dict(SearchSettings(**{**OURS[self.name], **self.settings}))
 
     def build(self, seed: int) -> Any:
         """The strategy."""
         settings = dict(self.settings)
         if self.name in OURS:
-            # The gap is a report, and its time would be the search's.
-            return GumbelSearch(**{"gap_every": 0, **OURS[self.name], **settings})
+            return GumbelSearch(**{**OURS[self.name], **settings})
         if self.name in GRADIENT:
             settings = {"gradient_clip_val": 5.0, **settings}  # the default of ours
         elif self.name == "ENAS":

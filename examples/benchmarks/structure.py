@@ -3,9 +3,9 @@
     python examples/benchmarks/structure.py [--seeds 5] [--quick] [--workers 2] [--folder DIR]
 
 The search of `preset: gradual` in the MNIST space against one without the structural regulariser (lambda_H = 0),
-several seeds each: the mean probability of what was chosen, the discretisation gap, and the accuracy of the networks
-found, trained from scratch; beside them random networks, each of the size of a network of the first, trained alike. A
-picture shows how the last temperature and the last weight of the regulariser set how discrete the structure ends.
+several seeds each: the mean probability of what was chosen, and the accuracy of the networks found, trained from
+scratch; beside them random networks, each of the size of a network of the first, trained alike. A picture shows how the
+last temperature and the last weight of the regulariser set how discrete the structure ends.
 
 Stopped, it goes on where it was: every search and every training is a row of a CSV in the folder.
 """
@@ -34,7 +34,7 @@ SIZE_TOLERANCE = 0.05
 # The arguments of runs of either kind, which are in their rows.
 _TRAINING = ("seed", "epochs", "architecture")
 _SEARCH = (
-    "seed", "epochs", "preset", "warmup_epochs", "cost_weight", "gap_every", "temperature_end", "entropy_weight_start",
+    "seed", "epochs", "preset", "warmup_epochs", "cost_weight", "temperature_end", "entropy_weight_start",
     "entropy_weight_end",
 )  # fmt: skip
 
@@ -56,7 +56,7 @@ def main() -> None:
     temperatures = QUICK_TEMPERATURES if arguments.quick else TEMPERATURES
     weights = QUICK_WEIGHTS if arguments.quick else WEIGHTS
     common = {"epochs": arguments.epochs, "warmup_epochs": min(1, arguments.epochs - 1)}
-    common |= {"preset": "gradual", "cost_weight": COST_WEIGHT, "gap_every": arguments.epochs}
+    common |= {"preset": "gradual", "cost_weight": COST_WEIGHT}
 
     def searched(jobs: list[dict[str, Any]]) -> list[runs.Row]:
         path = arguments.folder / "structure-searches.csv"
@@ -87,14 +87,13 @@ def main() -> None:
         f"{runs.machine()}; searches of {arguments.epochs} epochs, seeds 0 to {arguments.seeds - 1}; trainings of "
         f"{arguments.train_epochs} epochs"
     )
-    table = Table("", "chosen probability", "gap, points", "parameters", "validation, %", "test, %")
+    table = Table("", "chosen probability", "parameters", "validation, %", "test, %")
     table.title = "Networks found and random ones: mean ± standard deviation"
     for name, trained_ones in results.items():
         searches = found.get(name, [])
         table.add_row(
             name,
             runs.spread((row["chosen_probability"] for row in searches), 1, 3),
-            runs.spread((row["gap/val_acc"] for row in searches), 100, 2),
             runs.spread((row["parameters"] for row in trained_ones), 1, 0),
             runs.spread((row["validation"] for row in trained_ones), 100, 2),
             runs.spread((row["test"] for row in trained_ones), 100, 2),

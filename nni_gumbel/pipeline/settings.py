@@ -204,7 +204,7 @@ def settings_markdown() -> str:
     lines = [
         "# Settings", "",
         "Written by `nni-gumbel settings --markdown`. The [guide](README.md#settings) says where they are given, and",
-        "explains presets, estimators and ways of execution. `searchSpace` may vary all of them except",
+        "explains presets and estimators. `searchSpace` may vary all of them except",
         f"{fixed}.", "",
     ]  # fmt: skip
     for title, basic in (("Basic", True), ("Expert", False)):

@@ -1,8 +1,8 @@
 """A dropout rate as a choice: what a search can learn about it, and how.
 
-Dropout makes a loss worse while it is on; it pays off in the weights that it leads to. So a step of first order, which
-looks at the weights as they are, takes the smallest rate, whatever is best. One of second order looks at the weights
-after a training step with dropout, and judges them as the network will be used: with dropout off.
+Dropout makes a loss worse while it is on; it pays off in the weights that it leads to. So the structure is judged with
+dropout off, as the network will be used, and what tells rates apart are networks that are trained with them: those of
+the stages, and the finalists. A gradient with respect to a rate is then 0.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ def dropout_off(network: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def tell_dropout_rates(supernet: nn.Module, level: str) -> None:
-    """Say, where it is so, that the search will choose the smallest rate whatever is best.
+def tell_dropout_rates(supernet: nn.Module, stages: int) -> None:
+    """Say, where it is so, that the search learns nothing of a rate that it is to choose.
 
     Args:
         supernet: a relaxed space.
-        level: the setting.
+        stages: the setting.
     """
     labels = dropout_rates(supernet)
-    if labels and level != "unrolled":
+    if labels and not stages:
         _logger.warning(
-            "dropout rate %s: with level %r the structure sees dropout as noise alone and takes the smallest rate; "
-            "give level: unrolled", ", ".join(map(repr, labels)), level,
+            "dropout rate %s: the gradient of the structure does not depend on it; leave rounds, stages and finalists "
+            "above 0, which train networks with each rate", ", ".join(map(repr, labels)),
         )  # fmt: skip

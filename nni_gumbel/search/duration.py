@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import math
 
 from pytorch_lightning import Trainer
 
 from nni_gumbel.errors import UsageError
-
-_logger = logging.getLogger(__name__)
 
 
 def check_duration(trainer: Trainer, warmup_epochs: int) -> None:
@@ -24,16 +21,6 @@ def check_duration(trainer: Trainer, warmup_epochs: int) -> None:
             f"warmup_epochs: {warmup_epochs} leaves no epoch of {epochs} in which the structure learns; "
             "give less, or more epochs"
         )
-
-
-def warn_without_warm_up(trainer: Trainer, execution: str, warmup_epochs: int) -> None:
-    """Say that a search whose weights are trained along drawn networks takes sides too early without a warm-up."""
-    if execution == "sampled" and not warmup_epochs and trainer.is_global_zero:
-        _logger.warning(
-            "execution: 'sampled' trains each candidate in few of the steps, and without a warm-up the structure "
-            "prefers what needs no training; give warmup_epochs, about %d of these %d epochs",
-            max(1, round(0.4 * (last_epoch(trainer) + 1))), last_epoch(trainer) + 1,
-        )  # fmt: skip
 
 
 def total_batches(trainer: Trainer) -> int:

@@ -38,6 +38,8 @@ _DISCOUNT = 0.7
 # How many candidates more than a network has are left of each choice. With one, the noise of a short search rejects
 # what the best networks have.
 _SPARE = 2
+# A gradient of less is rounding: the loss does not depend on the choice, as on the rate of a dropout.
+_SILENT = 1e-12
 # A variance of less is that of a candidate that is decided.
 _DECIDED = 1e-6
 
@@ -77,12 +79,17 @@ class Evidence:
         """
         self._weight = _DISCOUNT * self._weight + 1
         count = max(self._count, 1)
+        silent = [
+            label for label, length in self._lengths.items() if self._count and length < _SILENT * count
+        ]
         for label, directions in self._directions.items():
             mean = (directions / count * (self._lengths[label] / count)).cpu()
             gain = -mean / self._variance(label).cpu().clamp_min(_DECIDED)
             self.by_label[label] += (gain - self.by_label[label]) / self._weight
         self._directions, self._lengths, self._count = self._zeros(), self._no_lengths(), 0
         for label, kept in self._kept().items():
+            if label in silent:
+                continue
             surplus = len(self.undecided(label)) - kept
             for _ in range(surplus - surplus * later // (later + 1)):
                 self._reject_one(label)

@@ -21,25 +21,11 @@ By default a search has a course (:mod:`~nni_gumbel.search.course`):
 structure step stands before every weight step after the warm-up, its gradient moves the logits, and temperature and
 entropy weight follow the progress of the search, step by step.
 
-Which candidates a step sees is a matter of the settings ``execution`` and ``structure_candidates``:
-
-==============  ==============  ==============================================================================
-execution       weight step     structure step
-==============  ==============  ==============================================================================
-merged, plain   all candidates  all candidates
-sampled         one network     ``all``: all of them; ``two``: a pair of each choice of one, all of the others;
-                                ``sampled``: those of one network
-==============  ==============  ==============================================================================
-
-An estimator that draws single networks trains the weights on one in any execution: one drawn from the law. In
-execution ``sampled`` it is drawn from the tempered law, uniformly during a warm-up, so that all candidates learn
-before the search takes sides; see :mod:`~nni_gumbel.relaxation.partial`, also for what pairs and single networks do
-to the gradient of the logits. At level ``single`` the one pass is that of the structure step, drawn from the law
-itself: a warm-up is then the only fair time. The noise-free mixture is validated in all of them; in a stage the most
-probable network, and behind the stages the one that is trained alone.
+The structure is judged on validation batches with dropout off, as the network will be used. The noise-free mixture is
+validated; in a stage the most probable network, and behind the stages the one that is trained alone.
 
 What the steps are made of stands in files of its own: :mod:`~nni_gumbel.search.objective`,
-:mod:`~nni_gumbel.search.structure`, :mod:`~nni_gumbel.search.unrolled`, :mod:`~nni_gumbel.search.weights`.
+:mod:`~nni_gumbel.search.structure`, :mod:`~nni_gumbel.search.weights`.
 """
 
 from __future__ import annotations
@@ -59,8 +45,7 @@ from nni_gumbel.search.course import segments, warn_if_short
 from nni_gumbel.search.diagnosis import LossCheck, loss_of
 from nni_gumbel.search.distributed import draw_own_samples, mean_over_ranks, of_all_ranks
 from nni_gumbel.search.dropout import dropout_off
-from nni_gumbel.search.duration import check_duration, total_batches, warn_without_warm_up
-from nni_gumbel.search.gap import discretisation_gap
+from nni_gumbel.search.duration import check_duration, total_batches
 from nni_gumbel.search.logs import Log, logging_with, mute, unchanged, under_structure
 from nni_gumbel.search.objective import StructureObjective
 from nni_gumbel.search.penalty import Penalty
@@ -70,7 +55,6 @@ from nni_gumbel.search.settings import SearchSettings
 from nni_gumbel.search.steps import training_step
 from nni_gumbel.search.structure import LogitsUpdate
 from nni_gumbel.search.tournament import Tournament
-from nni_gumbel.search.unrolled import unrolled_gradient
 from nni_gumbel.search.weights import (
     check_weight_optimisation,
     clip_weights,
@@ -78,7 +62,6 @@ from nni_gumbel.search.weights import (
     scale_of_backward,
     scales_losses,
     update_weights,
-    weight_optimizer,
 )
 from nni_gumbel.search.wrapping import WrappingModule
 from nni_gumbel.supernet.cell import check_loose_ends
@@ -164,7 +147,6 @@ class GumbelSearchModule(WrappingModule):
     def on_train_start(self) -> None:
         trainer = self.trainer
         check_duration(trainer, self.settings.warmup_epochs)
-        warn_without_warm_up(trainer, self.settings.execution, self.settings.warmup_epochs)
         check_weight_optimisation(self.training_module, trainer)
         self._total_steps = total_batches(trainer)
         if scales_losses(trainer):
@@ -181,9 +163,6 @@ class GumbelSearchModule(WrappingModule):
 
     def on_train_epoch_end(self) -> None:
         self.log_dict(self.structure_summary())
-        every = self.settings.gap_every
-        if every and (self.trainer.current_epoch + 1) % every == 0:
-            self.log_dict(discretisation_gap(self), sync_dist=True)
         super().on_train_epoch_end()
 
     def on_train_end(self) -> None:
@@ -299,7 +278,7 @@ class GumbelSearchModule(WrappingModule):
         with torch.no_grad():
             for network in self._tournament.judged():
                 self.distribution.use_architecture(network)
-                losses.append(self._run(judged, batch_idx, "judgement", under_structure(self.trainer))[1])
+                losses.append(self._judged_loss(judged, batch_idx, "judgement"))
         self._check_losses()
         # Each process has batches of its own, and all decide the same.
         means = mean_over_ranks(torch.stack(losses).detach().float(), self.trainer)
@@ -307,19 +286,21 @@ class GumbelSearchModule(WrappingModule):
 
     def _structure_step(self, batch: dict[str, Any], batch_idx: int, temperature: float) -> None:
         for _ in range(self.settings.samples_per_step):
-            self._draw_for_structure(temperature)
-            if self.settings.level == "unrolled":
-                gradients = self._unrolled_gradients(batch, batch_idx)
-            else:
-                gradients = self._update.gradients(self._validation_objective(batch, batch_idx))
+            self._draw(temperature)
+            loss = self._judged_loss(batch["val"], batch_idx, "structure step")
+            gradients = self._update.gradients(self._objective(loss))
             self._check_losses()
             self._update.add(gradients)
         self._move_logits(batch_idx)
 
     def _weight_step(self, batch: Any, batch_idx: int, temperature: float, uniform: bool = False) -> Any:
-        with torch.no_grad():
-            self._draw_for_weights(temperature, uniform)
         tournament = self._tournament
+        network = None if tournament is None or uniform else tournament.network(self._step)
+        with torch.no_grad():
+            if network is None:
+                self._draw(temperature, uniform)
+            else:
+                self.distribution.use_architecture(network)
         result = update_weights(
             self, lambda: self._run(batch, batch_idx, "weight step"), batch_idx, schedules=tournament is None
         )
@@ -330,7 +311,7 @@ class GumbelSearchModule(WrappingModule):
 
     def _joint_step(self, batch: Any, batch_idx: int, temperature: float) -> Any:
         """Structure and weights learn from one pass through the network and one back, on one batch."""
-        self._draw_for_structure(temperature)
+        self._draw(temperature)
         parts: list[Any] = []
 
         def forward() -> tuple[Any, Tensor]:
@@ -354,23 +335,6 @@ class GumbelSearchModule(WrappingModule):
         self._move_logits(batch_idx)
         return result
 
-    def _unrolled_gradients(self, batch: dict[str, Any], batch_idx: int) -> list[Tensor]:
-        groups = weight_optimizer(self).param_groups
-
-        def validation_loss() -> Tensor:
-            # The weights are judged as they will be used. Dropout is good for the step that leads to them.
-            with dropout_off(self.training_module):
-                return self._validation_objective(batch, batch_idx)
-
-        return unrolled_gradient(
-            train_loss=lambda: self._run(batch["train"], batch_idx, "unrolled step", mute)[1],
-            validation_loss=validation_loss,
-            weights=[(p, group["lr"]) for group in groups for p in group["params"] if p.requires_grad],
-            network=self.training_module,
-            logits_gradients=lambda loss: self._update.gradients(loss, retain_graph=True),
-            loss_scale=self._update.loss_scale,
-        )
-
     # -- what the steps are made of ---------------------------------------------------------------
 
     def _prepare(self, batch: Any, batch_idx: int) -> None:
@@ -380,29 +344,13 @@ class GumbelSearchModule(WrappingModule):
         if not known and self.trainer.world_size > 1:  # a time is measured differently by each process
             self.costs.load_state_dict(of_all_ranks(self.costs.state_dict(), self.trainer)[0])
 
-    def _draw_for_structure(self, temperature: float) -> None:
-        distribution, settings = self.distribution, self.settings
-        if settings.structure_candidates == "two":
-            distribution.sample_pairs(temperature)
-        elif settings.structure_candidates == "sampled":
-            distribution.sample_alone(temperature, settings.estimator)
-        elif settings.estimator == "probabilities":
-            distribution.use_probabilities()
-        else:
-            distribution.sample(temperature, settings.estimator)
-
-    def _draw_for_weights(self, temperature: float, uniform: bool) -> None:
-        distribution, settings = self.distribution, self.settings
-        network = None if self._tournament is None or uniform else self._tournament.network(self._step)
-        if network is not None:
-            distribution.use_architecture(network)
-        elif settings.execution == "sampled":
-            distribution.sample_network(temperature, uniform)
-        elif settings.estimator == "probabilities":
+    def _draw(self, temperature: float, uniform: bool = False) -> None:
+        """Draw the joint sample of a step of all candidates."""
+        if self.settings.estimator == "probabilities":
             # During a warm-up they are uniform: no structure step has moved the logits from 0 yet.
-            distribution.use_probabilities()
+            self.distribution.use_probabilities()
         else:
-            distribution.sample(temperature, settings.estimator, uniform)
+            self.distribution.sample(temperature, self.settings.estimator, uniform)
 
     def _run(
         self, batch: Any, batch_idx: int, step: str, log: Callable[[Log], Log] = unchanged
@@ -422,10 +370,10 @@ class GumbelSearchModule(WrappingModule):
         for check in checks:
             check()
 
-    def _validation_objective(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        return self._objective(
-            self._run(batch["val"], batch_idx, "structure step", under_structure(self.trainer))[1]
-        )
+    def _judged_loss(self, batch: Any, batch_idx: int, step: str) -> Tensor:
+        """The loss of the current sample, with dropout off: what it is good for shows in the weights."""
+        with dropout_off(self.training_module):
+            return self._run(batch, batch_idx, step, under_structure(self.trainer))[1]
 
     def _objective(self, loss: Tensor) -> Tensor:
         objective, details = self.objective(loss, self.progress)

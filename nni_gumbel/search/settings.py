@@ -34,9 +34,7 @@ COUPLINGS = {
     "fewer, and the log says so",
     "temperature": "`temperature_start` is at least `temperature_end`; with schedule `constant` they are equal, and "
     "one of them is enough",
-    "step": "`structure_candidates` other than `all` need execution `sampled`; `two` needs estimator `soft`; `sampled` "
-    "needs an estimator that draws. Level `single` needs `samples_per_step: 1` and, with execution `sampled`, "
-    "structure_candidates `sampled`",
+    "step": "level `single` needs `samples_per_step: 1`",
     "cost": "with a budget (`max_…`) `cost_weight` is 0 unless you give it; with `cost_weight: 0` no `cost` is priced",
     "prior": "a `prior` needs a `kl_weight` above 0; the prior `cost` is made from the setting `cost`",
 }
@@ -109,19 +107,11 @@ class SearchSettings(Settings):
     estimator: Estimator = setting(
         "soft",
         "how a sample is drawn and its gradient taken; `probabilities` is without noise",
-        coupled="preset step",
+        coupled="preset",
     )
-    level: Literal["bilevel", "single", "unrolled"] = setting(
-        "bilevel", "structure learns on validation data, on the training data (`single`), or through an "
-        "unrolled step of the weights (`unrolled`: second order, judged with dropout off)", coupled="step",
-    )  # fmt: skip
-    execution: Literal["merged", "plain", "sampled"] = setting(
-        "merged", "what runs in a step: all candidates, linear ones of a choice as one operation (`merged`) or each by "
-        "itself (`plain`); or in the weight step one drawn network alone (`sampled`)", coupled="step",
-    )  # fmt: skip
-    structure_candidates: Literal["all", "two", "sampled"] = setting(
-        "all", "with execution `sampled`, the candidates of each choice that the structure step compares: all, a drawn "
-        "pair, or the drawn one alone", coupled="step",
+    level: Literal["bilevel", "single"] = setting(
+        "bilevel", "structure learns on validation data, or with the weights on the training data (`single`)",
+        coupled="step",
     )  # fmt: skip
     rounds: int = setting(
         2, "short trainings of all candidates, behind each of which the worst are rejected by their gradients; 0, "
@@ -197,11 +187,6 @@ class SearchSettings(Settings):
     validation_fraction: float = setting(
         0.5, "part of the training data that becomes validation data if there is none", gt=0, le=0.9
     )
-    gap_every: int = setting(
-        0,
-        "epochs between two measurements of the discretisation gap, each two more validations; 0 is never",
-        ge=0,
-    )
     log_prob_every_n_step: int = setting(
         10, "steps between two records of every probability in the Trainer's loggers, 0 is never", ge=0
     )
@@ -239,27 +224,6 @@ class SearchSettings(Settings):
             raise UsageError(
                 f"samples_per_step: {self.samples_per_step} samples have no place in the joint step of "
                 "level 'single'; give 1, or level 'bilevel'"
-            )
-        candidates = self.structure_candidates
-        if candidates != "all" and self.execution != "sampled":
-            raise UsageError(
-                f"structure_candidates: {candidates!r} has no place in execution {self.execution!r}, in which all "
-                "candidates run; give execution 'sampled', or structure_candidates 'all'"
-            )
-        if candidates == "two" and self.estimator != "soft":
-            raise UsageError(
-                "structure_candidates: 'two' mixes a pair of candidates, which estimator "
-                f"{self.estimator!r} does not; give estimator 'soft', or structure_candidates 'all'"
-            )
-        if candidates == "sampled" and self.estimator == "probabilities":
-            raise UsageError(
-                "structure_candidates: 'sampled' is a draw, and estimator 'probabilities' draws nothing; "
-                "give another estimator, or structure_candidates 'all'"
-            )
-        if self.execution == "sampled" and self.level == "single" and candidates != "sampled":
-            raise UsageError(
-                f"structure_candidates: at level 'single' structure and weights share one pass, in which {candidates} "
-                "candidates cannot run while only one network does; give 'sampled', or level 'bilevel'"
             )
         return self
 

@@ -121,7 +121,7 @@ class GumbelSearch(DARTS):
             )
         of_the_space = model.extra_oneshot_hooks(self) if hasattr(model, "extra_oneshot_hooks") else []
         hooks = _hooks_for_us([*self.extra_mutation_hooks, *of_the_space])
-        self._distribution = relax(model, hooks, merged=self.settings.execution != "plain")
+        self._distribution = relax(model, hooks)
         self._costs = SearchCosts(
             model, self._distribution, self.settings, self._own_cost, self._latency_table
         )
@@ -130,7 +130,7 @@ class GumbelSearch(DARTS):
         if self.penalty is not None:
             parameters = self._costs.by_word["params"]
             self._penalty = build_penalty(self.penalty, self._distribution.variables, parameters)
-        tell_dropout_rates(model, self.settings.level)
+        tell_dropout_rates(model, self.settings.stages)
         return model
 
     def configure_oneshot_module(self, training_module: LightningModule) -> GumbelSearchModule:

@@ -102,7 +102,7 @@ def test_the_multipliers_are_told_with_the_structure():
 
 @pytest.mark.filterwarnings("ignore")
 def test_nnis_experiment_lists_the_network_found_and_then_others_within_the_budget(tmp_path):
-    experiment = NasExperiment(Sized(), evaluator(max_epochs=4), GumbelSearch(max_params=60, gap_every=0))
+    experiment = NasExperiment(Sized(), evaluator(max_epochs=4), GumbelSearch(max_params=60))
     experiment.config.experiment_working_directory = str(tmp_path)
     assert experiment.run(port=8097) is not False
     # Of the 128 networks 22 are within.

@@ -106,13 +106,11 @@ class Dropped(ModelSpace):
         return self.head(self.dropout(self.layer(x)))
 
 
-@pytest.mark.parametrize("level", ["bilevel", "single", "unrolled"])
-def test_a_first_order_search_of_a_dropout_rate_says_what_it_cannot_see(caplog, level):
-    GumbelSearch(level=level).mutate_model(Dropped())
-    told = [record.getMessage() for record in caplog.records if "dropout rate" in record.getMessage()]
-    assert len(told) == (level != "unrolled")
-    if told:
-        assert "'rate'" in told[0] and "level: unrolled" in told[0]
+@pytest.mark.parametrize("preset", ["none", "gradual"])
+def test_a_search_of_a_dropout_rate_by_gradient_alone_says_what_it_cannot_see(caplog, preset):
+    GumbelSearch(preset=preset).mutate_model(Dropped())
+    told = [record.getMessage() for record in caplog.records if "dropout rate 'rate'" in record.getMessage()]
+    assert len(told) == (preset == "gradual")
 
 
 class Attentive(ModelSpace):
@@ -126,7 +124,7 @@ class Attentive(ModelSpace):
 
 
 def test_the_dropout_of_attention_is_a_dropout(caplog):
-    supernet = GumbelSearch(level="bilevel").mutate_model(Attentive()).train()
+    supernet = GumbelSearch(preset="gradual").mutate_model(Attentive()).train()
     assert "dropout rate 'rate'" in caplog.text and "heads" not in caplog.text
     x = torch.randn(2, 3, 4)
     with dropout_off(supernet):

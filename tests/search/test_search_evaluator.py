@@ -76,9 +76,8 @@ def test_the_structure_learns_on_validation_data_and_the_weights_on_training_dat
     assert marks.pairs == [{"train": 0, "val": structure}] * 2 and marks.validated == [1, 1]
 
 
-@pytest.mark.parametrize("level", ["bilevel", "unrolled"])
-def test_the_shorter_of_two_loaders_starts_again(level):
-    marks = seen(train_dataloaders=marked(0, 24), val_dataloaders=marked(1, 8), level=level)
+def test_the_shorter_of_two_loaders_starts_again():
+    marks = seen(train_dataloaders=marked(0, 24), val_dataloaders=marked(1, 8))
     assert marks.pairs == [{"train": 0, "val": 1}] * 3
 
 

@@ -35,14 +35,11 @@ def test_the_defaults_are_valid():
         ("preset", "enas", "one of none, gradual, darts, snas, gdas, reinmax"),
         ("preset", ["darts"], "not a word"),
         ("estimator", "hard", "one of soft, straight-through"),
-        ("level", "trilevel", "one of bilevel, single, unrolled"),
-        ("execution", "fast", "one of merged, plain, sampled"),
-        ("structure_candidates", "three", "one of all, two, sampled"),
+        ("level", "trilevel", "one of bilevel, single"),
         ("samples_per_step", 0, "at least 1"),
         ("batches_per_step", 0, "at least 1"),
         ("logits_weight_decay", -0.1, "at least 0"),
         ("validation_fraction", 1.0, "at most 0.9"),
-        ("gap_every", -1, "at least 0"),
         ("cost", "time", "one of params, flops, latency"),
         ("max_params", 0, "at least 1"),
         ("max_params", 1e4, "not a whole number"),
@@ -65,26 +62,6 @@ def test_a_wrong_value_is_refused_in_one_line(name, value, words):
         SearchSettings(**{name: value})
     line = str(caught.value)
     assert line.startswith(f"{name}: ") and words in line and "\n" not in line
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ({"structure_candidates": "two"}, "'two' has no place in execution 'merged'"),
-        ({"structure_candidates": "sampled", "execution": "plain"}, "no place in execution 'plain'"),
-        ({"structure_candidates": "two", "execution": "sampled", "preset": "gdas"}, "give estimator 'soft'"),
-        ({"structure_candidates": "sampled", "execution": "sampled", "preset": "darts"}, "draws nothing"),
-        (
-            {"execution": "sampled", "level": "single"},
-            "at level 'single' structure and weights share one pass",
-        ),
-    ],
-)
-def test_candidates_that_do_not_fit_the_execution_are_refused_in_one_line(given, words):
-    with pytest.raises(UsageError) as caught:
-        SearchSettings(**given)
-    line = str(caught.value)
-    assert line.startswith("structure_candidates: ") and words in line and "\n" not in line
 
 
 def test_a_temperature_that_would_rise_is_refused():

@@ -173,28 +173,15 @@ def test_all_levels_have_the_same_gradient_on_the_same_data_while_the_weights_re
         "limit_train_batches": 1,
     }
     moved = []
-    for level in ("bilevel", "single", "unrolled"):
+    for level in ("bilevel", "single"):
         resting = Minimal(lambda parameters: torch.optim.SGD(parameters, lr=0.0))
         module = search(
             evaluator(resting, callbacks=[SameNoise()], **data), lambda: Inputs(n_chosen, reduction),
             level=level, estimator=estimator, penalty=penalty,
         )  # fmt: skip
         moved.append(torch.cat([logits.detach() for logits in module.distribution.logits.values()]))
-    assert torch.allclose(moved[0], moved[1], atol=1e-6) and torch.allclose(moved[0], moved[2], atol=1e-6)
+    assert torch.allclose(moved[0], moved[1], atol=1e-6)
     assert moved[0].abs().max() > 0.1
-
-
-def test_the_unrolled_step_follows_the_loss_after_a_step_of_the_weights(plain_sgd):
-    rate = 0.1
-
-    def loss_ahead(z):
-        ahead = W - rate * 2 * moment(seed=0) * (z @ W - 1) * z
-        return moment(seed=1) * (z @ ahead - 1) ** 2
-
-    optimizer = Minimal(lambda parameters: torch.optim.SGD(parameters, lr=rate))
-    moved = logits_after(level="unrolled", module=optimizer)[0]
-    # float32, and a central difference whose radius is 0.01.
-    assert torch.allclose(moved, -gradient_of(loss_ahead, torch.zeros(2)), rtol=1e-2)
 
 
 def test_several_batches_are_averaged_into_one_step(plain_sgd):
@@ -299,11 +286,11 @@ def test_a_preset_makes_the_known_method(preset, monkeypatch):
     if preset == "darts":
         assert first == ("use_probabilities",) and not is_path
     if preset == "snas":
-        assert first == ("sample", 1.0, "soft") and last[1] == 0.33 and not is_path
+        assert first[:3] == ("sample", 1.0, "soft") and last[1] == 0.33 and not is_path
     if preset == "gdas":
-        assert first == ("sample", 10.0, "straight-through-gumbel") and last[1] == 0.1 and is_path
+        assert first[:3] == ("sample", 10.0, "straight-through-gumbel") and last[1] == 0.1 and is_path
     if preset == "reinmax":
-        assert first == ("sample", 1.0, "reinmax") and last[1] == 1.0 and is_path
+        assert first[:3] == ("sample", 1.0, "reinmax") and last[1] == 1.0 and is_path
 
 
 def test_a_search_follows_a_target_entropy_to_its_end():

@@ -35,21 +35,20 @@ def run(name, make=evaluator, resume_from=None, seed=0, **settings):
     )
     given.fit_kwargs["ckpt_path"] = resume_from
     module = search(given, Nested, seed=seed, **settings)
-    gap = {n: float(v) for n, v in module.trainer.callback_metrics.items() if n.startswith("gap/")}
     weights = {n: v.tolist() for n, v in module.training_module.named_parameters()}
     result = {
         "logits": [l.tolist() for l in module.distribution.logits.values()], "weights": weights,
-        "network": module.export(), "draws": Draws.seen, "gap": gap,
+        "network": module.export(), "draws": Draws.seen,
     }
     with open(f"{folder}/{name}-{module.trainer.global_rank}.json", "w") as file:
         json.dump(result, file)
 
-run("soft", gap_every=1, warmup_epochs=1)
+run("soft", warmup_epochs=1)
 run("path", estimator="straight-through", samples_per_step=2)
 run("resumed", estimator="straight-through", samples_per_step=2, resume_from=folder + "/path/epoch=0.ckpt", seed=7)
-run("course", preset="none", gap_every=1)
+run("course", preset="none")
 run("single", level="single", estimator="straight-through")
-run("unrolled", level="unrolled", estimator="straight-through", make=regression, gap_every=1)
+run("metric", estimator="straight-through", make=regression)
 """
 
 
@@ -75,14 +74,14 @@ def results(tmp_path_factory):
     }
 
 
-SEARCHES = ["soft", "path", "single", "unrolled"]
+SEARCHES = ["soft", "path", "single", "metric"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*SEARCHES, "course"])
 def test_both_processes_end_with_the_same_logits_weights_and_network(results, name):
     first, second = results[name]
-    for key in ("logits", "weights", "network", "gap"):
+    for key in ("logits", "weights", "network"):
         assert first[key] == second[key]
     assert any(value != 0 for logits in first["logits"] for value in logits)
 
@@ -92,12 +91,6 @@ def test_both_processes_end_with_the_same_logits_weights_and_network(results, na
 def test_each_process_draws_its_own_samples(results, name):
     first, second = results[name]
     assert len(first["draws"]) == len(second["draws"]) > 0 and first["draws"] != second["draws"]
-
-
-@pytest.mark.slow
-def test_the_gap_is_measured_over_the_data_of_both(results):
-    assert set(results["soft"][0]["gap"]) == {"gap/val_loss"}
-    assert set(results["unrolled"][0]["gap"]) == {"gap/val_loss", "gap/val_mse"}
 
 
 @pytest.mark.slow
