@@ -178,7 +178,6 @@ class GumbelSearchModule(WrappingModule):
             "step": self._step,
             "update": self._update.state_dict(),
             "objective": self.objective.state_dict(),
-            "logits_on_host": self.distribution.copies_on_host(),
             "randomness": randomness_of_ranks(self.trainer),
             "tournament": None if self._tournament is None else self._tournament.state_dict(),
         }
@@ -189,7 +188,6 @@ class GumbelSearchModule(WrappingModule):
         self._step, self._randomness = saved["step"], saved["randomness"]
         self._update.load_state_dict(saved["update"])
         self.objective.load_state_dict(saved["objective"])
-        self.distribution.restore_copies(saved["logits_on_host"])
         self._loaded = saved["tournament"]
         super().on_load_checkpoint(checkpoint)
 
@@ -388,7 +386,6 @@ class GumbelSearchModule(WrappingModule):
         if (batch_idx + 1) % together == 0 or self.trainer.is_last_batch or ends:
             gather = None if tournament is None else tournament.evidence.add
             self._update.step(self.trainer, self._step, gather)
-            self.distribution.copy_to_host()
             self.objective.follow(self.progress, self.settings.batches_per_step / self._total_steps)
 
     # -- what is reported ----------------------------------------------------------------------

@@ -156,10 +156,7 @@ class MixedArguments(BaseSuperNetModule):
         positions, weights = self.variants.table.weighted(self._joint_sample)
         state = tensors_of(self)
         if len(positions) == 1:
-            output = self._run(positions[0], state, args, kwargs)
-            # A network that is drawn for the structure alone: its weight is 1, and has a derivative.
-            alone = weights.requires_grad and len(self.variants.table.distinct) > 1
-            return mixture([output], [weights[0] if alone else None])
+            return self._run(positions[0], state, args, kwargs)
         groups, reads = self._plan_of(tuple(positions), weights.device)
         self._check_inputs(reads, args, kwargs)
         buffers = [name for name, _ in self.named_buffers() if name in self.variants.full and self.training]
