@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation import categorical, gates, subset
 from nni_gumbel.relaxation.estimators import check_supported, estimate
-from nni_gumbel.relaxation.gumbel import relaxed_categorical
 from nni_gumbel.relaxation.law import Law
 from nni_gumbel.results.space import variables_of
 from nni_gumbel.supernet.joint_sample import JointSample, nonzero_rows
@@ -118,8 +117,8 @@ class Distribution(nn.Module):
 
     @torch.no_grad()
     def _put_at(self, architecture: Mapping[str, Any]) -> None:
-        for label, members in self._members(architecture).items():
-            self.logits[label].copy_(SETTLED * (2 * self._outcome_of(label, members) - 1))
+        for label, outcome in self._outcomes(architecture).items():
+            self.logits[label].copy_(SETTLED * (2 * outcome - 1))
 
     @torch.no_grad()
     def refresh_rows(self) -> None:
@@ -139,22 +138,14 @@ class Distribution(nn.Module):
             estimator: see :mod:`nni_gumbel.relaxation.estimators`; all but ``soft`` draw single networks.
             uniform: as if all logits were 0: every outcome of a choice is equally likely; no gradient.
         """
-        logits = self.logits
-        if uniform:
-            logits = {
-                label: torch.zeros_like(tensor, requires_grad=False) for label, tensor in logits.items()
-            }
-        if estimator == "soft":
-            self.joint_sample.set(self._soft(logits, temperature), self._all_rows)
-            return
-        draws = {
-            label: estimate(law, logits[label], temperature, estimator) for label, law in self.laws.items()
-        }
-        if any(draw.requires_grad for draw in draws.values()):
-            # Of a hard draw with derivatives all candidates run: those of weight 0 have a derivative, too.
-            self.joint_sample.set(draws, self._all_rows)
-        else:
-            self.joint_sample.set(draws, is_network=True)
+        draws = self._per_label(
+            lambda law, logits: estimate(
+                law, torch.zeros_like(logits) if uniform else logits, temperature, estimator
+            )
+        )
+        # Of a hard draw with derivatives all candidates run: those of weight 0 have a derivative, too.
+        is_network = estimator != "soft" and not any(draw.requires_grad for draw in draws.values())
+        self.joint_sample.set(draws, None if is_network else self._all_rows, is_network)
 
     def check_estimator(self, estimator: str) -> None:
         """Refuse an estimator that is not derived for one of the choices.
@@ -165,24 +156,6 @@ class Distribution(nn.Module):
         for label, law in self.laws.items():
             check_supported(law, estimator, label)
 
-    def _soft(self, logits: Mapping[str, Tensor], temperature: float) -> dict[str, Tensor]:
-        """Soft draws; the noise is drawn label after label, the choices of one are then computed together."""
-        draws, noise = {}, {}
-        for label, law in self.laws.items():
-            if law.is_softmax:
-                noise[label] = torch.empty_like(logits[label], dtype=torch.float64, requires_grad=False)
-                noise[label].exponential_()
-            else:
-                draws[label] = estimate(law, logits[label], temperature)
-        for law, labels in self._labels_of.items():
-            if law.is_softmax:
-                together, exponential = (
-                    torch.stack([of[label] for label in labels]) for of in (logits, noise)
-                )
-                relaxed = relaxed_categorical(together, temperature, exponential=exponential)
-                draws.update(zip(labels, relaxed.unbind()))
-        return {label: draws[label] for label in self.laws}
-
     def use_probabilities(self) -> None:
         """Make the probabilities themselves the current weights: the noise-free mixture."""
         self.joint_sample.set(self._per_label(lambda law, logits: law.exact(logits)), self._all_rows)
@@ -190,9 +163,9 @@ class Distribution(nn.Module):
     def use_architecture(self, architecture: Mapping[str, Any]) -> None:
         """Make a single network the current sample: weights 0 and 1 at an NNI sample that names every label."""
         draws, rows = {}, {}
-        for label, members in self._members(architecture).items():
-            law = self.laws[label]
-            draws[label], rows[label] = law.hard(self._outcome_of(label, members)), law.rows(list(members))
+        for label, outcome in self._outcomes(architecture).items():
+            law, members = self.laws[label], self.members(label, architecture[label])
+            draws[label], rows[label] = law.hard(outcome), law.rows(list(members))
         self.joint_sample.set(draws, rows, is_network=True)
 
     # -- what is reported ------------------------------------------------------------------------
@@ -219,9 +192,8 @@ class Distribution(nn.Module):
 
     def log_prob(self, architecture: Mapping[str, Any]) -> Tensor:
         """Scalar: log-probability of an NNI sample that names every label; differentiable."""
-        outcomes = {label: self._outcome_of(label, own) for label, own in self._members(architecture).items()}
-        each = [law.log_prob(self.logits[label], outcomes[label]) for label, law in self.laws.items()]
-        return torch.stack(each).sum()
+        outcomes, logits = self._outcomes(architecture), self.logits
+        return sum(law.log_prob(logits[label], outcomes[label]) for label, law in self.laws.items())
 
     def mode(self) -> dict[str, Any]:
         """The most probable network, as an NNI sample: one entry per label."""
@@ -248,7 +220,9 @@ class Distribution(nn.Module):
         Raises:
             UsageError: the value is none of the candidates, or not the right number of them.
         """
-        return self._outcome_of(label, self.members(label, value))
+        outcome = torch.zeros_like(self.logits[label], requires_grad=False)
+        outcome[list(self.members(label, value))] = 1
+        return outcome
 
     def members(self, label: str, value: Any) -> tuple[int, ...]:
         """The outcome that an NNI sample's value stands for: the ascending indices of its candidates.
@@ -278,18 +252,13 @@ class Distribution(nn.Module):
         """
         return self.laws[label].index_of(self.members(label, value))
 
-    def _members(self, architecture: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    def _outcomes(self, architecture: Mapping[str, Any]) -> dict[str, Tensor]:
         missing = [label for label in self.variables if label not in architecture]
         if missing:
             raise UsageError(
                 f"choice {missing[0]!r}: the sample does not name it; give a value for every choice"
             )
-        return {label: self.members(label, architecture[label]) for label in self.variables}
-
-    def _outcome_of(self, label: str, members: tuple[int, ...]) -> Tensor:
-        outcome = torch.zeros_like(self.logits[label], requires_grad=False)
-        outcome[list(members)] = 1
-        return outcome
+        return {label: self.outcome(label, architecture[label]) for label in self.variables}
 
     def _per_label(self, function: Callable[[Law, Tensor], Tensor]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
