@@ -6,19 +6,17 @@ value return ``hard(s) + surrogate - stop_gradient(surrogate)``: the derivative 
 times that of ``f`` at the hard draw. With J(p) the derivative of softmax where its value is p, and t the
 temperature:
 
-=======================  ======  =====  =================  ======================  =========  =========  ====
-estimator                choice  value  derivative         bias                    t = 1      t = 0.2    cost
-=======================  ======  =====  =================  ======================  =========  =========  ====
-soft                     1 of n  soft   of the value       falls with t            0.35 0.49  0.04 2.14  1.0
-soft                     k of n  soft   of the value       not 0 at any t          0.27 0.43  0.13 2.21  6
-soft                     any     soft   of the value       falls, not to 0         0.46 0.38  0.18 1.81  2.1
-straight-through         1 of n  hard   exact marginals    0 for linear f          0.25 0.44  0.25 0.44  1.2
-straight-through         k of n  hard   exact marginals    0 for linear f          0.09 0.24  0.09 0.24  5
-straight-through         any     hard   exact marginals    0 for linear f          0.39 1.42  0.39 1.42  3
-straight-through-gumbel  1 of n  hard   a soft draw        not 0 at any t          0.23 0.77  0.16 2.78  2.5
-gumbel-rao               1 of n  hard   mean of 100 soft   that of the line above  0.23 0.47  0.15 0.68  3.3
-reinmax                  1 of n  hard   2 J(q) - J(p) / 2  0 for quadratic f, t=1  0.14 0.64  0.86 1.02  1.6
-=======================  ======  =====  =================  ======================  =========  =========  ====
+================  ======  =====  =================  ======================  =========  =========  ====
+estimator         choice  value  derivative         bias                    t = 1      t = 0.2    cost
+================  ======  =====  =================  ======================  =========  =========  ====
+soft              1 of n  soft   of the value       falls with t            0.35 0.49  0.04 2.14  1.0
+soft              k of n  soft   of the value       not 0 at any t          0.27 0.43  0.13 2.21  6
+soft              any     soft   of the value       falls, not to 0         0.46 0.38  0.18 1.81  2.1
+straight-through  1 of n  hard   exact marginals    0 for linear f          0.25 0.44  0.25 0.44  1.2
+straight-through  k of n  hard   exact marginals    0 for linear f          0.09 0.24  0.09 0.24  5
+straight-through  any     hard   exact marginals    0 for linear f          0.39 1.42  0.39 1.42  3
+reinmax           1 of n  hard   2 J(q) - J(p) / 2  0 for quadratic f, t=1  0.14 0.64  0.86 1.02  1.6
+================  ======  =====  =================  ======================  =========  =========  ====
 
 - The pairs of figures are bias and spread on one example: norm of the bias, and square root of the summed
   variances of the entries, both relative to the norm of the exact gradient; ``theta = (1, 0, -1, 0.5)``,
@@ -31,20 +29,12 @@ reinmax                  1 of n  hard   2 J(q) - J(p) / 2  0 for quadratic f, t=
   subset even that is approximate: how the conditioning of the noise depends on ``theta`` is left out.
 - ``straight-through`` (Bengio et al., 1308.3432; for k-subsets Ahmed et al., 2210.01941): first-order in
   ``f``; the temperature does not enter.
-- ``straight-through-gumbel`` (Jang et al., section 2.2; GDAS, Dong, Yang, 1910.04465): ``f`` is linearised at
-  the hard draw, the draw relaxed: bias of both kinds. Its variance grows likewise.
 - ``reinmax`` (Liu et al., 2304.08612, algorithm 2): second-order in ``f`` at t = 1, by the trapezoidal rule;
   ``p = softmax(theta)``, ``q`` half way from ``softmax(theta / t)`` to the hard draw. Away from t = 1 the
-  bias grows quickly on either side: keep t at 1.
-- ``gumbel-rao`` (Paulus, Maddison, Krause, 2010.04838): the mean of straight-through-gumbel over 100 soft
-  draws given the hard one. Its variance is smaller at every t, and about constant down to t = 0.1.
-
-The last three are derived for one candidate of n alone.
+  bias grows quickly on either side: keep t at 1. It is derived for one candidate of n alone.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -55,9 +45,6 @@ from nni_gumbel.relaxation.law import Law, check_temperature
 
 ESTIMATORS = Categorical.estimators
 """All of them; for other laws than that of one candidate of n only some are derived."""
-
-GUMBEL_RAO_SAMPLES = 100
-"""Relaxed samples that Gumbel-Rao averages given one hard outcome."""
 
 
 def estimate(
@@ -94,29 +81,27 @@ def estimate(
     hard = law.hard(outcome)
     if not (logits.requires_grad and torch.is_grad_enabled()):
         return hard
-    tangent = surrogate(law, logits, outcome, temperature, estimator, generator)
+    tangent = surrogate(law, logits, outcome, temperature, estimator)
     # In this order: the difference is exactly 0, so the value is exactly 0 or 1.
     return hard + (tangent - tangent.detach())
 
 
-def surrogate(
-    law: Law,
-    logits: Tensor,
-    outcome: Tensor,
-    temperature: float,
-    estimator: str,
-    generator: torch.Generator | None = None,
-) -> Tensor:
+def surrogate(law: Law, logits: Tensor, outcome: Tensor, temperature: float, estimator: str) -> Tensor:
     """The function whose derivative a hard estimator uses, given the outcome that was drawn.
 
     Args:
-        law, logits, temperature, estimator, generator: as in :func:`estimate`; not ``soft``.
+        law, logits, temperature, estimator: as in :func:`estimate`; not ``soft``.
         outcome: ``(..., n)`` of 0 and 1, in the support of the law.
 
     Returns:
         Draw-shaped; differentiable.
     """
-    return _SURROGATES[estimator](law, logits, outcome, temperature, generator)
+    if estimator == "straight-through":
+        return law.exact(logits)
+    theta = logits.double()
+    midpoint = (torch.softmax(theta.detach() / temperature, -1) + outcome) / 2
+    # Heun's method: the derivative at the midpoint twice, less half of that at the law itself.
+    return (2 * _softmax_at(midpoint, theta) - torch.softmax(theta, -1) / 2).to(logits.dtype)
 
 
 def check_supported(law: Law, estimator: str, label: str | None = None) -> None:
@@ -140,47 +125,7 @@ def check_supported(law: Law, estimator: str, label: str | None = None) -> None:
         )
 
 
-_Surrogate = Callable[[Law, Tensor, Tensor, float, torch.Generator | None], Tensor]
-
-
-def _straight_through(
-    law: Law, logits: Tensor, outcome: Tensor, temperature: float, generator: torch.Generator | None
-) -> Tensor:
-    return law.exact(logits)
-
-
-def _straight_through_gumbel(
-    law: Law, logits: Tensor, outcome: Tensor, temperature: float, generator: torch.Generator | None
-) -> Tensor:
-    return law.soft(logits, outcome, temperature, generator)
-
-
-def _reinmax(
-    law: Law, logits: Tensor, outcome: Tensor, temperature: float, generator: torch.Generator | None
-) -> Tensor:
-    theta = logits.double()
-    midpoint = (torch.softmax(theta.detach() / temperature, -1) + outcome) / 2
-    # Heun's method: the derivative at the midpoint twice, less half of that at the law itself.
-    return (2 * _softmax_at(midpoint, theta) - torch.softmax(theta, -1) / 2).to(logits.dtype)
-
-
-def _gumbel_rao(
-    law: Law, logits: Tensor, outcome: Tensor, temperature: float, generator: torch.Generator | None
-) -> Tensor:
-    outcomes = outcome.expand(GUMBEL_RAO_SAMPLES, *outcome.shape)
-    theta = logits.double()
-    return law.soft(theta, outcomes, temperature, generator).mean(0).to(logits.dtype)
-
-
 def _softmax_at(probs: Tensor, theta: Tensor) -> Tensor:
     """``probs``, with the derivative that softmax has where its value is ``probs``."""
     change = theta - theta.detach()
     return probs + probs * (change - (probs * change).sum(-1, keepdim=True))
-
-
-_SURROGATES: dict[str, _Surrogate] = {
-    "straight-through": _straight_through,
-    "straight-through-gumbel": _straight_through_gumbel,
-    "reinmax": _reinmax,
-    "gumbel-rao": _gumbel_rao,
-}

@@ -25,7 +25,7 @@ from nni_gumbel.relaxation.estimators import check_supported, estimate
 from nni_gumbel.relaxation.gumbel import relaxed_categorical
 from nni_gumbel.relaxation.host import HostCopy, to_device
 from nni_gumbel.relaxation.law import Law, check_temperature
-from nni_gumbel.relaxation.partial import draw_pair, estimate_sampled, tempered, weights_of_pair
+from nni_gumbel.relaxation.partial import draw_pair, tempered, weights_of_pair
 from nni_gumbel.results.space import variables_of
 from nni_gumbel.supernet.joint_sample import JointSample, Rows, nonzero_rows
 
@@ -195,17 +195,18 @@ class Distribution(nn.Module):
     def sample_alone(self, temperature: float, estimator: str) -> None:
         """Draw a single network whose weights have derivatives, as the estimator has them; no other candidate runs.
 
-        See :func:`~nni_gumbel.relaxation.partial.estimate_sampled`, also for what is lost with the others.
+        See :mod:`~nni_gumbel.relaxation.partial` for what is lost with the others.
 
         Args:
             temperature: > 0, dimensionless.
-            estimator: see :mod:`nni_gumbel.relaxation.estimators`.
+            estimator: see :mod:`nni_gumbel.relaxation.estimators`; ``soft`` stands for ``straight-through``.
         """
+        estimator = "straight-through" if estimator == "soft" else estimator
         on_host = self._on_host()
         outcomes = self._drawn(on_host)
         moved = self._on_device(outcomes)
         draws = {
-            label: estimate_sampled(law, self.logits[label], temperature, estimator, moved[label])
+            label: estimate(law, self.logits[label], temperature, estimator, outcome=moved[label])
             for label, law in self.laws.items()
         }
         self.joint_sample.set(draws, self._rows_of(outcomes))

@@ -74,7 +74,7 @@ def same(first, second):
     [
         ("plain", {}),
         ("noisy", {"gap_every": 1, "warmup_epochs": 1, "estimator": "straight-through"}),
-        ("plain", {"level": "unrolled", "temperature_schedule": "target-entropy", "samples_per_step": 2}),
+        ("plain", {"level": "unrolled", "temperature_schedule": "cosine", "samples_per_step": 2}),
         ("own generator", {"level": "single", "batches_per_step": 2, "gap_every": 2}),
         ("plain", {"execution": "sampled", "warmup_epochs": 1, "structure_candidates": "two"}),
         ("plain", {"max_params": 30, "max_flops": 40, "kl_weight": 0.5, "prior": "cost", "cost": "flops"}),

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 DEFAULT = (
-    "default", "default:cost_weight=0", "plain", "sampled", "darts", "snas", "gdas", "reinmax",
+    "default", "default:cost_weight=0", "plain", "sampled", "darts", "snas", "reinmax",
     *strategies.GRADIENT, *strategies.SAMPLING, *strategies.MULTI_TRIAL,
 )  # fmt: skip
 QUICK = (
