@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from nni_gumbel.pipeline.watch import Outcome, Progress
+    from nni_gumbel.pipeline.watch import Outcome
 
 # What the shell shows for a program that Ctrl-C has ended.
 _INTERRUPTED = 130
@@ -65,7 +65,6 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     add("register", "make the tuner GumbelSearch known to NNI, once an environment", _register)
-    add("unregister", "take the tuner off NNI's list again", _unregister)
     init = add("init", "write an experiment.yml and a search space to start from", _init)
     init.add_argument("directory", metavar="DIR", help="made if it is not there; nothing is overwritten")
     doctor = add("doctor", "check this machine and an experiment before it starts", _doctor)
@@ -98,14 +97,6 @@ def _register(_: argparse.Namespace) -> int:
 
     register()
     print(f"{NAME} is registered: experiment.yml can say `tuner: {{name: {NAME}}}`.")
-    return 0
-
-
-def _unregister(_: argparse.Namespace) -> int:
-    from nni_gumbel.pipeline.manager import NAME, unregister
-
-    unregister()
-    print(f"{NAME} is not registered any more.")
     return 0
 
 
@@ -194,35 +185,30 @@ def _wait(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--timeout: {arguments.timeout:g} is no time to wait; give seconds, more than 0")
     console = _console(120)
     experiment = find_experiment(arguments.id)
-    spinner = console.status("looking") if console.is_terminal else None
-    shown = {"line": "", "at": 0.0}
+    spinner = console.status("looking")
+    told, told_at = "", 0.0
 
-    def show(progress: Progress) -> None:
-        line = progress_line(progress)
-        if spinner is not None:
-            spinner.update(f"{line}, {_clock(progress.elapsed)}")
-        elif line != shown["line"] or time.monotonic() - shown["at"] > 60:
-            shown.update(line=line, at=time.monotonic())
-            console.print(f"[{_clock(progress.elapsed)}] {line}", soft_wrap=True, markup=False)
+    def show(line: str, seconds: float) -> None:
+        nonlocal told, told_at
+        clock = f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+        if console.is_terminal:
+            spinner.update(f"{line}, {clock}")
+        elif line != told or time.monotonic() - told_at > 60:
+            told, told_at = line, time.monotonic()
+            console.print(f"[{clock}] {line}", soft_wrap=True, markup=False)
 
     def warn(line: str) -> None:
         console.print(f"warning: {line}", soft_wrap=True, markup=False, style="yellow")
 
     try:
         console.print(f"experiment {experiment.id}, portal {experiment.portal}", soft_wrap=True)
-        if spinner is not None:
-            spinner.start()
-        outcome = follow(experiment, show=show, warn=warn, timeout=arguments.timeout)
+        with spinner:
+            outcome = follow(experiment, show=show, warn=warn, timeout=arguments.timeout)
     except KeyboardInterrupt:
         again, end = f"`nni-gumbel wait {experiment.id}`", f"`nnictl stop {experiment.id}`"
-        print(
-            f"nni-gumbel: experiment {experiment.id} goes on; {again} follows it, {end} ends it",
-            file=sys.stderr,
-        )
+        goes_on = f"experiment {experiment.id} goes on; {again} follows it, {end} ends it"
+        print(f"nni-gumbel: {goes_on}", file=sys.stderr)
         return _INTERRUPTED
-    finally:
-        if spinner is not None:
-            spinner.stop()
     _print_outcome(console, outcome)
     console.print(f"portal   {experiment.portal}", soft_wrap=True)
     console.print(f"to end   nnictl stop {experiment.id}", soft_wrap=True)
@@ -237,26 +223,6 @@ def _console(columns_of_a_log: int = 80) -> Console:
     if not console.is_terminal:
         console.width = columns_of_a_log
     return console
-
-
-def progress_line(progress: Progress) -> str:
-    """Where an experiment is, without the time."""
-    nouns = {"search": "searches", "train": "trainings", "random": "random networks", "export": "export"}
-    parts, earlier_are_open = [], False
-    for stage in progress.stages:
-        # A search brings trainings, a training its baseline.
-        more = "+" if stage.stage != "export" and earlier_are_open else ""
-        earlier_are_open |= stage.done < stage.planned
-        running = f" ({stage.running} running)" if stage.running else ""
-        # Before a network is found, and after everything failed, no number is known.
-        of = f"/{stage.planned}{more}" if stage.planned else ""
-        parts.append(f"{nouns[stage.stage]} {stage.done}{of}{running}")
-    if progress.failed:
-        parts.append(f"{progress.failed} failed")
-    if progress.best is not None:
-        of = "" if progress.best_stage == "train" else " of a search"
-        parts.append(f"best validation {progress.metric}{of} {progress.best:.4g}")
-    return ", ".join(parts)
 
 
 def _print_outcome(console: Console, outcome: Outcome) -> None:
@@ -280,11 +246,6 @@ def _print_outcome(console: Console, outcome: Outcome) -> None:
     if outcome.warning:
         console.print(f"warning: {outcome.warning}", soft_wrap=True, markup=False, style="yellow")
     console.print(f"\nexport   {outcome.path}", soft_wrap=True, markup=False)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes}:{rest:02d}"
 
 
 if __name__ == "__main__":

@@ -32,7 +32,13 @@ from typing import Any, NoReturn
 from nni.tuner import Tuner
 
 from nni_gumbel.errors import UsageError, first_line
-from nni_gumbel.pipeline.manager import ERROR_FILE, Manager, ManagerUnreachable, trial_command_of
+from nni_gumbel.pipeline.manager import (
+    ERROR_FILE,
+    Manager,
+    ManagerUnreachable,
+    check_params,
+    trial_command_of,
+)
 from nni_gumbel.pipeline.plan import Plan, finished
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import Task, Trial
@@ -40,11 +46,6 @@ from nni_gumbel.pipeline.task import Task, Trial
 _logger = logging.getLogger(__name__)
 
 _LOOK_EVERY = 5.0
-
-ASSESSOR_REFUSED = (
-    "assessor: networks are compared after trainings of equal length, so none may be stopped early; "
-    "remove the assessor"
-)
 
 
 def _ends_the_experiment(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -103,11 +104,10 @@ class GumbelSearchTuner(Tuner):
         params = self._manager.experiment()["params"]
         self._plan = Plan.of(settings, params.get("searchSpace"))
         trial_command_of(params)  # refuses what a trial would
+        check_params(params)
         # After the export it is the number of trials that there were.
         if not finished(self._manager.trials()):
             self._plan.check_trial_limit(params.get("maxTrialNumber"))
-        if params.get("assessor"):
-            raise UsageError(ASSESSOR_REFUSED)
         count, most = len(self._plan.combinations), self._plan.largest_trial_count
         _logger.info("%d combinations, at most %d trials", count, most)
 

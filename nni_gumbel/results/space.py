@@ -63,7 +63,7 @@ class SpaceReference:
             UsageError: the class is not found or is no ``ModelSpace``, the constructor refuses the
                 arguments, or nothing in the space is left to choose.
         """
-        return self.construct(import_named(FIELD, self.module, self.name))
+        return self.construct(import_named(FIELD, str(self)))
 
     def construct(self, space: Any) -> ModelSpace:
         """As :meth:`build`, with a class that is at hand."""

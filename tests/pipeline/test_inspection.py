@@ -99,7 +99,7 @@ def test_the_smallest_and_the_largest_network_are_those_of_nnis_freeze(inspectio
 
 def test_a_candidate_costs_what_it_adds_to_the_cheapest_one(inspection):
     added = {
-        choice.label: {candidate.name: candidate.added["parameters"] for candidate in choice.candidates}
+        choice.label: {candidate: added["parameters"] for candidate, added in choice.added.items()}
         for choice in inspection.choices
     }
     # 3 more inputs of 3 x 3 kernels of which 1 entry was there, for 4 or 8 outputs.
