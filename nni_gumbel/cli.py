@@ -229,12 +229,11 @@ def _print_outcome(console: Console, outcome: Outcome) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from nni_gumbel.results.report import baseline_line, network_header, network_rows
+    from nni_gumbel.results.report import baseline_line, network_table
 
     # The choices, as many as a network has layers, and the baseline have lines of their own: the table fits a terminal.
     metric = outcome.settings.metric
-    rows = network_rows(outcome.networks, outcome.chosen, baseline=False)
-    name, _, *titles = network_header(metric, outcome.networks, baseline=False)
+    (name, _, *titles), *rows = network_table(outcome.networks, metric, outcome.chosen)
     table = Table(name, *titles, box=SIMPLE_HEAD)
     for network, (name, _, *row) in zip(outcome.networks, rows):
         table.add_row(name, *row, style="bold" if network is outcome.chosen else None)
