@@ -69,7 +69,6 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("directory", metavar="DIR", help="made if it is not there; nothing is overwritten")
     doctor = add("doctor", "check this machine and an experiment before it starts", _doctor)
     doctor.add_argument("experiment", metavar="experiment.yml", nargs="?", help="also check this experiment")
-    doctor.add_argument("--port", type=int, default=8080, help="port of the portal (default: %(default)s)")
     inspect = add("inspect", "show what a search space holds: networks, costs, execution", _inspect)
     inspect.add_argument("space", metavar="module:MySpace", help="a class that is found from here")
     inspect.add_argument("arguments", metavar="key=value", nargs="*", help="arguments of its constructor")
@@ -165,7 +164,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     console, failed = _console(), 0
     colours = {"ok": "green", "warn": "yellow", "FAIL": "bold red"}
-    for finding in examine(arguments.experiment, arguments.port):
+    for finding in examine(arguments.experiment):
         level = Text(f"{finding.level:<6}", style=colours[finding.level])
         # One line each, however long: it can be searched and copied.
         console.print(Text.assemble(level, f"{finding.subject}: {finding.text}"), soft_wrap=True)

@@ -11,18 +11,15 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import loky
 import yaml
 
-from nni_gumbel.data import DIRECTORY_FIELD, DOWNLOADED
 from nni_gumbel.errors import UsageError
-from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.machine import (
     FAIL,
     OK,
@@ -31,7 +28,6 @@ from nni_gumbel.pipeline.machine import (
     command_findings,
     finding_of,
     gpu_findings,
-    port_finding,
     version_findings,
     visible_gpus,
 )
@@ -40,18 +36,16 @@ from nni_gumbel.pipeline.manager import (
     check_params,
     is_registered,
     plan_of,
-    running_experiments,
     trial_command_of,
 )
 from nni_gumbel.search.settings import SearchSettings, without_effect
 
 
-def examine(config_file: str | Path | None, port: int) -> Iterator[Finding]:
+def examine(config_file: str | Path | None) -> Iterator[Finding]:
     """All checks, each as soon as it is made.
 
     Args:
         config_file: the experiment's YAML; ``None`` looks at the machine alone.
-        port: the port that `nnictl create` will be given.
     """
     yield from version_findings()
     # Each torchvision is built for one torch.
@@ -67,7 +61,6 @@ def examine(config_file: str | Path | None, port: int) -> Iterator[Finding]:
         else:
             yield Finding(OK, "YAML", f"{config_file} is one that NNI accepts")
             yield from config_findings(config)
-    yield port_finding(port, running_experiments())
     gpus = visible_gpus()
     yield from gpu_findings(config, gpus)
     if gpus:
@@ -103,13 +96,10 @@ def read_config(config_file: str | Path) -> dict[str, Any]:
         raise UsageError(f"{path}: is not YAML ({' '.join(str(error).split())}); correct it") from error
     if not isinstance(content, Mapping):
         raise UsageError(f"{path}: holds no names and values; `nni-gumbel init DIR` writes an example")
-    # Two mistakes that NNI meets with an error of Python's own.
+    # A mistake that NNI meets with an error of Python's own.
     service = content.get("trainingService")
     if not isinstance(service, Mapping) or service.get("platform") != "local":
         raise UsageError(f"trainingService: {service!r} is none for this tuner; give platform: local")
-    concurrency = content.get("trialConcurrency")
-    if not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1:
-        raise UsageError(f"trialConcurrency: {concurrency!r} is no number of trials; give at least 1")
 
     from nni.experiment.config import ExperimentConfig, utils
 
@@ -156,69 +146,24 @@ def config_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(FAIL, "trial command", str(error))
         return
     yield Finding(OK, "trial command", f"runs in {directory}")
-    with _inside(directory):
-        checks = {
-            "space": partial(_space, command),
-            "data": partial(_data, command),
-            "rehearsal": partial(_rehearsal, command, searches),
-            **({"costs": partial(_costs, command, searches)} if searches else {}),
-            "evaluator": partial(_evaluator, command, metric),
-        }
-        for subject, check in checks.items():
-            finding = finding_of(subject, check)
-            yield finding
-            if finding.level == FAIL:
-                break  # those behind it would fail at the same
-    lines = (line for each in searches for line in without_effect(each, command.cost is not None))
-    yield from (Finding(WARN, "costs", line) for line in dict.fromkeys(lines))
 
+    def search() -> str:
+        # Imports torch, which the checks of the machine may have found to be missing.
+        from nni_gumbel.pipeline.rehearsal import rehearsed
 
-def _space(command: TrialCommand) -> str:
-    with warnings.catch_warnings():
+        if command.evaluator is None and metric not in (None, "acc", "loss"):
+            raise UsageError(
+                f"metric: the built-in classification logs acc and loss, not {metric!r}; set metric: acc, "
+                "or name an --evaluator of your own"
+            )
+        return rehearsed(command, searches)
+
+    with _inside(directory), warnings.catch_warnings():
         # NNI wonders about classes that torch has added since; nobody can do anything about it.
         warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"nni\.nas")
-        return f"{command.space}, {len(command.reference.build().simplify())} choices"
-
-
-def _data(command: TrialCommand) -> str:
-    name, folder = command.data, Path(command.data_dir).expanduser()
-    if name in DOWNLOADED:
-        # The nearest folder that exists is the one in which the others would be made.
-        existing = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            raise UsageError(
-                f"{DIRECTORY_FIELD}: {existing} cannot be written; give a directory that can, or that holds {name}"
-            )
-        return f"{name}, which the first trial downloads unless it is in {folder}"
-    if not command.data_is_at_hand:
-        return name or "the evaluator's own"
-    from nni_gumbel.data.sources import read_parts
-
-    parts = read_parts(name, command.data_dir)
-    sizes = f"{len(parts.train)} training, {len(parts.validation)} validation, {len(parts.test)} test images"
-    return f"{name}, {sizes} of shape {parts.train.pixels.shape[1:]}"
-
-
-def _rehearsal(command: TrialCommand, searches: Sequence[SearchSettings]) -> str:
-    # Imports torch, which the checks of the machine may have found to be missing.
-    from nni_gumbel.pipeline.rehearsal import rehearsed_command
-
-    return rehearsed_command(command, searches)
-
-
-def _costs(command: TrialCommand, searches: Sequence[SearchSettings]) -> str:
-    from nni_gumbel.pipeline.rehearsal import rehearsed_costs
-
-    return rehearsed_costs(command, searches)
-
-
-def _evaluator(command: TrialCommand, metric: str | None) -> str:
-    if command.evaluator is None and metric not in (None, "acc", "loss"):
-        raise UsageError(
-            f"metric: the built-in classification logs acc and loss, not {metric!r}; set metric: acc, "
-            "or name an --evaluator of your own"
-        )
-    return command.evaluator or "the built-in classification"
+        yield finding_of("search", search)
+    lines = (line for each in searches for line in without_effect(each, command.cost is not None))
+    yield from (Finding(WARN, "costs", line) for line in dict.fromkeys(lines))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What there is on this machine: installed versions, the two commands, the port, GPUs.
+"""What there is on this machine: installed versions, the two commands, GPUs.
 
 The bounds of versions are written once, in `setup.cfg`; they are read from the installed package's own metadata.
 Every finding is one line, and a bad one ends with its remedy.
@@ -6,11 +6,9 @@ Every finding is one line, and a bad one ends with its remedy.
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import shutil
-import socket
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,35 +79,6 @@ def command_findings() -> Iterator[Finding]:
         found = "is not on the PATH" if path is None else f"{path} belongs to another environment"
         remedy = f"activate this one, or `export PATH={sysconfig.get_path('scripts')}:$PATH`"
         yield Finding(FAIL, command, f"{found}; {remedy}")
-
-
-def port_finding(port: int, owners: Mapping[int, str]) -> Finding:
-    """Whether the manager's port is free.
-
-    Args:
-        port: what `nnictl create --port` will be given.
-        owners: port -> id of the running experiments on this machine.
-    """
-    reason = _taken(port)
-    if reason is None:
-        return Finding(OK, f"port {port}", "free")
-    stop = f"`nnictl stop {owners[port]}` ends experiment {owners[port]} there, or " if port in owners else ""
-    other = next((each for each in range(max(1024, port + 1), 65535) if not _taken(each)), 8080)
-    take = f"take another: `nnictl create --config experiment.yml --port {other}`"
-    return Finding(FAIL, f"port {port}", f"{reason}; {stop}{take}")
-
-
-def _taken(port: int) -> str | None:
-    """Why nobody can listen on a port; ``None`` if it is free."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))  # all interfaces, as NNI's manager does
-        except OverflowError:
-            return "is no port number (0 to 65535)"
-        except OSError as error:
-            return "in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-    return None
 
 
 # -- GPUs ----------------------------------------------------------------------------------------------

@@ -275,13 +275,6 @@ class Experiment:
             return None
 
 
-def running_experiments() -> dict[int, str]:
-    """The experiments on this machine whose managers live: port -> id."""
-    return {
-        entry["port"]: name for name, entry in _listed().items() if entry.get("port") and _is_alive(entry)
-    }
-
-
 def find_experiment(experiment_id: str | None = None) -> Experiment:
     """Look an experiment up in NNI's list; the newest one if no id is given.
 

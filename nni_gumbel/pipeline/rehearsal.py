@@ -162,55 +162,43 @@ def check_scores(output: Any, name: object, classes: int | None = None) -> int:
     )
 
 
-# -- before an experiment starts -----------------------------------------------------------------------------
+def rehearsed(command: TrialCommand, searches: Sequence[SearchSettings]) -> str:
+    """What can be told of the searches of an experiment before it starts; what was found, in a line.
 
+    The space is built, relaxed, tried on the data if that is at hand, and its networks are priced. Nothing is measured
+    or downloaded, and no code of one's own but the space and the cost runs: what depends on a latency is left to the
+    first search, and so are multiply-adds where there is no example.
 
-def rehearsed_command(command: TrialCommand, searches: Sequence[SearchSettings]) -> str:
-    """Relax the space of a trial command, and try it on its data if that is at hand; what was found, in a line.
+    Args:
+        command: of the trials.
+        searches: the settings of each combination.
 
     Raises:
-        UsageError: a search cannot begin with it.
+        UsageError: the space or the data cannot be had, a search cannot begin with them, no network meets a budget, a
+            cost cannot be found, or a prior does not fit.
     """
+    example, classes = _example(command)
     space = command.reference.build()
-    distribution = relax(space)
+    choices, distribution, own = len(space.simplify()), relax(space), command.own_cost()
     for settings in searches:
         check_estimator(distribution, settings)
-    if not command.data_is_at_hand:
-        return "every choice can be relaxed; the first trial tries the space on its data"
-    example, classes = _example(command)
-    rehearse(space, distribution, command.reference, example, None if command.evaluator else classes)
-    return "every choice can be relaxed, and the space takes the data"
-
-
-def rehearsed_costs(command: TrialCommand, searches: Sequence[SearchSettings]) -> str:
-    """Price the networks of a trial command for each search; what was found, in a line.
-
-    Nothing is measured: what depends on a latency is left to the first search, and multiply-adds are where there is
-    no example.
-
-    Raises:
-        UsageError: no network meets a budget, a cost cannot be found, or a prior does not fit.
-    """
-    space = command.reference.build()
-    distribution, own, (example, _) = relax(space), command.own_cost(), _example(command)
-    seen = set()
-    for settings in searches:
+    if command.data_is_at_hand:
+        rehearse(space, distribution, command.reference, example, None if command.evaluator else classes)
+    # Of searches that are priced alike, one is enough.
+    alike = {(each.max_params, each.max_flops, each.cost, each.prior): each for each in searches}
+    for settings in alike.values():
         cost = "params" if settings.cost == "latency" else settings.cost
-        key = (settings.max_params, settings.max_flops, cost, settings.prior)
-        if key in seen:
-            continue
-        seen.add(key)
-        values = {**vars(settings), "max_latency_ms": None, "cost": cost}
-        costs = SearchCosts(space, distribution, SearchSettings(**values), own)
+        known = SearchSettings(**{**vars(settings), "max_latency_ms": None, "cost": cost})
+        costs = SearchCosts(space, distribution, known, own)
         if example is not None:
             costs.complete(example.args, example.kwargs)
         if costs.is_complete or settings.prior != "cost":
             build_prior(settings.prior, distribution, costs)
     unknown = ("max_latency_ms",) if example is not None else ("max_flops", "max_latency_ms")
     later = [name for name in unknown if any(getattr(each, name) is not None for each in searches)]
-    priced = command.cost or ", ".join(dict.fromkeys(settings.cost for settings in searches))
+    later += [] if command.data_is_at_hand else ["whether the space takes the data"]
     but = f", but for {' and '.join(later)}, which the first search tells" if later else ""
-    return f"{priced}; every budget can be met{but}"
+    return f"{command.space}, {choices} choices, each can be relaxed; every budget can be met{but}"
 
 
 def _example(command: TrialCommand) -> tuple[Example | None, int | None]:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from importlib import metadata
@@ -22,7 +21,6 @@ from nni_gumbel.pipeline.machine import (
     Gpu,
     command_findings,
     gpu_findings,
-    port_finding,
     version_findings,
 )
 
@@ -149,7 +147,7 @@ def test_a_sound_experiment_has_nothing_to_mend(folder):
 )
 def test_a_space_that_does_not_fit_shows_in_the_rehearsal(folder, space, words):
     (finding,) = check(folder, command=f"--space doctored:{space} --data npz:tiny.npz")
-    assert (finding.level, finding.subject) == (FAIL, "rehearsal")
+    assert (finding.level, finding.subject) == (FAIL, "search")
     assert all(word in finding.text for word in words), finding.text
 
 
@@ -210,7 +208,7 @@ def test_a_missing_file_is_one_line(tmp_path):
     ("changes", "words"),
     [
         ({"trialConcurency": 2}, ["trialconcurency"]),
-        ({"trialConcurrency": 0}, ["trialConcurrency: 0", "at least 1"]),
+        ({"trialConcurrency": 0}, ["trial_concurrency > 0"]),
         ({"maxTrialNumber": -1}, ["max_trial_number"]),
         ({"trainingService": {"platform": "locl"}}, ["trainingService", "locl", "platform: local"]),
         ({"trainingService": {"platform": "local", "useActveGpu": True}}, ["useactvegpu"]),
@@ -264,19 +262,14 @@ def test_a_file_can_be_read_after_one_that_nni_refuses(folder):
             ["--evaluator", "loader?"],
         ),
         ({"trialCommand": "python train.py"}, "trial command", ["python train.py", "nni-gumbel trial"]),
-        ({"command": "--space doctored:Plain --data npz:tiny.npz"}, "space", ["nothing to choose"]),
-        ({"command": "--space doctored:loader --data npz:tiny.npz"}, "space", ["ModelSpace"]),
+        ({"command": "--space doctored:Plain --data npz:tiny.npz"}, "search", ["nothing to choose"]),
+        ({"command": "--space doctored:loader --data npz:tiny.npz"}, "search", ["ModelSpace"]),
         (
             {"command": "--space doctored:Tiny wdth=3 --data npz:tiny.npz"},
-            "space",
+            "search",
             ["wdth", "width: int = 2"],
         ),
-        ({"command": "--space doctored:Tiny --data npz:none.npz"}, "data", ["none.npz", "no such file"]),
-        (
-            {"command": "--space doctored:Tiny --data mnist --data-dir doctored.py/data"},
-            "data",
-            ["--data-dir", "cannot be written"],
-        ),
+        ({"command": "--space doctored:Tiny --data npz:none.npz"}, "search", ["none.npz", "no such file"]),
         (
             {"trainingService": {"platform": "local", "reuseMode": True}},
             "settings",
@@ -308,15 +301,15 @@ def test_a_budget_that_no_network_can_meet_is_refused_in_every_combination(
     folder, class_args, search_space, words
 ):
     (finding,) = check(folder, class_args=class_args, searchSpace=search_space)
-    assert (finding.level, finding.subject) == (FAIL, "costs")
+    assert (finding.level, finding.subject) == (FAIL, "search")
     assert all(word in finding.text for word in words), finding.text
 
 
 def test_a_budget_that_can_be_met_is_right(folder):
     values = {"_type": "choice", "_value": [None, 128, 130]}
     path = write(folder, class_args={"max_flops": 128}, searchSpace={"max_params": values})
-    (finding,) = [found for found in config_findings(read_config(path)) if found.subject == "costs"]
-    assert (finding.level, finding.text) == (OK, "params; every budget can be met")
+    (finding,) = [found for found in config_findings(read_config(path)) if found.subject == "search"]
+    assert finding.level == OK and finding.text.endswith("; every budget can be met")
 
 
 def test_a_budget_of_multiply_adds_is_checked_before_the_data_is_downloaded(folder):
@@ -329,7 +322,7 @@ def test_a_budget_of_multiply_adds_is_checked_before_the_data_is_downloaded(fold
 
 def test_what_only_a_search_can_tell_of_a_budget_is_said(folder):
     path = write(folder, class_args={"max_latency_ms": 1e-9})
-    (finding,) = [found for found in config_findings(read_config(path)) if found.subject == "costs"]
+    (finding,) = [found for found in config_findings(read_config(path)) if found.subject == "search"]
     assert finding.level == OK and "but for max_latency_ms, which the first search tells" in finding.text
 
 
@@ -352,7 +345,7 @@ def test_a_cost_of_ones_own_is_tried(folder):
     command = "--space doctored:Tiny --data npz:tiny.npz --cost doctored:"
     assert check(folder, command=command + "depth") == []
     (finding,) = check(folder, command=command + "wrong")
-    assert (finding.level, finding.subject) == (FAIL, "costs") and "'much'" in finding.text
+    assert (finding.level, finding.subject) == (FAIL, "search") and "'much'" in finding.text
     (finding,) = check(folder, command=command + "dpeth")
     assert (finding.level, finding.subject) == (
         FAIL,
@@ -421,22 +414,6 @@ def test_commands_of_another_environment_are_told(tmp_path, monkeypatch):
 def test_commands_that_are_not_on_the_path_are_told(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert all(finding.level == FAIL and "export PATH=" in finding.text for finding in command_findings())
-
-
-# The port
-
-
-def test_a_port_in_use_is_told_with_a_free_one_and_with_the_experiment_on_it():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        finding = port_finding(port, {port: "abcd1234"})
-    assert finding.level == FAIL
-    assert "in use" in finding.text and "nnictl stop abcd1234" in finding.text and "--port" in finding.text
-
-
-def test_a_number_that_is_no_port_is_told():
-    finding = port_finding(65536, {})
-    assert finding.level == FAIL and "no port number" in finding.text
 
 
 # GPUs
@@ -567,7 +544,7 @@ def test_a_broken_yaml_does_not_keep_the_doctor_from_the_rest(tmp_path, monkeypa
     (tmp_path / "experiment.yml").write_text("a: [1")
     monkeypatch.setenv("NNI_CONFIG_DIR", str(tmp_path))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    found = list(examine(tmp_path / "experiment.yml", 8310))
+    found = list(examine(tmp_path / "experiment.yml"))
     by_subject = {finding.subject: finding.level for finding in found}
     assert by_subject["YAML"] == FAIL
     assert by_subject["nni"] == by_subject["nnictl"] == OK
@@ -577,5 +554,5 @@ def test_a_broken_yaml_does_not_keep_the_doctor_from_the_rest(tmp_path, monkeypa
 @pytest.mark.slow
 def test_a_tuner_that_is_not_registered_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("NNI_CONFIG_DIR", str(tmp_path))
-    (finding,) = [each for each in examine(None, 8320) if each.subject == "tuner"]
+    (finding,) = [each for each in examine(None) if each.subject == "tuner"]
     assert finding.level == FAIL and "nni-gumbel register" in finding.text
