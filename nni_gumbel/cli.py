@@ -73,11 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("space", metavar="module:MySpace", help="a class that is found from here")
     inspect.add_argument("arguments", metavar="key=value", nargs="*", help="arguments of its constructor")
     inspect.add_argument(
-        "--input", metavar="1,28,28", action="append", default=[],
-        help="shape of an input, once for each that it takes; 2:int for whole numbers; or",
+        "--input", metavar="1,28,28", action="append", required=True,
+        help="shape of an input, once for each that it takes; 2:int for whole numbers",
     )  # fmt: skip
-    inspect.add_argument("--data", metavar="NAME", help="data whose images it takes, as in a trial command")
-    inspect.add_argument("--data-dir", metavar="DIR", default="data", help="default: %(default)s")
     inspect.add_argument("--batch", type=int, default=2, help="how many inputs (default: %(default)s)")
     wait = add("wait", "follow an experiment until it ends and show the networks found", _wait)
     wait.add_argument("id", metavar="ID", nargs="?", help="the experiment's id (default: the newest)")
@@ -150,7 +148,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from nni_gumbel.results.space import SpaceReference
 
     reference = SpaceReference.parse(arguments.space, arguments.arguments)
-    example = example_of(arguments.input, arguments.data, arguments.data_dir, arguments.batch)
+    example = example_of(arguments.input, arguments.batch)
     console = _console(100)
     for part in rendered(inspect_space(reference, example)):
         console.print(part)

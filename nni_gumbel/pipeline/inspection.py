@@ -28,8 +28,6 @@ from nni_gumbel.complexity.counting import number_of_networks, number_of_samples
 from nni_gumbel.complexity.flops import expected_flops
 from nni_gumbel.complexity.params import expected_parameters
 from nni_gumbel.complexity.table import ExpectedSum, Table
-from nni_gumbel.data import build_data, check_name, is_function
-from nni_gumbel.data.sources import read_parts
 from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.rehearsal import rehearse
 from nni_gumbel.results.example import Example
@@ -108,39 +106,24 @@ def inspect_space(reference: SpaceReference, example: Example) -> Inspection:
     return Inspection(reference, f"{_count(networks)} {kind}", ranges, tuple(missing), choices)
 
 
-def example_of(shapes: Sequence[str], data: str | None, data_dir: str, batch: int) -> Example:
+def example_of(shapes: Sequence[str], batch: int) -> Example:
     """The inputs that a space is tried on.
 
     Args:
         shapes: of each input, ``1,28,28``, without the batch: standard normal numbers; of ``2:int`` zeros, which every
-            embedding takes; or
-        data: the name of a data set, whose first validation images they are. One of the two.
-        data_dir: where torchvision's files are, or are downloaded to.
+            embedding takes.
         batch: how many.
 
     Returns:
         ``(batch, *shape)`` for each shape, float32 or int64.
 
     Raises:
-        UsageError: none or both are given, or one is not what it should be.
+        UsageError: one of them is not what it should be.
     """
-    if bool(shapes) == (data is not None):
-        raise UsageError(
-            "--input: the space needs one kind of input to run on; give --input 1,28,28, once for each "
-            "input, or --data NAME"
-        )
     if batch < 1:
         raise UsageError(f"--batch: {batch} is no number of inputs; give at least 1")
-    if shapes:
-        generator = torch.Generator().manual_seed(0)
-        return Example(tuple(_input_of(shape, batch, generator) for shape in shapes))
-    check_name(data)
-    if is_function(data):
-        loader = build_data(data, data_dir=data_dir, batch_size=batch, seed=0).val_dataloader()
-        inputs, *_ = next(iter(loader[0] if isinstance(loader, (list, tuple)) else loader))
-    else:
-        inputs = torch.from_numpy(read_parts(data, data_dir).validation.pixels).float()
-    return Example.of(inputs).first(batch)
+    generator = torch.Generator().manual_seed(0)
+    return Example(tuple(_input_of(shape, batch, generator) for shape in shapes))
 
 
 def _input_of(shape: str, batch: int, generator: torch.Generator) -> Tensor:

@@ -127,16 +127,6 @@ class Plan:
         last = max(failed, key=lambda trial: (trial.end or 0, trial.sequence))
         return Failure(f"{what} (attempts: {self.settings.attempts})", last.id)
 
-    def given_up(self, trials: Sequence[Trial]) -> list[str]:
-        """One warning for each task before the export that is left out because all its attempts failed."""
-        ledger = _Ledger(trials, self.settings.attempts)
-        return [
-            f"{task.identity} is left out, its attempts failed: trials "
-            f"{', '.join(trial.id for trial in ledger.failed[task.identity])}"
-            for task in self._work(ledger)
-            if task.identity not in ledger.done and ledger.is_over(task)
-        ]
-
     def networks(self, trials: Sequence[Trial]) -> list[Network]:
         """The distinct networks with at least one finished training, named in the order of their searches.
 

@@ -89,7 +89,6 @@ class GumbelSearchTuner(Tuner):
         self._lock = threading.RLock()
         self._owed: list[int] = []
         self._on_their_way: dict[str, Task] = {}
-        self._told: set[str] = set()
         self._send: Callable[[int, dict[str, Any]], None] | None = None
         self._manager = Manager.from_tuner_environment()
         try:
@@ -162,10 +161,6 @@ class GumbelSearchTuner(Tuner):
         shown = {(trial.parameters or {}).get("key") for trial in trials}
         self._on_their_way = {key: task for key, task in self._on_their_way.items() if key not in shown}
         trials += [Trial(key, -1, "pending", task.parameters()) for key, task in self._on_their_way.items()]
-        for warning in self._plan.given_up(trials):
-            if warning not in self._told:
-                self._told.add(warning)
-                _logger.warning("%s", warning)
         failed = self._plan.failure(trials)
         if failed is not None:
             raise UsageError(self._manager.explained(failed))

@@ -173,8 +173,6 @@ def test_an_experiment_whose_searches_all_fail_ends_and_says_why(nni_environment
         line = experiment.error_file.read_text()
         assert "every search failed" in line and "attempts: 1" in line
         assert any(trial.id in line for trial in experiment.manager.trials())
-        log = experiment.log_file.read_text()
-        assert "is left out, its attempts failed" in log
     finally:
         experiment.stop()
 
