@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nni_gumbel.errors import UsageError, nearest, user_code
+from nni_gumbel.errors import UsageError, user_code
 
 
 def split_name(field: str, reference: str) -> tuple[str, str]:
@@ -51,7 +51,8 @@ def import_named(field: str, reference: str) -> Any:
             raise
     if not hasattr(loaded, name):
         own = [key for key, value in vars(loaded).items() if getattr(value, "__module__", None) == module]
-        raise UsageError(f"{field}: module {module!r} has no {name!r}{nearest(name, own)}")
+        there = ", ".join(sorted(own)) or "nothing"
+        raise UsageError(f"{field}: module {module!r} has no {name!r}; it defines {there}")
     return getattr(loaded, name)
 
 

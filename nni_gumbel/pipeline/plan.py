@@ -21,8 +21,9 @@ from typing import Any
 
 from nni_gumbel.errors import UsageError, nearest
 from nni_gumbel.pipeline.settings import VARIED_NAMES, ExperimentSettings
-from nni_gumbel.pipeline.task import EXPORT, RANDOM, SEARCH, TRAIN, Report, Task, Trial, canonical
+from nni_gumbel.pipeline.task import EXPORT, RANDOM, SEARCH, TRAIN, Report, Task, Trial
 from nni_gumbel.results.choice import Network, TrainedRun
+from nni_gumbel.results.space import canonical
 
 # Every combination is at least one search; nobody means more than this many.
 MOST_COMBINATIONS = 1000

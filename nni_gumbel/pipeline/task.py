@@ -9,9 +9,7 @@ a sound report is a failure.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
@@ -20,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, Json, NonNegativeInt, Positiv
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.settings import ExperimentSettings
+from nni_gumbel.results.space import canonical
 
 SEARCH, TRAIN, RANDOM, EXPORT = STAGES = ("search", "train", "random", "export")
 
@@ -98,19 +97,6 @@ class Task:
         ):
             raise refused
         return task
-
-
-def canonical(value: Any) -> str:
-    """JSON that is the same before and after a way through JavaScript, which writes 3.0 as 3."""
-
-    def plain(part: Any) -> Any:
-        if isinstance(part, Mapping):
-            return {key: plain(each) for key, each in part.items()}
-        if isinstance(part, (list, tuple)):
-            return [plain(each) for each in part]
-        return int(part) if isinstance(part, float) and part.is_integer() else part
-
-    return json.dumps(plain(value), sort_keys=True)
 
 
 class Report(BaseModel):
