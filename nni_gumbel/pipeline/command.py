@@ -14,7 +14,7 @@ import importlib.util
 import re
 import shlex
 import symtable
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -171,20 +171,6 @@ class TrialCommand:
             UsageError: there is no such function.
         """
         return None if self.cost is None else import_named(COST_FIELD, self.cost)
-
-    def check_cost(self, given: Iterable[str]) -> None:
-        """See that only one cost is priced.
-
-        Args:
-            given: names of the settings that a person gave or varies.
-
-        Raises:
-            UsageError: the setting ``cost`` is among them, and the command has a cost of its own.
-        """
-        if self.cost is not None and "cost" in given:
-            raise UsageError(
-                f"{COST_FIELD}: {self.cost} takes the place of the setting cost; remove one of the two"
-            )
 
 
 def _check_named(field: str, reference: str, directory: Path) -> None:

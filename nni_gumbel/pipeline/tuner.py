@@ -102,8 +102,8 @@ class GumbelSearchTuner(Tuner):
         settings = ExperimentSettings.from_flat(class_args)
         params = self._manager.experiment()["params"]
         self._plan = Plan.of(settings, params.get("searchSpace"))
-        trial_command_of(params)  # refuses what a trial would
         check_params(params)
+        trial_command_of(params)  # refuses what a trial would
         # After the export it is the number of trials that there were.
         if not finished(self._manager.trials()):
             self._plan.check_trial_limit(params.get("maxTrialNumber"))

@@ -351,8 +351,6 @@ def test_a_cost_of_ones_own_is_tried(folder):
         FAIL,
         "trial command",
     ) and "did you mean depth?" in finding.text
-    (finding,) = check(folder, command=command + "depth", class_args={"cost": "flops"})
-    assert "--cost: doctored:depth takes the place of the setting cost" in finding.text
 
 
 def test_an_npz_that_is_cut_off_is_told(folder):
