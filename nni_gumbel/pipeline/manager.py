@@ -180,13 +180,9 @@ def trial_command_of(params: Mapping[str, Any]) -> tuple[TrialCommand, Path]:
     Raises:
         UsageError: the command is not ours, or names what is not there.
     """
-    # Both may stand at the top or in the training service; NNI copies them from the one to the other.
-    told = {
-        **(params.get("trainingService") or {}),
-        **{name: value for name, value in params.items() if value},
-    }
-    directory = Path(told.get("trialCodeDirectory") or ".")
-    command = TrialCommand.from_trial_command(told.get("trialCommand") or "")
+    service = params["trainingService"]  # NNI copies both to there, where they stand at the top
+    directory = Path(service.get("trialCodeDirectory") or ".")
+    command = TrialCommand.from_trial_command(service.get("trialCommand") or "")
     command.check(directory)
     return command, directory
 
