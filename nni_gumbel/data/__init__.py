@@ -51,7 +51,7 @@ def build_data(name: str, *, data_dir: str, batch_size: int, seed: int) -> Light
 
     Args:
         name: ``mnist5k``, a torchvision set, ``npz:FILE`` or ``module:function``.
-        data_dir: where torchvision's files are, or are downloaded to, and where the parsed ``mnist5k`` is kept.
+        data_dir: where torchvision's files are, or are downloaded to.
         batch_size: images a batch, in training and in the structure steps of a search.
         seed: of the order and the augmentation of training batches. Splits do not depend on it.
 
