@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from nni_gumbel.pipeline.watch import Outcome, Progress
+    from nni_gumbel.pipeline.watch import Outcome
 
 # What the shell shows for a program that Ctrl-C has ended.
 _INTERRUPTED = 130
@@ -65,21 +65,17 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     add("register", "make the tuner GumbelSearch known to NNI, once an environment", _register)
-    add("unregister", "take the tuner off NNI's list again", _unregister)
     init = add("init", "write an experiment.yml and a search space to start from", _init)
     init.add_argument("directory", metavar="DIR", help="made if it is not there; nothing is overwritten")
     doctor = add("doctor", "check this machine and an experiment before it starts", _doctor)
     doctor.add_argument("experiment", metavar="experiment.yml", nargs="?", help="also check this experiment")
-    doctor.add_argument("--port", type=int, default=8080, help="port of the portal (default: %(default)s)")
     inspect = add("inspect", "show what a search space holds: networks, costs, execution", _inspect)
     inspect.add_argument("space", metavar="module:MySpace", help="a class that is found from here")
     inspect.add_argument("arguments", metavar="key=value", nargs="*", help="arguments of its constructor")
     inspect.add_argument(
-        "--input", metavar="1,28,28", action="append", default=[],
-        help="shape of an input, once for each that it takes; 2:int for whole numbers; or",
+        "--input", metavar="1,28,28", action="append", required=True,
+        help="shape of an input, once for each that it takes; 2:int for whole numbers",
     )  # fmt: skip
-    inspect.add_argument("--data", metavar="NAME", help="data whose images it takes, as in a trial command")
-    inspect.add_argument("--data-dir", metavar="DIR", default="data", help="default: %(default)s")
     inspect.add_argument("--batch", type=int, default=2, help="how many inputs (default: %(default)s)")
     wait = add("wait", "follow an experiment until it ends and show the networks found", _wait)
     wait.add_argument("id", metavar="ID", nargs="?", help="the experiment's id (default: the newest)")
@@ -98,14 +94,6 @@ def _register(_: argparse.Namespace) -> int:
 
     register()
     print(f"{NAME} is registered: experiment.yml can say `tuner: {{name: {NAME}}}`.")
-    return 0
-
-
-def _unregister(_: argparse.Namespace) -> int:
-    from nni_gumbel.pipeline.manager import NAME, unregister
-
-    unregister()
-    print(f"{NAME} is not registered any more.")
     return 0
 
 
@@ -160,7 +148,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from nni_gumbel.results.space import SpaceReference
 
     reference = SpaceReference.parse(arguments.space, arguments.arguments)
-    example = example_of(arguments.input, arguments.data, arguments.data_dir, arguments.batch)
+    example = example_of(arguments.input, arguments.batch)
     console = _console(100)
     for part in rendered(inspect_space(reference, example)):
         console.print(part)
@@ -174,7 +162,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     console, failed = _console(), 0
     colours = {"ok": "green", "warn": "yellow", "FAIL": "bold red"}
-    for finding in examine(arguments.experiment, arguments.port):
+    for finding in examine(arguments.experiment):
         level = Text(f"{finding.level:<6}", style=colours[finding.level])
         # One line each, however long: it can be searched and copied.
         console.print(Text.assemble(level, f"{finding.subject}: {finding.text}"), soft_wrap=True)
@@ -194,35 +182,30 @@ def _wait(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--timeout: {arguments.timeout:g} is no time to wait; give seconds, more than 0")
     console = _console(120)
     experiment = find_experiment(arguments.id)
-    spinner = console.status("looking") if console.is_terminal else None
-    shown = {"line": "", "at": 0.0}
+    spinner = console.status("looking")
+    told, told_at = "", 0.0
 
-    def show(progress: Progress) -> None:
-        line = progress_line(progress)
-        if spinner is not None:
-            spinner.update(f"{line}, {_clock(progress.elapsed)}")
-        elif line != shown["line"] or time.monotonic() - shown["at"] > 60:
-            shown.update(line=line, at=time.monotonic())
-            console.print(f"[{_clock(progress.elapsed)}] {line}", soft_wrap=True, markup=False)
+    def show(line: str, seconds: float) -> None:
+        nonlocal told, told_at
+        clock = f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+        if console.is_terminal:
+            spinner.update(f"{line}, {clock}")
+        elif line != told or time.monotonic() - told_at > 60:
+            told, told_at = line, time.monotonic()
+            console.print(f"[{clock}] {line}", soft_wrap=True, markup=False)
 
     def warn(line: str) -> None:
         console.print(f"warning: {line}", soft_wrap=True, markup=False, style="yellow")
 
     try:
         console.print(f"experiment {experiment.id}, portal {experiment.portal}", soft_wrap=True)
-        if spinner is not None:
-            spinner.start()
-        outcome = follow(experiment, show=show, warn=warn, timeout=arguments.timeout)
+        with spinner:
+            outcome = follow(experiment, show=show, warn=warn, timeout=arguments.timeout)
     except KeyboardInterrupt:
         again, end = f"`nni-gumbel wait {experiment.id}`", f"`nnictl stop {experiment.id}`"
-        print(
-            f"nni-gumbel: experiment {experiment.id} goes on; {again} follows it, {end} ends it",
-            file=sys.stderr,
-        )
+        goes_on = f"experiment {experiment.id} goes on; {again} follows it, {end} ends it"
+        print(f"nni-gumbel: {goes_on}", file=sys.stderr)
         return _INTERRUPTED
-    finally:
-        if spinner is not None:
-            spinner.stop()
     _print_outcome(console, outcome)
     console.print(f"portal   {experiment.portal}", soft_wrap=True)
     console.print(f"to end   nnictl stop {experiment.id}", soft_wrap=True)
@@ -239,36 +222,15 @@ def _console(columns_of_a_log: int = 80) -> Console:
     return console
 
 
-def progress_line(progress: Progress) -> str:
-    """Where an experiment is, without the time."""
-    nouns = {"search": "searches", "train": "trainings", "random": "random networks", "export": "export"}
-    parts, earlier_are_open = [], False
-    for stage in progress.stages:
-        # A search brings trainings, a training its baseline.
-        more = "+" if stage.stage != "export" and earlier_are_open else ""
-        earlier_are_open |= stage.done < stage.planned
-        running = f" ({stage.running} running)" if stage.running else ""
-        # Before a network is found, and after everything failed, no number is known.
-        of = f"/{stage.planned}{more}" if stage.planned else ""
-        parts.append(f"{nouns[stage.stage]} {stage.done}{of}{running}")
-    if progress.failed:
-        parts.append(f"{progress.failed} failed")
-    if progress.best is not None:
-        of = "" if progress.best_stage == "train" else " of a search"
-        parts.append(f"best validation {progress.metric}{of} {progress.best:.4g}")
-    return ", ".join(parts)
-
-
 def _print_outcome(console: Console, outcome: Outcome) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from nni_gumbel.results.report import baseline_line, network_header, network_rows
+    from nni_gumbel.results.report import baseline_line, network_table
 
     # The choices, as many as a network has layers, and the baseline have lines of their own: the table fits a terminal.
     metric = outcome.settings.metric
-    rows = network_rows(outcome.networks, outcome.chosen, baseline=False)
-    name, _, *titles = network_header(metric, outcome.networks, baseline=False)
+    (name, _, *titles), *rows = network_table(outcome.networks, metric, outcome.chosen)
     table = Table(name, *titles, box=SIMPLE_HEAD)
     for network, (name, _, *row) in zip(outcome.networks, rows):
         table.add_row(name, *row, style="bold" if network is outcome.chosen else None)
@@ -280,11 +242,6 @@ def _print_outcome(console: Console, outcome: Outcome) -> None:
     if outcome.warning:
         console.print(f"warning: {outcome.warning}", soft_wrap=True, markup=False, style="yellow")
     console.print(f"\nexport   {outcome.path}", soft_wrap=True, markup=False)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes}:{rest:02d}"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,13 @@ def split_name(field: str, reference: str) -> tuple[str, str]:
     return module, name
 
 
-def import_named(field: str, module: str, name: str) -> Any:
-    """Import ``name`` from ``module``, looking in the working directory first.
+def import_named(field: str, reference: str) -> Any:
+    """Import what ``module:name`` names, looking in the working directory first.
 
     Raises:
         UsageError: there is no such module, its import fails, or it has no such name.
     """
+    module, name = split_name(field, reference)
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -63,23 +64,34 @@ def no_module(field: str, module: str, directory: str | Path) -> UsageError:
     )
 
 
-def call_with(field: str, reference: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+def call_named(field: str, reference: str, arguments: Mapping[str, Any], result: type) -> Any:
     """Call a person's function with those of ``arguments`` that it has parameters for, by keyword.
 
+    Args:
+        field: of the trial command, for messages.
+        reference: ``module:function``.
+        arguments: by name, whatever a function may ask for.
+        result: the type that it must return an instance of.
+
     Raises:
-        UsageError: it cannot be called, asks for something else, or fails.
+        UsageError: it cannot be called, asks for something else, fails, or returns something else.
     """
+    function = import_named(field, reference)
     if not callable(function):
         raise UsageError(f"{field}: {reference} is no function; name one")
     parameters = inspect.signature(function).parameters.values()
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    rest = [each for each in parameters if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
     for parameter in parameters:
-        has_default = parameter.default is not parameter.empty
-        is_rest = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if not has_default and not is_rest and parameter.name not in arguments:
+        if parameter.default is parameter.empty and parameter not in rest and parameter.name not in arguments:
             raise UsageError(
                 f"{field}: {reference} asks for {parameter.name!r}; it can be given {', '.join(arguments)}"
             )
+    takes_all = any(each.kind is each.VAR_KEYWORD for each in rest)
     names = set(arguments) if takes_all else {parameter.name for parameter in parameters}
     with user_code(f"{field}: {reference} fails", "correct that function"):
-        return function(**{name: value for name, value in arguments.items() if name in names})
+        found = function(**{name: value for name, value in arguments.items() if name in names})
+    if not isinstance(found, result):
+        raise UsageError(
+            f"{field}: {reference} returns {type(found).__name__}; return a {result.__name__} of {result.__module__}"
+        )
+    return found

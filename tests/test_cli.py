@@ -7,11 +7,10 @@ import sys
 import pytest
 
 from nni_gumbel import __version__
-from nni_gumbel.cli import main, progress_line
+from nni_gumbel.cli import main
 from nni_gumbel.data import DOWNLOADED, PACKAGED
 from nni_gumbel.pipeline.command import words_parser
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.watch import Progress, StageProgress
 from nni_gumbel.search.settings import COUPLINGS
 
 
@@ -20,11 +19,11 @@ def test_help_names_every_subcommand_with_a_line(capsys):
         main(["--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    for name in ("register", "unregister", "init", "doctor", "wait", "trial"):
+    for name in ("register", "init", "doctor", "wait", "trial"):
         assert re.search(rf"^    {name}\s+\w+ \w+", text, re.MULTILINE), name
 
 
-@pytest.mark.parametrize("name", ["register", "unregister", "init", "doctor", "wait", "trial"])
+@pytest.mark.parametrize("name", ["register", "init", "doctor", "wait", "trial"])
 def test_every_subcommand_has_help(name, capsys):
     with pytest.raises(SystemExit) as ended:
         main([name, "--help"])
@@ -45,7 +44,6 @@ def test_the_version_is_the_packages(capsys):
         (["serach"], "'serach'"),
         (["wait", "--timeout", "soon"], "'soon'"),
         (["wait", "--timeout", "0"], "--timeout: 0"),
-        (["doctor", "--port", "http"], "'http'"),
         (["init"], "DIR"),
     ],
 )
@@ -68,7 +66,6 @@ def test_registering_says_what_can_be_written_now(tmp_path, monkeypatch, capsys)
     monkeypatch.setenv("NNI_CONFIG_DIR", str(tmp_path))
     assert main(["register"]) == 0
     assert "tuner: {name: GumbelSearch}" in capsys.readouterr().out
-    assert main(["unregister"]) == 0
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -88,7 +85,7 @@ def test_the_table_of_settings_fits_the_terminal_and_tells_the_couplings(columns
 
 @pytest.mark.slow
 def test_the_doctor_fails_with_a_line_for_each_check(tmp_path, capsys):
-    assert main(["doctor", str(tmp_path / "nowhere.yml"), "--port", "8330"]) == 1
+    assert main(["doctor", str(tmp_path / "nowhere.yml")]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert all(re.match(r"(ok|warn|FAIL) +\S", line) for line in lines[:-1])
     assert any(line.startswith("FAIL") and "nowhere.yml" in line for line in lines)
@@ -140,36 +137,3 @@ def test_a_wrong_word_of_a_trial_is_answered_with_the_form_of_the_command(capsys
 def test_a_trial_gets_all_words_after_its_name(capsys):
     assert main(["trial", "--space", "no_colon"]) != 0
     assert "no_colon" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("stages", "best", "line"),
-    [
-        (((0, 1, 2), (0, 0, 0), (0, 0, 1)), None, "searches 0/2 (1 running), trainings 0, export 0/1"),
-        (
-            ((1, 1, 2), (1, 0, 3), (0, 0, 1)),
-            (0.97531, "train"),
-            "searches 1/2 (1 running), trainings 1/3+, export 0/1, best validation acc 0.9753",
-        ),
-        (
-            ((2, 0, 2), (0, 2, 6), (0, 0, 1)),
-            (0.5, "search"),
-            "searches 2/2, trainings 0/6 (2 running), export 0/1, best validation acc of a search 0.5",
-        ),
-        (
-            ((1, 0, 1), (1, 2, 3), (0, 0, 5), (0, 0, 1)),
-            (0.5, "train"),
-            "searches 1/1, trainings 1/3 (2 running), random networks 0/5+, export 0/1, best validation acc 0.5",
-        ),
-        (
-            ((1, 0, 1), (3, 0, 3), (2, 1, 5), (0, 0, 1)),
-            None,
-            "searches 1/1, trainings 3/3, random networks 2/5 (1 running), export 0/1",
-        ),
-    ],
-)
-def test_progress_is_one_line(stages, best, line):
-    names = ("search", "train", *(("random",) if len(stages) == 4 else ()), "export")
-    counts = tuple(StageProgress(name, *count) for name, count in zip(names, stages))
-    value, stage = best or (None, None)
-    assert progress_line(Progress("RUNNING", counts, 0, "acc", value, stage, 10.0)) == line

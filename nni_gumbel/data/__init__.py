@@ -7,10 +7,9 @@ of them, ``custom.py`` takes a person's own data module.
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
-from nni_gumbel.errors import UsageError
+from nni_gumbel.errors import UsageError, nearest
 from nni_gumbel.names import split_name
 
 if TYPE_CHECKING:
@@ -27,27 +26,24 @@ DOWNLOADED = {
 FILE_PREFIX = "npz:"
 
 
+def is_function(name: str) -> bool:
+    """Whether the word after ``--data`` names a function, ``module:function``."""
+    return ":" in name and not name.startswith(FILE_PREFIX)
+
+
 def check_name(name: str) -> None:
     """Check the word after ``--data`` without reading or importing what it names.
 
     Raises:
         UsageError: it is no known word and has neither of the two forms.
     """
-    if name in (PACKAGED, *DOWNLOADED):
-        return
-    if name.startswith(FILE_PREFIX):
-        if name == FILE_PREFIX:
-            raise UsageError(f"{FIELD}: {name!r} names no file; give npz:FILE")
-        return
-    if ":" in name:
+    if is_function(name):
         split_name(FIELD, name)
-        return
-    near = difflib.get_close_matches(name, (PACKAGED, *DOWNLOADED), n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    words = ", ".join((PACKAGED, *DOWNLOADED))
-    raise UsageError(
-        f"{FIELD}: {name!r} is no data set{hint}; give one of {words}, npz:FILE or module:function"
-    )
+    elif name == FILE_PREFIX:
+        raise UsageError(f"{FIELD}: {name!r} names no file; give npz:FILE")
+    elif not name.startswith(FILE_PREFIX) and name not in (PACKAGED, *DOWNLOADED):
+        words = (PACKAGED, *DOWNLOADED, "npz:FILE", "module:function")
+        raise UsageError(f"{FIELD}: {name!r} is no data set{nearest(name, words)}")
 
 
 def build_data(name: str, *, data_dir: str, batch_size: int, seed: int) -> LightningDataModule:
@@ -55,7 +51,7 @@ def build_data(name: str, *, data_dir: str, batch_size: int, seed: int) -> Light
 
     Args:
         name: ``mnist5k``, a torchvision set, ``npz:FILE`` or ``module:function``.
-        data_dir: where torchvision's files are, or are downloaded to, and where the parsed ``mnist5k`` is kept.
+        data_dir: where torchvision's files are, or are downloaded to.
         batch_size: images a batch, in training and in the structure steps of a search.
         seed: of the order and the augmentation of training batches. Splits do not depend on it.
 
@@ -69,7 +65,7 @@ def build_data(name: str, *, data_dir: str, batch_size: int, seed: int) -> Light
         UsageError: the name, the files or the data directory are wrong.
     """
     check_name(name)
-    if ":" in name and not name.startswith(FILE_PREFIX):
+    if is_function(name):
         from nni_gumbel.data.custom import build_custom
 
         return build_custom(name, data_dir=data_dir, batch_size=batch_size, seed=seed)

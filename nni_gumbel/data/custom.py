@@ -12,8 +12,8 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
 from nni_gumbel.data import FIELD
-from nni_gumbel.errors import UsageError, user_code
-from nni_gumbel.names import call_with, import_named, split_name
+from nni_gumbel.errors import user_code
+from nni_gumbel.names import call_named
 
 
 def build_custom(reference: str, **arguments: Any) -> LightningDataModule:
@@ -25,10 +25,7 @@ def build_custom(reference: str, **arguments: Any) -> LightningDataModule:
     Raises:
         UsageError: it is not found, fails, or returns something else.
     """
-    function = import_named(FIELD, *split_name(FIELD, reference))
-    data = call_with(FIELD, reference, function, arguments)
-    if not isinstance(data, LightningDataModule):
-        raise UsageError(f"{FIELD}: {reference} returns {type(data).__name__}; return a LightningDataModule")
+    data = call_named(FIELD, reference, arguments, LightningDataModule)
     with user_code(f"{FIELD}: {reference} fails", "correct that function"):
         _complete(data, arguments["batch_size"], arguments["seed"])
     return data

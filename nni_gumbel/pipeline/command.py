@@ -14,13 +14,13 @@ import importlib.util
 import re
 import shlex
 import symtable
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any, NoReturn
 
-from nni_gumbel.data import DIRECTORY_FIELD, DOWNLOADED, FILE_PREFIX, PACKAGED, check_name
+from nni_gumbel.data import DIRECTORY_FIELD, DOWNLOADED, FILE_PREFIX, PACKAGED, check_name, is_function
 from nni_gumbel.data import FIELD as DATA_FIELD
 from nni_gumbel.errors import UsageError, nearest
 from nni_gumbel.names import import_named, no_module, split_name
@@ -29,7 +29,6 @@ from nni_gumbel.results.space import SpaceReference
 
 COMMAND = "nni-gumbel trial"
 EVALUATOR_FIELD, COST_FIELD = "--evaluator", "--cost"
-_MODULE = "nni_gumbel.cli"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -134,12 +133,13 @@ class TrialCommand:
             raise UsageError(
                 f"trialCommand: {text!r} cannot be read ({error}); the form is {_form()}"
             ) from None
-        for start, word in enumerate(words):
-            name = Path(word).name
-            by_name = name == "nni-gumbel" and words[start + 1 : start + 2] == ["trial"]
-            by_module = words[start : start + 3] == ["-m", _MODULE, "trial"]
-            if by_name or by_module:
-                rest = words[start + (2 if by_name else 3) :]
+        for start, word in enumerate(words, start=1):
+            program = Path(word).name == "nni-gumbel" or words[max(start - 2, 0) : start] == [
+                "-m",
+                "nni_gumbel.cli",
+            ]
+            if program and words[start : start + 1] == ["trial"]:
+                rest = words[start + 1 :]
                 ends = (index for index, each in enumerate(rest) if set(each) <= set("();<>|&"))
                 return cls.parse(rest[: next(ends, len(rest))])
         raise UsageError(f"trialCommand: {text!r} does not run `{COMMAND}`; the form is {_form()}")
@@ -155,9 +155,13 @@ class TrialCommand:
 
     def _named(self) -> dict[str, str]:
         """What it names as ``module:name``, by field."""
-        named = {SPACE_FIELD: self.space, EVALUATOR_FIELD: self.evaluator, COST_FIELD: self.cost}
-        if self.data is not None and ":" in self.data and not self.data.startswith(FILE_PREFIX):
-            named[DATA_FIELD] = self.data
+        data = self.data if self.data is not None and is_function(self.data) else None
+        named = {
+            SPACE_FIELD: self.space,
+            EVALUATOR_FIELD: self.evaluator,
+            COST_FIELD: self.cost,
+            DATA_FIELD: data,
+        }
         return {field: reference for field, reference in named.items() if reference is not None}
 
     def own_cost(self) -> Callable[..., Any] | None:
@@ -166,21 +170,7 @@ class TrialCommand:
         Raises:
             UsageError: there is no such function.
         """
-        return None if self.cost is None else import_named(COST_FIELD, *split_name(COST_FIELD, self.cost))
-
-    def check_cost(self, given: Iterable[str]) -> None:
-        """See that only one cost is priced.
-
-        Args:
-            given: names of the settings that a person gave or varies.
-
-        Raises:
-            UsageError: the setting ``cost`` is among them, and the command has a cost of its own.
-        """
-        if self.cost is not None and "cost" in given:
-            raise UsageError(
-                f"{COST_FIELD}: {self.cost} takes the place of the setting cost; remove one of the two"
-            )
+        return None if self.cost is None else import_named(COST_FIELD, self.cost)
 
 
 def _check_named(field: str, reference: str, directory: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,9 +18,9 @@ from torch import Tensor, nn
 
 from nni_gumbel.data import build_data
 from nni_gumbel.errors import UsageError
-from nni_gumbel.names import call_with, import_named, split_name
-from nni_gumbel.pipeline.command import TrialCommand
-from nni_gumbel.pipeline.rehearsal import output_of
+from nni_gumbel.names import call_named
+from nni_gumbel.pipeline.command import EVALUATOR_FIELD, TrialCommand
+from nni_gumbel.pipeline.rehearsal import check_scores, output_of
 from nni_gumbel.pipeline.reporting import logged_metric
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.results.example import Example
@@ -62,13 +61,10 @@ def evaluator_of(
         command.evaluator, data=data, network=network, epochs=epochs, batch_size=size,
         learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, seed=seed,
     )  # fmt: skip
+    # NNI assigns a GPU by hiding the others: inside the trial it is always number 0.
+    assigned = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
     device = evaluator.trainer.strategy.root_device
-    told = str(device)
-    if device.type == "cuda":
-        # NNI assigns a GPU by hiding the others: inside the trial it is always number 0.
-        assigned = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
-        told = f"{torch.cuda.get_device_name(device)} (CUDA_VISIBLE_DEVICES={assigned})"
-    logger.info("this trial runs on %s", told)
+    logger.info("this trial runs on %s (CUDA_VISIBLE_DEVICES=%s)", device, assigned)
     return evaluator
 
 
@@ -93,24 +89,10 @@ def build_evaluator(
     Raises:
         UsageError: the function is missing, or returns something else.
     """
-    if name is None:
-        return _classification(data, network, arguments)
-    function = import_named("--evaluator", *split_name("--evaluator", name))
-    # A function that needs data is told so where there is none.
-    evaluator = call_with(
-        "--evaluator", name, function, arguments if data is None else {"data": data, **arguments}
-    )
-    if not isinstance(evaluator, Lightning):
-        raise UsageError(
-            f"--evaluator: {name} returns {type(evaluator).__name__}; "
-            "return a Lightning evaluator of nni.nas.evaluator.pytorch"
-        )
-    return evaluator
-
-
-def _classification(
-    data: LightningDataModule | None, network: nn.Module | None, arguments: Mapping[str, Any]
-) -> Lightning:
+    if name is not None:
+        # A function that needs data is told so where there is none.
+        given = arguments if data is None else {"data": data, **arguments}
+        return call_named(EVALUATOR_FIELD, name, given, Lightning)
     if data is not None and network is not None and data.num_classes is None:
         data.num_classes = _number_of_scores(network, data)
     if getattr(data, "num_classes", None) is None:
@@ -131,18 +113,15 @@ def _number_of_scores(network: nn.Module, data: LightningDataModule) -> int:
     with unchanged_randomness([]):
         batch = next(iter(data.train_dataloader()))
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise UsageError(
-            f"--data: a batch is a {type(batch).__name__}"
-            + (f" of {len(batch)}" if isinstance(batch, (tuple, list, dict)) else "")
-            + "; give (inputs, labels), inputs a tensor, a tuple or a dict, or name an --evaluator of your own"
+        kind = (
+            f"{type(batch).__name__} of {len(batch)}" if hasattr(batch, "__len__") else type(batch).__name__
         )
-    output = output_of(network, Example.of(batch[0]).first(2), type(network).__name__)
-    if not isinstance(output, Tensor) or output.dim() != 2:
         raise UsageError(
-            f"--space: it returns {tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__} "
-            "for two examples; return one tensor (2, classes) of class scores, or name an --evaluator of your own"
+            f"--data: a batch is a {kind}; give (inputs, labels), inputs a tensor, a tuple or a dict, or name an "
+            "--evaluator of your own"
         )
-    return output.shape[1]
+    name = type(network).__name__
+    return check_scores(output_of(network, Example.of(batch[0]).first(2), name), name)
 
 
 def validation_size(evaluator: Lightning) -> int | None:

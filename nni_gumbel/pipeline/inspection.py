@@ -28,8 +28,6 @@ from nni_gumbel.complexity.counting import number_of_networks, number_of_samples
 from nni_gumbel.complexity.flops import expected_flops
 from nni_gumbel.complexity.params import expected_parameters
 from nni_gumbel.complexity.table import ExpectedSum, Table
-from nni_gumbel.data import FILE_PREFIX, build_data, check_name
-from nni_gumbel.data.sources import read_parts
 from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.rehearsal import rehearse
 from nni_gumbel.results.example import Example
@@ -46,25 +44,17 @@ Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One candidate of a choice, and what it adds to the cheapest outcome: at least and at most.
+class Choice:
+    """A label, how it is executed in a search, and its candidates.
 
     Args:
-        name: its value in an NNI sample.
-        added: by cost, ``parameters`` and ``FLOPs``; ``None`` where it depends on too many choices.
+        added: by candidate and cost, what it adds to the cheapest outcome: at least and at most; ``None`` where that
+            depends on too many choices.
     """
-
-    name: str
-    added: dict[str, Range | None]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A label, its candidates, and how they are executed in a search."""
 
     label: str
     executions: tuple[str, ...]
-    candidates: tuple[Candidate, ...]
+    added: dict[str, dict[str, Range | None]]
 
 
 @dataclass(frozen=True)
@@ -72,15 +62,13 @@ class Inspection:
     """A space.
 
     Args:
-        networks: the number of distinct networks, or of samples where that is not known.
-        are_distinct: which of the two.
+        networks: how many it has, in words.
         ranges: by cost, of the smallest and of the largest network.
         missing: why a cost is not among them, in a line each.
     """
 
     space: SpaceReference
-    networks: int
-    are_distinct: bool
+    networks: str
     ranges: dict[str, Range]
     missing: tuple[str, ...]
     choices: tuple[Choice, ...]
@@ -104,53 +92,38 @@ def inspect_space(reference: SpaceReference, example: Example) -> Inspection:
         costs["FLOPs"] = expected_flops(space, distribution, example.args, example.kwargs)
     except UsageError as error:
         missing.append(f"FLOPs: {error}")
-    networks = number_of_networks(space, distribution)
-    return Inspection(
-        reference,
-        number_of_samples(distribution) if networks is None else networks,
-        networks is not None,
-        {
-            name: (smallest(space, distribution, cost)[0], largest(space, distribution, cost)[0])
-            for name, cost in costs.items()
-        },
-        tuple(missing),
-        tuple(_choices(space, distribution, costs)),
-    )
+    networks, kind = number_of_networks(space, distribution), "networks"
+    if networks is None:
+        networks, kind = (
+            number_of_samples(distribution),
+            "samples (so many share labels that networks are not counted)",
+        )
+    ranges = {
+        name: (smallest(space, distribution, cost)[0], largest(space, distribution, cost)[0])
+        for name, cost in costs.items()
+    }
+    choices = tuple(_choices(space, distribution, costs))
+    return Inspection(reference, f"{_count(networks)} {kind}", ranges, tuple(missing), choices)
 
 
-def example_of(shapes: Sequence[str], data: str | None, data_dir: str, batch: int) -> Example:
+def example_of(shapes: Sequence[str], batch: int) -> Example:
     """The inputs that a space is tried on.
 
     Args:
         shapes: of each input, ``1,28,28``, without the batch: standard normal numbers; of ``2:int`` zeros, which every
-            embedding takes; or
-        data: the name of a data set, whose first validation images they are. One of the two.
-        data_dir: where torchvision's files are, or are downloaded to.
+            embedding takes.
         batch: how many.
 
     Returns:
         ``(batch, *shape)`` for each shape, float32 or int64.
 
     Raises:
-        UsageError: none or both are given, or one is not what it should be.
+        UsageError: one of them is not what it should be.
     """
-    if bool(shapes) == (data is not None):
-        raise UsageError(
-            "--input: the space needs one kind of input to run on; give --input 1,28,28, once for each "
-            "input, or --data NAME"
-        )
     if batch < 1:
         raise UsageError(f"--batch: {batch} is no number of inputs; give at least 1")
-    if shapes:
-        generator = torch.Generator().manual_seed(0)
-        return Example(tuple(_input_of(shape, batch, generator) for shape in shapes))
-    check_name(data)
-    if ":" in data and not data.startswith(FILE_PREFIX):
-        loader = build_data(data, data_dir=data_dir, batch_size=batch, seed=0).val_dataloader()
-        inputs, *_ = next(iter(loader[0] if isinstance(loader, (list, tuple)) else loader))
-    else:
-        inputs = torch.from_numpy(read_parts(data, data_dir).validation.pixels).float()
-    return Example.of(inputs).first(batch)
+    generator = torch.Generator().manual_seed(0)
+    return Example(tuple(_input_of(shape, batch, generator) for shape in shapes))
 
 
 def _input_of(shape: str, batch: int, generator: torch.Generator) -> Tensor:
@@ -179,18 +152,20 @@ def _choices(
                 modules[label][execution] += 1
     always = structure_of(space).labels
     for label, variable in distribution.variables.items():
-        added = {
+        ranges = {
             name: added_costs(distribution, cost, label, label in always) for name, cost in costs.items()
         }
-        executions = (
-            execution + (f" ({number} modules)" if number > 1 else "")
-            for execution, number in modules[label].items()
+        yield Choice(
+            label,
+            tuple(
+                execution + (f" ({number} modules)" if number > 1 else "")
+                for execution, number in modules[label].items()
+            ),
+            {
+                str(value): {name: found and found[place] for name, found in ranges.items()}
+                for place, value in enumerate(variable.values)
+            },
         )
-        candidates = (
-            Candidate(str(value), {name: ranges and ranges[place] for name, ranges in added.items()})
-            for place, value in enumerate(variable.values)
-        )
-        yield Choice(label, tuple(executions), tuple(candidates))
 
 
 def added_costs(
@@ -235,9 +210,8 @@ def _executions(module: nn.Module) -> Iterator[tuple[Sequence[str], str]]:
     """The labels that a module reads its weights of, and what it computes with them."""
     if isinstance(module, MixedLayer):
         plan = module.plan()
-        how = f"merged: {plan.describe()}"
-        if not plan.is_merged:
-            how = "mixture: every candidate runs, the outputs are added by weight"
+        mixture = "mixture: every candidate runs, the outputs are added by weight"
+        how = f"merged: {plan.describe()}" if plan.is_merged else mixture
         yield [module.label], f"LayerChoice, {how}"
     elif isinstance(module, MixedInput):
         yield [module.label], f"InputChoice, {_execution_of_inputs(module)}"
@@ -246,14 +220,10 @@ def _executions(module: nn.Module) -> Iterator[tuple[Sequence[str], str]]:
         labels = list(module.depth_choice.simplify())
         yield labels, f"Repeat, depth prefix: {blocks}, what each depth gives is added by weight"
     elif isinstance(module, MixedArguments):
-        variants = module.variants
-        runs = len(set(module.keys))
-        how = "merged: its variants run as one operation"
-        if runs > 1:
-            how = (
-                f"mixture: its {len(module.keys)} variants run as {runs} operations with parts of one weight"
-            )
-        yield variants.table.labels, f"{variants.built_type.__name__}, {how}"
+        count, runs = len(module.keys), len(set(module.keys))
+        parts = f"mixture: its {count} variants run as {runs} operations with parts of one weight"
+        how = parts if runs > 1 else "merged: its variants run as one operation"
+        yield module.variants.table.labels, f"{module.variants.built_type.__name__}, {how}"
 
 
 def _execution_of_inputs(module: MixedInput) -> str:
@@ -278,58 +248,43 @@ _NOTE = (
 def rendered(inspection: Inspection) -> Iterator[RenderableType]:
     """Lines and tables, the summary first; choices that are alike in everything share a table."""
     arguments = "".join(f" {key}={value}" for key, value in inspection.space.arguments.items())
-    kind = (
-        "networks"
-        if inspection.are_distinct
-        else "samples (so many share labels that networks are not counted)"
-    )
     yield Text(f"{inspection.space}{arguments}", style="bold")
-    yield Text(f"{_count(inspection.networks)} {kind}, {len(inspection.choices)} choices")
+    yield Text(f"{inspection.networks}, {len(inspection.choices)} choices")
     summary = Columns(box=SIMPLE_HEAD, pad_edge=False)
     for title in ("", "smallest network", "largest network"):
         summary.add_column(title, justify="right" if title else "left")
     for name, (low, high) in inspection.ranges.items():
-        summary.add_row(name, _number(low), _number(high))
+        summary.add_row(name, f"{low:,.0f}", f"{high:,.0f}")
     yield summary
     for line in inspection.missing:
         yield Text(f"not known: {line}", style="yellow")
     yield Text(_NOTE, style="dim")
-    groups: dict[tuple[object, ...], list[Choice]] = {}
+    groups: dict[str, list[Choice]] = {}
     for choice in inspection.choices:
-        key = choice.executions, tuple((c.name, tuple(c.added.items())) for c in choice.candidates)
-        groups.setdefault(key, []).append(choice)
+        groups.setdefault(repr((choice.executions, choice.added)), []).append(choice)
     for choices in groups.values():
-        yield from _group(choices, list(inspection.ranges))
-
-
-def _group(choices: list[Choice], costs: list[str]) -> Iterator[RenderableType]:
-    first = choices[0]
-    yield Text()
-    yield Text(", ".join(choice.label for choice in choices), style="bold")
-    for execution in first.executions:
-        yield Padding.indent(Text(execution), 2)
-    if all(added == (0.0, 0.0) for candidate in first.candidates for added in candidate.added.values()):
-        names = ", ".join(candidate.name for candidate in first.candidates)
-        yield Padding.indent(Text(f"{names}: all cost the same"), 2)
-        return
-    table = Columns(box=None, padding=(0, 3, 0, 0))
-    table.add_column("candidate", overflow="fold")
-    for cost in costs:
-        table.add_column(f"+ {cost}", justify="right")
-    for candidate in first.candidates:
-        table.add_row(Text(candidate.name), *(_range(candidate.added[cost]) for cost in costs))
-    yield Padding.indent(table, 2)
+        executions, added = choices[0].executions, choices[0].added
+        yield Text()
+        yield Text(", ".join(choice.label for choice in choices), style="bold")
+        for execution in executions:
+            yield Padding.indent(Text(execution), 2)
+        if all(found == (0.0, 0.0) for costs in added.values() for found in costs.values()):
+            yield Padding.indent(Text(f"{', '.join(added)}: all cost the same"), 2)
+            continue
+        table = Columns(box=None, padding=(0, 3, 0, 0))
+        table.add_column("candidate", overflow="fold")
+        for cost in inspection.ranges:
+            table.add_column(f"+ {cost}", justify="right")
+        for candidate, costs in added.items():
+            table.add_row(Text(candidate), *map(_range, costs.values()))
+        yield Padding.indent(table, 2)
 
 
 def _range(added: Range | None) -> str:
     if added is None:
         return "too many choices"
-    low, high = map(_number, added)
+    low, high = (f"{value:,.0f}" for value in added)
     return low if low == high else f"{low} … {high}"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}"
 
 
 def _count(number: int) -> str:

@@ -13,12 +13,11 @@ import json
 import logging
 import os
 import sys
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import loky
 import nni
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.command import TrialCommand
@@ -46,7 +45,10 @@ def main(arguments: list[str]) -> int:
         manager = Manager.from_trial_environment()
         task = Task.from_parameters(manager.trial(os.environ["NNI_TRIAL_JOB_ID"]).parameters)
         output = Path(os.environ["NNI_OUTPUT_DIR"])
-        with _alone_in(output):
+        output.mkdir(parents=True, exist_ok=True)
+        # After the manager was killed, a trial lives on until its next report; a resumed experiment runs the same
+        # trial again in the same directory meanwhile, which waits here.
+        with FileLock(output / ".lock"):
             (output / "task.json").write_text(json.dumps(task.parameters(), indent=2) + "\n")
             _show_tensorboard_to_the_portal(output)
             if task.stage == EXPORT:
@@ -60,21 +62,6 @@ def main(arguments: list[str]) -> int:
         print(f"nni-gumbel: {first_line(error)}", file=sys.stderr)
         return 1
     return 0
-
-
-def _alone_in(directory: Path) -> AbstractContextManager[object]:
-    """Hold a lock on the output directory.
-
-    After the manager was killed, a trial lives on until its next report; a resumed experiment runs the
-    same trial again in the same directory meanwhile.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / ".lock")
-    try:
-        return lock.acquire(timeout=0)
-    except Timeout:
-        logger.warning("waiting for an older process of this trial, which still writes to %s", directory)
-        return lock.acquire()
 
 
 def _use_share_of_cores(manager: Manager) -> None:

@@ -27,7 +27,7 @@ from nni_gumbel.errors import UsageError, first_line, user_code
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.plan import Failure, Plan
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.task import EXPORT_FOLDER, Trial, judged
+from nni_gumbel.pipeline.task import Trial, judged
 
 # In the experiment's log directory: the one line with which the tuner ended. A tuner that starts
 # removes what one before it has left.
@@ -41,13 +41,16 @@ class ManagerUnreachable(UsageError):
 
 
 class Manager:
-    """A client of one experiment's manager."""
+    """A client of one experiment's manager.
 
-    def __init__(self, url: str = f"http://127.0.0.1:8080/{_API}", timeout: float = 10.0) -> None:
+    Args:
+        url: of its REST interface.
+    """
+
+    def __init__(self, url: str) -> None:
         self.url = url
-        self._timeout = timeout
         self._session = requests.Session()
-        # The manager is on this machine or in its network: a proxy for the outside is not asked.
+        # The manager is on this machine: a proxy for the outside is not asked.
         self._session.trust_env = False
         # The manager closes idle connections after five seconds, perhaps just when one is used again.
         self._session.mount("http://", HTTPAdapter(max_retries=Retry(total=2, backoff_factor=0.2)))
@@ -59,22 +62,12 @@ class Manager:
 
     @classmethod
     def from_trial_environment(cls) -> Manager:
-        """The manager of this trial's experiment, also from a remote machine."""
-        if os.environ.get("NNI_PLATFORM") == "remote":
-            # There the trial's own channel leads to the trial keeper; that one knows the manager. One
-            # more keeper folder is made at each resume, the newest is in use.
-            environment = Path(os.environ["NNI_OUTPUT_DIR"]).parents[1]
-            configs = environment.glob("trial_keeper*/trial_keeper_config.json")
-            newest = max(configs, key=lambda path: path.stat().st_mtime)
-            channel = json.loads(newest.read_text(encoding="utf8"))["managerCommandChannel"]
-        else:
-            channel = os.environ["NNI_TRIAL_COMMAND_CHANNEL"]
-        return cls(_api_beside(channel, own_parts=3))
+        """The manager of this trial's experiment."""
+        return cls(_api_beside(os.environ["NNI_TRIAL_COMMAND_CHANNEL"], own_parts=3))
 
     def trials(self) -> list[Trial]:
         """All trials so far, in no particular order."""
-        now = time.time()
-        return [_trial(record, now) for record in self._get("trial-jobs")]
+        return [_trial(record) for record in self._get("trial-jobs")]
 
     def trial(self, trial_id: str) -> Trial:
         """One trial. Its parameters are those that the portal shows for it.
@@ -85,7 +78,7 @@ class Manager:
         record = self._get(f"trial-jobs/{trial_id}")
         if not isinstance(record, Mapping):
             raise UsageError(f"trial {trial_id}: NNI's manager at {self.url} does not know it")
-        return _trial(record, time.time())
+        return _trial(record)
 
     def experiment(self) -> dict[str, Any]:
         """The experiment's profile: ``id``, ``params`` (the YAML in NNI's own form), times."""
@@ -103,7 +96,7 @@ class Manager:
         self._request("PUT", "experiment?update_type=MAX_TRIAL_NUM", json=profile)
 
     def last_word(self, trial_id: str) -> str:
-        """The line of a trial's stderr that says why it failed. Also from a remote machine."""
+        """The line of a trial's stderr that says why it failed."""
         try:
             text = self._request("GET", f"trial-file/{trial_id}/stderr").text
         except ManagerUnreachable:
@@ -125,7 +118,7 @@ class Manager:
 
     def _request(self, method: str, path: str, **arguments: Any) -> requests.Response:
         try:
-            response = self._session.request(method, f"{self.url}/{path}", timeout=self._timeout, **arguments)
+            response = self._session.request(method, f"{self.url}/{path}", timeout=10.0, **arguments)
             response.raise_for_status()
         except requests.RequestException as error:
             # Only an answer says more than the name of the error.
@@ -139,10 +132,8 @@ class Manager:
 def error_line(stderr: str) -> str | None:
     """The last error of a trial's stderr, else its last line."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    errors = [
-        line for line in lines if re.match(r"nni-gumbel: |[\w.]*(Error|Exception|Interrupt|Exit)\b", line)
-    ]
-    return (errors or lines or [None])[-1]
+    error = re.compile(r"nni-gumbel: |[\w.]*(Error|Exception|Interrupt|Exit)\b")
+    return (list(filter(error.match, lines)) or lines or [None])[-1]
 
 
 def plan_of(experiment: Mapping[str, Any]) -> Plan:
@@ -156,6 +147,30 @@ def plan_of(experiment: Mapping[str, Any]) -> Plan:
     return Plan.of(settings, params.get("searchSpace"))
 
 
+def check_params(params: Mapping[str, Any]) -> None:
+    """See that an experiment asks NNI for nothing that does not go with this tuner.
+
+    Args:
+        params: the YAML in NNI's canonical form.
+
+    Raises:
+        UsageError: it does.
+    """
+    if params.get("assessor"):
+        raise UsageError(
+            "assessor: networks are compared after trainings of equal length, so none may be stopped early; "
+            "remove the assessor"
+        )
+    service = params.get("trainingService") or {}
+    if not isinstance(service, Mapping) or service.get("platform", "local") != "local":
+        raise UsageError(
+            f"trainingService: {service!r} keeps weights where they were trained and the export does not find them; "
+            "give platform: local"
+        )
+    if service.get("reuseMode"):
+        raise UsageError("trainingService: reuseMode: true ends in an error in NNI 3.0; remove it")
+
+
 def trial_command_of(params: Mapping[str, Any]) -> tuple[TrialCommand, Path]:
     """The trial command of an experiment, and the directory in which it runs.
 
@@ -163,20 +178,13 @@ def trial_command_of(params: Mapping[str, Any]) -> tuple[TrialCommand, Path]:
         params: the YAML in NNI's canonical form.
 
     Raises:
-        UsageError: the command is not ours, names what is not there, or prices a second cost.
+        UsageError: the command is not ours, or names what is not there.
     """
-    service = params.get("trainingService")
-    # Both may stand at the top or in the training service; NNI copies them from the one to the other.
-    places = [params, service if isinstance(service, Mapping) else {}]
-    text, directory = (
-        next((place[name] for place in places if place.get(name)), default)
-        for name, default in (("trialCommand", ""), ("trialCodeDirectory", "."))
-    )
-    command = TrialCommand.from_trial_command(text)
+    service = params["trainingService"]  # NNI copies both to there, where they stand at the top
+    directory = Path(service.get("trialCodeDirectory") or ".")
+    command = TrialCommand.from_trial_command(service.get("trialCommand") or "")
     command.check(directory)
-    given = ((params.get("tuner") or {}).get("classArgs"), params.get("searchSpace"))
-    command.check_cost([name for names in given if isinstance(names, Mapping) for name in names])
-    return command, Path(directory)
+    return command, directory
 
 
 def _api_beside(channel: str, own_parts: int) -> str:
@@ -188,17 +196,17 @@ def _api_beside(channel: str, own_parts: int) -> str:
     return "/".join([f"http://{host}", *prefix, _API])
 
 
-def _trial(record: Mapping[str, Any], now: float) -> Trial:
+def _trial(record: Mapping[str, Any]) -> Trial:
     result = _decoded((record.get("finalMetricData") or [{}])[0].get("data"))
     packed = _decoded((record.get("hyperParameters") or [None])[0])
     parameters = packed.get("parameters") if isinstance(packed, Mapping) else None
     start, end = (record[name] / 1000 if record.get(name) else None for name in ("startTime", "endTime"))
-    result = dict(result) if isinstance(result, Mapping) else None
+    result = result if isinstance(result, dict) else None
     return Trial(
         id=record["trialJobId"],
         sequence=record.get("sequenceId", -1),
-        state=judged(record["status"], result, end, now),
-        parameters=dict(parameters) if isinstance(parameters, Mapping) else None,
+        state=judged(record["status"], result, end, time.time()),
+        parameters=parameters if isinstance(parameters, dict) else None,
         result=result,
         start=start,
         end=end,
@@ -232,17 +240,13 @@ class Experiment:
     started: float
 
     @property
-    def api(self) -> str:
-        return f"{self.portal}/{_API}"
+    def manager(self) -> Manager:
+        """A client of its manager."""
+        return Manager(f"{self.portal}/{_API}")
 
     @property
     def logs(self) -> Path:
         return self.directory / "log"
-
-    @property
-    def exported(self) -> bool:
-        """Whether one of its trials has written an export."""
-        return any(self.directory.glob(f"environments/*/trials/*/{EXPORT_FOLDER}/architecture.json"))
 
     @property
     def is_stopped(self) -> bool:
@@ -251,8 +255,8 @@ class Experiment:
 
     @property
     def has_ended(self) -> bool:
-        """Whether its manager is gone, by itself or because it was stopped."""
-        return self.is_stopped or not _is_alive(_listed().get(self.id, {}))
+        """Whether its manager is gone."""
+        return not _is_alive(_listed().get(self.id, {}))
 
     def tuners_line(self) -> str | None:
         """The line with which this run's tuner ended."""
@@ -263,24 +267,6 @@ class Experiment:
             return path.read_text(encoding="utf8").strip() or None if is_ours else None
         except OSError:
             return None
-
-    def why_it_shut_down(self) -> str | None:
-        """The manager's last error, if it shut down for a reason of its own."""
-        try:
-            log = (self.logs / "nnimanager.log").read_text(encoding="utf8", errors="replace")
-        except OSError:
-            return None
-        last_run = log[log.rfind("Start NNI manager") :]
-        by_itself = re.search(r"Initiate shutdown: (?!SIG|REST)|Critical error", last_run)
-        found = re.findall(r"(?:ERROR|CRITICAL) \(\w[^)]*\) (.+)", last_run)
-        return found[-1].strip() if by_itself and found else None
-
-
-def running_experiments() -> dict[int, str]:
-    """The experiments on this machine whose managers live: port -> id."""
-    return {
-        entry["port"]: name for name, entry in _listed().items() if entry.get("port") and _is_alive(entry)
-    }
 
 
 def find_experiment(experiment_id: str | None = None) -> Experiment:
@@ -352,18 +338,6 @@ def register() -> None:
     if not is_registered():
         with _nnis_list():
             register_algo_meta(meta)
-
-
-def unregister() -> None:
-    """Take the tuner off NNI's list; a second time changes nothing.
-
-    Raises:
-        UsageError: NNI's list cannot be read or written.
-    """
-    from nni.tools.package_utils import unregister_algo_meta
-
-    with _nnis_list():
-        unregister_algo_meta(NAME)
 
 
 def is_registered() -> bool:

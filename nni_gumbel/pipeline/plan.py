@@ -11,17 +11,22 @@ trial did what): a stopped and resumed experiment goes on where it was.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median
 from typing import Any
 
-from nni_gumbel.errors import UsageError
-from nni_gumbel.pipeline.combinations import combinations
-from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.task import EXPORT, RANDOM, SEARCH, TRAIN, Ledger, Task, Trial, canonical
+from nni_gumbel.errors import UsageError, nearest
+from nni_gumbel.pipeline.settings import VARIED_NAMES, ExperimentSettings
+from nni_gumbel.pipeline.task import EXPORT, RANDOM, SEARCH, TRAIN, Report, Task, Trial
 from nni_gumbel.results.choice import Network, TrainedRun
+from nni_gumbel.results.space import canonical
+
+# Every combination is at least one search; nobody means more than this many.
+MOST_COMBINATIONS = 1000
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,8 @@ class Failure:
 class _Found:
     """A distinct pair of a network and the training settings it was found for, and the combinations that found it."""
 
-    architecture: dict[str, Any]
+    report: Report
     settings: dict[str, Any]
-    parameters: int
     combinations: list[Mapping[str, Any]]
 
 
@@ -59,7 +63,7 @@ class Plan:
         """The plan of settings and a `searchSpace`, as NNI hands it over.
 
         Raises:
-            UsageError: see :func:`~nni_gumbel.pipeline.combinations.combinations`.
+            UsageError: see :func:`combinations`.
         """
         return cls(settings, combinations(search_space, settings))
 
@@ -95,19 +99,22 @@ class Plan:
             Tasks that are neither pending nor done nor given up; empty when all of the rest is pending,
             and when the experiment is over.
         """
-        ledger, attempts = Ledger.of(trials), self.settings.attempts
+        ledger = _Ledger(trials, self.settings.attempts)
         if EXPORT in ledger.done:
             return []
         work = self._work(ledger)
-        if all(ledger.is_over(task, attempts) for task in work):
+        if all(ledger.is_over(task) for task in work):
             trained = any(task.stage == TRAIN and task.identity in ledger.done for task in work)
-            export = Task(EXPORT, self.settings.seed, 1, self.settings.export_values())
-            work = [export] if trained else []
-        return [ledger.next_attempt(task) for task in work if ledger.may_start(task, attempts)]
+            work = [Task(EXPORT, self.settings.seed, 1, self.settings.export_values())] if trained else []
+        return [
+            replace(task, attempt=ledger.next_attempt(task))
+            for task in work
+            if task.identity not in ledger.pending and not ledger.is_over(task)
+        ]
 
     def failure(self, trials: Sequence[Trial]) -> Failure | None:
         """Why no export can come any more; ``None`` as long as one can."""
-        ledger = Ledger.of(trials)
+        ledger = _Ledger(trials, self.settings.attempts)
         if EXPORT in ledger.done or ledger.pending or self.next_tasks(trials):
             return None
         trainings = [task for found in self._found(ledger) for task in self._trainings(found)]
@@ -117,19 +124,9 @@ class Plan:
             stage, what = TRAIN, "every training failed, so there is no network to export"
         else:
             stage, what = EXPORT, "the export failed"
-        failed = [trial for each in ledger.failed.values() for task, trial in each if task.stage == stage]
+        failed = [trial for each in ledger.failed.values() for trial in each if trial.task.stage == stage]
         last = max(failed, key=lambda trial: (trial.end or 0, trial.sequence))
         return Failure(f"{what} (attempts: {self.settings.attempts})", last.id)
-
-    def given_up(self, trials: Sequence[Trial]) -> list[str]:
-        """One warning for each task before the export that is left out because all its attempts failed."""
-        ledger = Ledger.of(trials)
-        return [
-            f"{task.identity} is left out, its attempts failed: trials "
-            f"{', '.join(trial.id for _, trial in ledger.failed[task.identity])}"
-            for task in self._work(ledger)
-            if task.identity not in ledger.done and ledger.is_over(task, self.settings.attempts)
-        ]
 
     def networks(self, trials: Sequence[Trial]) -> list[Network]:
         """The distinct networks with at least one finished training, named in the order of their searches.
@@ -137,21 +134,20 @@ class Plan:
         The order is that of the plan, not of the clock: two equal experiments name their networks alike.
         Each has its baseline with it; networks of equal size, trained alike, have the same one.
         """
-        ledger, seeds = Ledger.of(trials), self.settings.baseline_seeds
+        ledger, seeds = _Ledger(trials, self.settings.attempts), self.settings.baseline_seeds
         named = []
         for number, found in enumerate(self._found(ledger), start=1):
-            done = ledger.done_of(self._trainings(found))
-            if done:
+            if done := ledger.done_of(self._trainings(found)):
                 name = f"network-{number}"
                 baseline = tuple(
                     _network(f"{name}-random-{seeds.index(task.seed) + 1}", [(task, trial)])
                     for task, trial in ledger.done_of(self._baseline(found))
                 )
-                varied = tuple(dict(combination) for combination in found.combinations)
+                varied = tuple(map(dict, found.combinations))
                 named.append(replace(_network(name, done), found_with=varied, baseline=baseline))
         return named
 
-    def _work(self, ledger: Ledger) -> list[Task]:
+    def _work(self, ledger: _Ledger) -> list[Task]:
         """Everything that comes before the export, as far as it is known.
 
         Each task once: combinations that differ in the training alone share their searches, networks of equal
@@ -164,17 +160,14 @@ class Plan:
         baseline = [task for network in trained for task in self._baseline(network)]
         return list({task.identity: task for task in (*searches, *trainings, *baseline)}.values())
 
-    def _found(self, ledger: Ledger) -> list[_Found]:
+    def _found(self, ledger: _Ledger) -> list[_Found]:
         """What the finished searches have found, in the order of the plan."""
         found: dict[str, _Found] = {}
         for combination, variant in zip(self.combinations, self.variants):
             values = variant.train_values()
             for _, trial in ledger.done_of(self._searches(variant)):
-                report = trial.report
-                network = found.setdefault(
-                    canonical([report.architecture, values]),
-                    _Found(report.architecture, values, report.parameters, []),
-                )
+                key = canonical([trial.report.architecture, values])
+                network = found.setdefault(key, _Found(trial.report, values, []))
                 if combination not in network.combinations:
                     network.combinations.append(combination)
         return list(found.values())
@@ -185,42 +178,108 @@ class Plan:
 
     def _trainings(self, found: _Found) -> list[Task]:
         seeds = range(self.settings.seed, self.settings.seed + self.settings.train_seeds)
-        return [Task(TRAIN, seed, 1, found.settings, found.architecture) for seed in seeds]
+        return [Task(TRAIN, seed, 1, found.settings, found.report.architecture) for seed in seeds]
 
     def _baseline(self, found: _Found) -> list[Task]:
-        return [
-            Task(RANDOM, seed, 1, found.settings, target_parameters=found.parameters)
-            for seed in self.settings.baseline_seeds
-        ]
+        size = found.report.parameters
+        return [Task(RANDOM, seed, 1, found.settings, None, size) for seed in self.settings.baseline_seeds]
+
+
+class _Ledger:
+    """The trials so far by the identity of their tasks: the one that did it, failed attempts, running ones."""
+
+    def __init__(self, trials: Sequence[Trial], attempts: int) -> None:
+        self.done: dict[str, Trial] = {}
+        self.failed: dict[str, list[Trial]] = {}
+        self.pending: set[str] = set()
+        self._attempts = attempts
+        for trial in trials:
+            if trial.report is not None:
+                self.done.setdefault(trial.report.identity, trial)
+            if trial.task is None:
+                continue
+            if trial.state == "pending":
+                self.pending.add(trial.task.identity)
+            elif trial.report is None or trial.report.identity != trial.task.identity:
+                # Also a success that reports another task: that attempt of its own task is lost.
+                self.failed.setdefault(trial.task.identity, []).append(trial)
+
+    def done_of(self, tasks: Sequence[Task]) -> list[tuple[Task, Trial]]:
+        """Those of the tasks that are done, each with the trial that did it."""
+        return [(task, self.done[task.identity]) for task in tasks if task.identity in self.done]
+
+    def is_over(self, task: Task) -> bool:
+        """Whether the task is done or given up."""
+        used_up = task.identity not in self.pending and self.next_attempt(task) > self._attempts
+        return used_up or task.identity in self.done
+
+    def next_attempt(self, task: Task) -> int:
+        failed = self.failed.get(task.identity, [])
+        return max((trial.task.attempt for trial in failed), default=0) + 1
 
 
 def finished(trials: Sequence[Trial]) -> bool:
     """Whether an export has succeeded."""
-    return EXPORT in Ledger.of(trials).done
+    return any(trial.report is not None and trial.stage == EXPORT for trial in trials)
 
 
 def _network(name: str, done: Sequence[tuple[Task, Trial]]) -> Network:
     """The record of a network from its finished trainings."""
-    (task, trial), reports = done[0], [trial.report for _, trial in done]
-    first = trial.report
+    (task, first), reports = done[0], [trial.report for _, trial in done]
 
     def middle(field: str) -> float | None:
         known = [value for report in reports if (value := getattr(report, field)) is not None]
         return median(known) if known else None
 
+    alike = ("parameters", "flops", "validation_size", "pruned_parameters", "pruned_flops")
+    measured = ("latency_ms", "table_latency_ms", "own_cost")
     return Network(
         name=name,
-        architecture=task.architecture or first.architecture,
+        architecture=task.architecture or first.report.architecture,
         settings=task.settings,
-        parameters=first.parameters,
-        flops=first.flops,
         runs=tuple(
             TrainedRun(trial.id, task.seed, trial.report.default, trial.report.test) for task, trial in done
         ),
-        validation_size=first.validation_size,
-        pruned_parameters=first.pruned_parameters,
-        pruned_flops=first.pruned_flops,
-        latency_ms=middle("latency_ms"),
-        table_latency_ms=middle("table_latency_ms"),
-        own_cost=middle("own_cost"),
+        **{field: getattr(first.report, field) for field in alike},
+        **{field: middle(field) for field in measured},
     )
+
+
+def combinations(
+    search_space: Mapping[str, Any] | None, settings: ExperimentSettings
+) -> list[dict[str, Any]]:
+    """The distinct combinations of a search space, each ``{name: value}``, in the order written.
+
+    Args:
+        search_space: ``{name: {"_type": "choice", "_value": [...]}}`` as NNI hands it over; empty for none.
+        settings: each combination is checked on top of them.
+
+    Raises:
+        UsageError: a name is not a setting that can be varied, a specification is no choice, or a combination is not
+            allowed.
+    """
+    if not isinstance(search_space or {}, Mapping):
+        raise UsageError(
+            f"searchSpace: {search_space!r} is not a mapping; give names of settings with _type and _value"
+        )
+    values: dict[str, list[Any]] = {}
+    for name, spec in (search_space or {}).items():
+        if name not in VARIED_NAMES:
+            raise UsageError(
+                f"searchSpace.{name}: this is no setting that can be varied{nearest(name, VARIED_NAMES)}"
+            )
+        kind, value = (spec.get("_type"), spec.get("_value")) if isinstance(spec, Mapping) else (None, None)
+        if kind != "choice" or not isinstance(value, list) or not value:
+            raise UsageError(
+                f"searchSpace.{name}: {spec!r} is no choice; give _type: choice and a list as _value"
+            )
+        values[name] = list({canonical(each): each for each in value}.values())
+    if (count := math.prod(map(len, values.values()))) > MOST_COMBINATIONS:
+        raise UsageError(f"searchSpace: {count} combinations are more than {MOST_COMBINATIONS}; shorten it")
+    found = [dict(zip(values, row)) for row in itertools.product(*values.values())]
+    for combination in found:
+        try:
+            settings.with_values(combination)
+        except UsageError as error:
+            raise UsageError(f"searchSpace: {error}") from None
+    return found

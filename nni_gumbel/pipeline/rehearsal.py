@@ -58,41 +58,20 @@ class BeforeTheSearch(pl.Callback):
         self.example: Example | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        module = pl_module.training_module
+        module, data = pl_module.training_module, self._evaluator.datamodule
+        loaders = (self._evaluator.train_dataloaders if data is None else data.train_dataloader()).iterables
+        # The data that the structure learns on; the training data where there is no other.
+        loader = loaders.get("val", loaders["train"])
+        while isinstance(loader, (list, tuple)):
+            loader = loader[0]
         with unchanged_randomness([]):
-            batch = {"val": next(iter(_a_loader(self._evaluator)))}
-        batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))["val"]
+            batch = trainer.precision_plugin.convert_input({"val": next(iter(loader))})
+        batch = trainer.strategy.batch_to_device(batch)["val"]
         fails = "--evaluator: its training_step fails on the first batch"
         with logging_with(module, mute), user_code(fails, "correct it, or name another"):
             inputs = inputs_of(module.model, lambda: training_step(module, batch, 0))
         self.example = Example(*inputs).first(EXAMPLES)
         self._do(self.example)
-
-
-def _a_loader(evaluator: Lightning) -> Any:
-    """A loader of the data that the structure learns on; of the training data where there is no other."""
-    data = evaluator.datamodule
-    loaders = (evaluator.train_dataloaders if data is None else data.train_dataloader()).iterables
-    found = loaders.get("val", loaders["train"])
-    while isinstance(found, (list, tuple)):
-        found = found[0]
-    return found
-
-
-def remember_inputs(network: nn.Module) -> list[Example]:
-    """Keep a few examples of what a network is called with the next time.
-
-    Returns:
-        The list in which they will be, on the device where they were.
-    """
-    seen: list[Example] = []
-
-    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hook.remove()
-        seen.append(Example(args, kwargs).map(Tensor.detach).first(EXAMPLES))
-
-    hook = network.register_forward_pre_hook(keep, with_kwargs=True)
-    return seen
 
 
 def output_of(network: nn.Module, example: Example, name: object) -> Any:
@@ -156,67 +135,70 @@ def rehearse(
     distribution.joint_sample.tell_unread()
     check_loose_ends(space, distribution, lambda: example(space))
     network_of(space, distribution.mode())  # as a network that is found will be built, to be trained
-    if classes is None:
-        return
-    if not isinstance(output, Tensor):
-        raise UsageError(
-            f"--space: {reference} returns {type(output).__name__}; return one tensor of class scores"
-        )
-    if output.dim() != 2 or output.shape[1] != classes:
-        raise UsageError(
-            f"--space: {reference} gives {tuple(output.shape[1:])} an image, the data has {classes} classes; "
-            f"give it as many outputs, e.g. num_classes={classes} after --space"
-        )
+    if classes is not None:
+        check_scores(output, reference, classes)
 
 
-# -- before an experiment starts -----------------------------------------------------------------------------
+def check_scores(output: Any, name: object, classes: int | None = None) -> int:
+    """See that a network returns class scores, ``(examples, classes)``; how many classes.
 
-
-def rehearsed_command(command: TrialCommand, searches: Sequence[SearchSettings]) -> str:
-    """Relax the space of a trial command, and try it on its data if that is at hand; what was found, in a line.
+    Args:
+        output: of the network.
+        name: what a person called it.
+        classes: as many are needed; ``None`` for any number.
 
     Raises:
-        UsageError: a search cannot begin with it.
+        UsageError: it does not.
     """
+    is_tensor = isinstance(output, Tensor)
+    if is_tensor and output.dim() == 2 and output.shape[1] == (classes or output.shape[1]):
+        return output.shape[1]
+    found = f"{tuple(output.shape[1:])} an example" if is_tensor else f"a {type(output).__name__}"
+    needed = f", the data has {classes} classes" if classes else ""
+    remedy = f", e.g. num_classes={classes} after --space" if classes else ""
+    raise UsageError(
+        f"--space: {name} gives {found}{needed}; return one tensor of class scores{remedy}, or name an --evaluator of "
+        "your own"
+    )
+
+
+def rehearsed(command: TrialCommand, searches: Sequence[SearchSettings]) -> str:
+    """What can be told of the searches of an experiment before it starts; what was found, in a line.
+
+    The space is built, relaxed, tried on the data if that is at hand, and its networks are priced. Nothing is measured
+    or downloaded, and no code of one's own but the space and the cost runs: what depends on a latency is left to the
+    first search, and so are multiply-adds where there is no example.
+
+    Args:
+        command: of the trials.
+        searches: the settings of each combination.
+
+    Raises:
+        UsageError: the space or the data cannot be had, a search cannot begin with them, no network meets a budget, a
+            cost cannot be found, or a prior does not fit.
+    """
+    example, classes = _example(command)
     space = command.reference.build()
-    distribution = relax(space)
+    choices, distribution, own = len(space.simplify()), relax(space), command.own_cost()
     for settings in searches:
         check_estimator(distribution, settings)
-    if not command.data_is_at_hand:
-        return "every choice can be relaxed; the first trial tries the space on its data"
-    example, classes = _example(command)
-    rehearse(space, distribution, command.reference, example, None if command.evaluator else classes)
-    return "every choice can be relaxed, and the space takes the data"
-
-
-def rehearsed_costs(command: TrialCommand, searches: Sequence[SearchSettings]) -> str:
-    """Price the networks of a trial command for each search; what was found, in a line.
-
-    Nothing is measured: what depends on a latency is left to the first search, and multiply-adds are where there is
-    no example.
-
-    Raises:
-        UsageError: no network meets a budget, a cost cannot be found, or a prior does not fit.
-    """
-    space = command.reference.build()
-    distribution, own, (example, _) = relax(space), command.own_cost(), _example(command)
-    seen = set()
-    for settings in searches:
+    if command.data_is_at_hand:
+        rehearse(space, distribution, command.reference, example, None if command.evaluator else classes)
+    # Of searches that are priced alike, one is enough.
+    alike = {(each.max_params, each.max_flops, each.cost, each.prior): each for each in searches}
+    for settings in alike.values():
         cost = "params" if settings.cost == "latency" else settings.cost
-        key = (settings.max_params, settings.max_flops, cost, settings.prior)
-        if key not in seen:
-            seen.add(key)
-            values = {**vars(settings), "max_latency_ms": None, "cost": cost}
-            costs = SearchCosts(space, distribution, SearchSettings(**values), own)
-            if example is not None:
-                costs.complete(example.args, example.kwargs)
-            if costs.is_complete or settings.prior != "cost":
-                build_prior(settings.prior, distribution, costs)
+        known = SearchSettings(**{**vars(settings), "max_latency_ms": None, "cost": cost})
+        costs = SearchCosts(space, distribution, known, own)
+        if example is not None:
+            costs.complete(example.args, example.kwargs)
+        if costs.is_complete or settings.prior != "cost":
+            build_prior(settings.prior, distribution, costs)
     unknown = ("max_latency_ms",) if example is not None else ("max_flops", "max_latency_ms")
     later = [name for name in unknown if any(getattr(each, name) is not None for each in searches)]
-    priced = command.cost or ", ".join(dict.fromkeys(settings.cost for settings in searches))
+    later += [] if command.data_is_at_hand else ["whether the space takes the data"]
     but = f", but for {' and '.join(later)}, which the first search tells" if later else ""
-    return f"{priced}; every budget can be met{but}"
+    return f"{command.space}, {choices} choices, each can be relaxed; every budget can be met{but}"
 
 
 def _example(command: TrialCommand) -> tuple[Example | None, int | None]:

@@ -6,9 +6,7 @@ runs inside a trial, only our reports pass.
 
 from __future__ import annotations
 
-import logging
 import math
-from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,13 +20,10 @@ from nni.runtime.trial_command_channel import (
     get_default_trial_command_channel,
     set_default_trial_command_channel,
 )
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.host import HostCopy
-
-logger = logging.getLogger(__name__)
 
 
 class Metrics(dict):
@@ -45,7 +40,6 @@ class _OurReportsOnly(TrialCommandChannel):
 
     def send_metric(self, *, value: Any, type: str, sequence: int, **message: Any) -> None:
         if not isinstance(value, Metrics):
-            logger.debug("left out the evaluator's own report: %s", value)
             return
         if type == "PERIODICAL":
             # NNI has counted those left out, too, and its portal shows a blank page where one is missing.
@@ -78,42 +72,37 @@ class Progress(pl.Callback):
         self.metric, self.of_search = metric, of_search
         self._writer = SummaryWriter(str(directory))
         self._losses: list[float] = []
-        self._pending_copies: deque[tuple[HostCopy, int]] = deque()  # of losses, and their steps
+        self._pending: tuple[HostCopy, int] | None = None  # a loss and its step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._read_pending()  # that of the step before: a GPU would have to be waited for
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if loss is None:
-            return
-        self._pending_copies.append((HostCopy(torch.as_tensor(loss)), trainer.global_step))
-        # On a GPU the loss of the step before: the step would wait for the latest.
-        waits = isinstance(loss, Tensor) and loss.is_cuda
-        self._take(len(self._pending_copies) - waits)
+        if loss is not None:
+            self._pending = HostCopy(torch.as_tensor(loss)), trainer.global_step
 
-    def _take(self, number: int) -> None:
-        for _ in range(number):
-            copy, step = self._pending_copies.popleft()
-            loss = float(copy.read())
-            if not math.isfinite(loss):
-                raise UsageError(
-                    f"loss: {loss:g} at step {step} is not finite; lower learning_rate, "
-                    "or look for a layer that divides by zero or grows without bound"
-                )
-            self._losses.append(loss)
+    def _read_pending(self) -> None:
+        if self._pending is None:
+            return
+        (copy, step), self._pending = self._pending, None
+        loss = float(copy.read())
+        if not math.isfinite(loss):
+            raise UsageError(
+                f"loss: {loss:g} at step {step} is not finite; lower learning_rate, "
+                "or look for a layer that divides by zero or grows without bound"
+            )
+        self._losses.append(loss)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._take(len(self._pending_copies))
+        self._read_pending()
         numbers = {"train_loss": sum(self._losses) / max(len(self._losses), 1)}
         self._losses.clear()
         curves = {}
         if self.of_search:
             numbers |= pl_module.structure_summary()
-            curves = {
-                f"probability/{label}/{candidate}": probability
-                for label, probabilities in pl_module.export_probs().items()
-                for candidate, probability in probabilities.items()
-            }
+            for label, probabilities in pl_module.export_probs().items():
+                curves |= {f"probability/{label}/{name}": value for name, value in probabilities.items()}
         default = logged_metric(trainer, "val", self.metric)
         if default is not None:  # an evaluator need not validate in every epoch
             nni.report_intermediate_result(Metrics(default=default, **numbers))

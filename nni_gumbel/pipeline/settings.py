@@ -32,19 +32,11 @@ class ExperimentSettings(Settings):
         "acc", "validation metric, as the evaluator logs it but without `val_`", basic=True, coupled="metric"
     )
     search_seeds: int = setting(
-        1,
-        "searches with different seeds, for every combination of `searchSpace`",
-        ge=1,
-        basic=True,
-        coupled="seeds",
-    )
+        1, "searches with different seeds, for every combination of `searchSpace`", ge=1, basic=True, coupled="seeds"
+    )  # fmt: skip
     train_seeds: int = setting(
-        3,
-        "trainings from scratch with different seeds, for every network found",
-        ge=1,
-        basic=True,
-        coupled="seeds",
-    )
+        3, "trainings from scratch with different seeds, for every network found", ge=1, basic=True, coupled="seeds"
+    )  # fmt: skip
     random_baseline: int = setting(
         0, "random networks of equal size, each trained once, for every network found; 0 is none",
         ge=0, basic=True, coupled="seeds",
@@ -55,9 +47,6 @@ class ExperimentSettings(Settings):
     learning_rate: float = setting(1e-2, "largest learning rate of the weights", gt=0, basic=True)
     weight_decay: float = setting(1e-4, "weight decay of the weights", ge=0, basic=True)
     attempts: int = setting(2, "how often a trial is tried before it is left out", ge=1)
-    samples: int | None = setting(
-        None, "combinations drawn at random from `searchSpace`; if left out, every combination is taken", ge=1
-    )
     seed: int = setting(
         0, "first of the seeds; the others count up from it", ge=0, basic=True, coupled="seeds"
     )
@@ -83,6 +72,8 @@ class ExperimentSettings(Settings):
         Raises:
             UsageError: a name is unknown (the nearest one is named), or a value is wrong.
         """
+        if not isinstance(values or {}, Mapping):
+            raise UsageError(f"tuner.classArgs: {values!r} holds no names and values; give settings")
         own, search = {}, {}
         for name, value in (values or {}).items():
             if name not in FLAT_NAMES:

@@ -15,9 +15,6 @@ from nni_gumbel.errors import UsageError
 DISTRIBUTION = "nni-gumbel"
 STARTER_FILES = ("experiment.yml", "examples/experiment.schema.json", ".nniignore", "search_spaces/mnist.py")
 
-# Where data files are under the installation's prefix (setup.cfg, options.data_files).
-_SHARE = "share/nni-gumbel/"
-
 
 def write_starter(directory: str | Path) -> list[Path]:
     """Copy the starter files into a directory, which is made if it is not there.
@@ -29,33 +26,27 @@ def write_starter(directory: str | Path) -> list[Path]:
         UsageError: one of them exists there already, or the directory cannot be written.
     """
     directory = Path(directory)
-    targets = [directory / name for name in STARTER_FILES]
-    sources = [_source(name) for name in STARTER_FILES]
+    targets = {directory / name: _source(name) for name in STARTER_FILES}
     for target in targets:
         if target.exists():
             raise UsageError(
                 f"DIR: {target} exists and is not overwritten; give another directory or move it away"
             )
     try:
-        for source, target in zip(sources, targets):
+        for target, source in targets.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
     except OSError as error:
         raise UsageError(
             f"DIR: {directory} cannot be written ({error.strerror}); give a directory that can"
         ) from error
-    return targets
+    return list(targets)
 
 
 def _source(name: str) -> Path:
     clone = Path(__file__).parents[2]
     if (clone / "setup.cfg").is_file():  # beside an editable installation lie copies of the day it was made
         return clone / name
-    installed = [
-        entry for entry in metadata.files(DISTRIBUTION) or [] if entry.as_posix().endswith(_SHARE + name)
-    ]
-    if not installed:
-        raise UsageError(
-            f"{name}: it is missing from this installation; run `pip install --force-reinstall --no-deps` again"
-        )
-    return Path(installed[0].locate())
+    # Where data files are under the installation's prefix: setup.cfg, options.data_files.
+    files = metadata.files(DISTRIBUTION) or []
+    return Path(next(file for file in files if str(file).endswith(f"share/nni-gumbel/{name}")).locate())

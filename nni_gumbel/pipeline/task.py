@@ -1,28 +1,26 @@
 """A task: one piece of work for one trial, its key, and the trials that did it.
 
-The key - stage, a hash of the settings (and of the network or its size), seed and attempt - is in the parameters of
-the trial that is to do the task and in the final metric of the trial that did it. A task is done when a succeeded trial
-reports its key, whatever parameters NNI shows for that trial: NNI 3.0 can hand the parameters of one trial to another.
-A success without a sound report is a failure.
+The key - stage, a hash of the settings and of the network, seed and attempt - is in the parameters of the trial that is
+to do the task and in the final metric of the trial that did it. A task is done when a succeeded trial reports its key,
+whatever parameters NNI shows for that trial: NNI 3.0 can hand the parameters of one trial to another. A success without
+a sound report is a failure.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, Json, NonNegativeInt, PositiveInt, ValidationError
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.settings import ExperimentSettings
+from nni_gumbel.results.space import canonical
 
 SEARCH, TRAIN, RANDOM, EXPORT = STAGES = ("search", "train", "random", "export")
-CHOICE_PREFIX = "choice/"
 
 # Of a trial, in its output directory.
 TENSORBOARD = "tensorboard"
@@ -31,6 +29,7 @@ BUNDLE = "bundle"
 # Of an export, in its trial's output directory and in the trial code directory.
 EXPORT_FOLDER = "gumbel-export"
 
+_CHOICE_PREFIX = "choice/"
 # A final metric travels another way than the news that its trial has succeeded, and may be later.
 _METRIC_DELAY = 30.0
 
@@ -55,9 +54,8 @@ class Task:
         """What is to be done, whichever attempt it is."""
         if self.stage == EXPORT:
             return EXPORT
-        network = self.target_parameters if self.stage == RANDOM else self.architecture
-        digest = hashlib.sha256(canonical([self.settings, network]).encode()).hexdigest()
-        return f"{self.stage}-{digest[:8]}-seed{self.seed}"
+        what = canonical([self.settings, self.architecture, self.target_parameters])
+        return f"{self.stage}-{hashlib.sha256(what.encode()).hexdigest()[:8]}-seed{self.seed}"
 
     @property
     def key(self) -> str:
@@ -65,7 +63,7 @@ class Task:
 
     def parameters(self) -> dict[str, Any]:
         """The parameters of the trial, flat, as the portal shows them."""
-        choices = {CHOICE_PREFIX + label: value for label, value in (self.architecture or {}).items()}
+        choices = {_CHOICE_PREFIX + label: value for label, value in (self.architecture or {}).items()}
         own = {"stage": self.stage, "seed": self.seed, "attempt": self.attempt, "key": self.key}
         size = {} if self.target_parameters is None else {"target_parameters": self.target_parameters}
         return own | size | self.settings | choices
@@ -77,61 +75,28 @@ class Task:
         Raises:
             UsageError: they are not what :meth:`parameters` makes.
         """
-        try:
-            own = _Parameters.model_validate(parameters)
-        except ValidationError:
-            raise UsageError(
-                f"parameters: {parameters!r} are not those of a task; start trials by the tuner alone"
-            ) from None
-        settings, architecture = {}, {}
-        for name, value in own.model_extra.items():
-            label = name.removeprefix(CHOICE_PREFIX)
-            (settings if label == name else architecture)[label] = value
-        known = ExperimentSettings.from_flat(settings)
-        needed = {
-            SEARCH: known.search_values,
-            TRAIN: known.train_values,
-            RANDOM: known.train_values,
-            EXPORT: known.export_values,
-        }[own.stage]()
-        fits = (
-            set(settings) == set(needed)
-            and bool(architecture) == (own.stage == TRAIN)
-            and (own.target_parameters is not None) == (own.stage == RANDOM)
+        refused = UsageError(
+            f"parameters: {parameters!r} are not those of a task; start trials by the tuner alone"
         )
-        size = own.target_parameters
-        task = cls(own.stage, own.seed, own.attempt, settings, architecture or None, size)
-        if not fits or task.key != own.key:
-            raise UsageError(
-                f"parameters: {sorted(settings)}, {len(architecture)} choices and target_parameters {size!r} do not "
-                f"fit the key {own.key!r}"
-            )
+        try:
+            rest = dict(parameters)
+            stage, seed, attempt, key = (rest.pop(name) for name in ("stage", "seed", "attempt", "key"))
+        except (TypeError, ValueError, KeyError):
+            raise refused from None
+        size = rest.pop("target_parameters", None)
+        choices = {name: rest.pop(name) for name in list(rest) if name.startswith(_CHOICE_PREFIX)}
+        architecture = {name.removeprefix(_CHOICE_PREFIX): value for name, value in choices.items()}
+        ExperimentSettings.from_flat(rest)
+        task = cls(stage, seed, attempt, rest, architecture or None, size)
+        # The key is a hash of all the rest; only 0 and "0" look alike in it.
+        if (
+            stage not in STAGES
+            or not isinstance(seed, int)
+            or not isinstance(attempt, int)
+            or task.key != key
+        ):
+            raise refused
         return task
-
-
-class _Parameters(BaseModel):
-    """What the parameters of every trial hold, beside settings and choices."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-
-    stage: Literal[STAGES]
-    seed: NonNegativeInt
-    attempt: PositiveInt
-    key: str
-    target_parameters: NonNegativeInt | None = None
-
-
-def canonical(value: Any) -> str:
-    """JSON that is the same before and after a way through JavaScript, which writes 3.0 as 3."""
-
-    def plain(part: Any) -> Any:
-        if isinstance(part, Mapping):
-            return {key: plain(each) for key, each in part.items()}
-        if isinstance(part, (list, tuple)):
-            return [plain(each) for each in part]
-        return int(part) if isinstance(part, float) and part.is_integer() else part
-
-    return json.dumps(plain(value), sort_keys=True)
 
 
 class Report(BaseModel):
@@ -181,6 +146,14 @@ class Trial:
         return str(key).split("-")[0] if key else None
 
     @cached_property
+    def task(self) -> Task | None:
+        """What it was given; ``None`` if it was started by hand in the portal, with parameters of somebody's own."""
+        try:
+            return Task.from_parameters(self.parameters)
+        except UsageError:
+            return None
+
+    @cached_property
     def report(self) -> Report | None:
         """What it has done by its own word; ``None`` if it has not succeeded, or without a sound report."""
         if self.state != "succeeded":
@@ -203,48 +176,3 @@ def judged(status: str, result: dict[str, Any] | None, end: float | None, now: f
     value = result.get("default")
     is_finite = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return "succeeded" if is_finite else "failed"
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """The trials so far by what they were to do: identity -> trial that did it, failed attempts, running ones."""
-
-    done: dict[str, Trial]
-    failed: dict[str, list[tuple[Task, Trial]]]
-    pending: set[str]
-
-    @classmethod
-    def of(cls, trials: Sequence[Trial]) -> Ledger:
-        ledger = cls({}, {}, set())
-        for trial in trials:
-            if trial.report is not None:
-                ledger.done.setdefault(trial.report.identity, trial)
-        for trial in trials:
-            try:
-                task = Task.from_parameters(trial.parameters)
-            except UsageError:
-                continue  # started by hand in the portal, with parameters of somebody's own
-            if trial.state == "pending":
-                ledger.pending.add(task.identity)
-            elif trial.report is None or trial.report.identity != task.identity:
-                # Also a success that reports another task: that attempt of its own task is lost.
-                ledger.failed.setdefault(task.identity, []).append((task, trial))
-        return ledger
-
-    def done_of(self, tasks: Sequence[Task]) -> list[tuple[Task, Trial]]:
-        """Those of the tasks that are done, each with the trial that did it."""
-        return [(task, self.done[task.identity]) for task in tasks if task.identity in self.done]
-
-    def is_over(self, task: Task, attempts: int) -> bool:
-        """Whether the task is done or given up."""
-        if task.identity in self.done:
-            return True
-        return task.identity not in self.pending and self.next_attempt(task).attempt > attempts
-
-    def may_start(self, task: Task, attempts: int) -> bool:
-        return task.identity not in self.pending and not self.is_over(task, attempts)
-
-    def next_attempt(self, task: Task) -> Task:
-        """The task with the number of its next attempt."""
-        used = [failed.attempt for failed, _ in self.failed.get(task.identity, [])]
-        return replace(task, attempt=max(used, default=0) + 1)

@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from filelock import FileLock
 from nni.nas.nn.pytorch import ModelSpace
-from torch import nn
+from torch import Tensor, nn
 
 from nni_gumbel.complexity.baseline import random_network
 from nni_gumbel.complexity.flops import count_flops
@@ -27,7 +27,7 @@ from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.evaluator import evaluator_of, result_on_test_part, validation_size
 from nni_gumbel.pipeline.manager import Manager, plan_of
-from nni_gumbel.pipeline.rehearsal import BeforeTheSearch, rehearse, remember_inputs
+from nni_gumbel.pipeline.rehearsal import EXAMPLES, BeforeTheSearch, rehearse
 from nni_gumbel.pipeline.reporting import Metrics, Progress, our_reports_only, validation_metric
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import BUNDLE, RANDOM, SEARCH, TENSORBOARD, TRAIN, Task
@@ -69,10 +69,8 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
         costs.complete(example.args, example.kwargs)
 
     rehearsal = BeforeTheSearch(evaluator, check)
-    evaluator.trainer.callbacks += [
-        rehearsal,
-        Progress(settings.metric, output / TENSORBOARD, of_search=True),
-    ]
+    progress = Progress(settings.metric, output / TENSORBOARD, of_search=True)
+    evaluator.trainer.callbacks += [rehearsal, progress]
     with our_reports_only():
         evaluator.evaluate(supernet)
         architecture = evaluator.module.export()
@@ -95,13 +93,16 @@ def run_training(task: Task, command: TrialCommand, manager: Manager, output: Pa
 
     The network was found by a search, or is drawn here at random, of the size asked for.
     """
+    settings, reference = ExperimentSettings.from_flat(task.settings), command.reference
     architecture, also = task.architecture, {}
     if task.stage == RANDOM:
-        architecture = _drawn(task, command.reference)
+        supernet = reference.build()
+        distribution, cost = relax(supernet), expected_parameters(supernet)
+        size = task.target_parameters
+        architecture = random_network(supernet, distribution, cost, size, EQUAL_SIZE, task.seed)
         also["architecture"] = json.dumps(architecture)
-    settings = ExperimentSettings.from_flat(task.settings)
     pl.seed_everything(task.seed)
-    space = command.reference.build()
+    space = reference.build()
     sample = sample_of(space, architecture)
     network = network_of(space, sample)
     own = command.own_cost()
@@ -109,13 +110,19 @@ def run_training(task: Task, command: TrialCommand, manager: Manager, output: Pa
         also["own_cost"] = own_cost_of(own, sample, partial(network_of, space))
     evaluator = evaluator_of(command, network, settings, settings.train_epochs, task.seed)
     evaluator.trainer.callbacks.append(Progress(settings.metric, output / TENSORBOARD))
-    inputs = remember_inputs(network)
+    called_with: list[Example] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hook.remove()
+        called_with.append(Example(args, kwargs).map(Tensor.detach).first(EXAMPLES))
+
+    hook = network.register_forward_pre_hook(keep, with_kwargs=True)
     with our_reports_only():
         evaluator.evaluate(network)
         validation = validation_metric(evaluator.trainer, settings.metric)
-        if not inputs:
+        if not called_with:
             raise UsageError("--evaluator: its steps do not call the network as self.model(...); call it so")
-        (example,) = inputs
+        (example,) = called_with
         pruned = prune(network, *example.args, **example.kwargs)
         sizes = {
             "parameters": count_parameters(network),
@@ -126,9 +133,9 @@ def run_training(task: Task, command: TrialCommand, manager: Manager, output: Pa
         facts = {
             "settings": task.settings, "metric": settings.metric, "validation": validation, "seed": task.seed, **sizes
         }  # fmt: skip
-        write_bundle(output / BUNDLE, network, architecture, command.reference, example, facts, pruned)
+        write_bundle(output / BUNDLE, network, architecture, reference, example, facts, pruned)
         if any(_prices_latency(variant.search) for variant in plan_of(manager.experiment()).variants):
-            also |= latencies(pruned, sample, command.reference, example.first(1), output)
+            also |= latencies(pruned, sample, reference, example.first(1), output)
         nni.report_final_result(
             Metrics(
                 default=validation,
@@ -139,13 +146,6 @@ def run_training(task: Task, command: TrialCommand, manager: Manager, output: Pa
                 **also,
             )
         )
-
-
-def _drawn(task: Task, reference: SpaceReference) -> dict[str, Any]:
-    """A random network with the task's number of parameters."""
-    supernet = reference.build()
-    distribution, cost = relax(supernet), expected_parameters(supernet)
-    return random_network(supernet, distribution, cost, task.target_parameters, EQUAL_SIZE, task.seed)
 
 
 RUNS = {SEARCH: run_search, TRAIN: run_training, RANDOM: run_training}
@@ -201,10 +201,12 @@ def latencies(
 
     Returns:
         ``latency_ms``, the whole network measured now; ``table_latency_ms``, the sum of its layers by the table of
-        the experiment, which searches go by. ``None`` for one that cannot be told, with one warning that names the
-        network and the reason.
+        the experiment, which searches go by. ``None`` for one that cannot be told, with a warning.
     """
     example = example.cpu()  # where networks are measured
+
+    def measured() -> float:
+        return measure_latency(network.cpu(), example.args, example.kwargs)
 
     def by_table() -> float:
         supernet = reference.build()
@@ -213,18 +215,11 @@ def latencies(
         cost = expected_latency(supernet, distribution, example.args, example.kwargs, table)
         return cost_of(distribution, cost, sample)
 
-    ways = {
-        "latency_ms": lambda: measure_latency(network.cpu(), example.args, example.kwargs),
-        "table_latency_ms": by_table,
-    }
     found: dict[str, float | None] = {}
-    reasons = []
-    for field, tell in ways.items():
+    for field, tell in (("latency_ms", measured), ("table_latency_ms", by_table)):
         try:
             found[field] = tell()
         except Exception as error:  # whatever a person's network raises: the training is done, and is kept
             found[field] = None
-            reasons.append(f"{field}: {first_line(error)}")
-    if reasons:
-        logger.warning("network %s: its latency is left out (%s)", dict(sample), "; ".join(reasons))
+            logger.warning("network %s is left without its %s: %s", dict(sample), field, first_line(error))
     return found

@@ -32,7 +32,13 @@ from typing import Any, NoReturn
 from nni.tuner import Tuner
 
 from nni_gumbel.errors import UsageError, first_line
-from nni_gumbel.pipeline.manager import ERROR_FILE, Manager, ManagerUnreachable, trial_command_of
+from nni_gumbel.pipeline.manager import (
+    ERROR_FILE,
+    Manager,
+    ManagerUnreachable,
+    check_params,
+    trial_command_of,
+)
 from nni_gumbel.pipeline.plan import Plan, finished
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import Task, Trial
@@ -40,11 +46,6 @@ from nni_gumbel.pipeline.task import Task, Trial
 _logger = logging.getLogger(__name__)
 
 _LOOK_EVERY = 5.0
-
-ASSESSOR_REFUSED = (
-    "assessor: networks are compared after trainings of equal length, so none may be stopped early; "
-    "remove the assessor"
-)
 
 
 def _ends_the_experiment(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -88,7 +89,6 @@ class GumbelSearchTuner(Tuner):
         self._lock = threading.RLock()
         self._owed: list[int] = []
         self._on_their_way: dict[str, Task] = {}
-        self._told: set[str] = set()
         self._send: Callable[[int, dict[str, Any]], None] | None = None
         self._manager = Manager.from_tuner_environment()
         try:
@@ -102,12 +102,11 @@ class GumbelSearchTuner(Tuner):
         settings = ExperimentSettings.from_flat(class_args)
         params = self._manager.experiment()["params"]
         self._plan = Plan.of(settings, params.get("searchSpace"))
+        check_params(params)
         trial_command_of(params)  # refuses what a trial would
         # After the export it is the number of trials that there were.
         if not finished(self._manager.trials()):
             self._plan.check_trial_limit(params.get("maxTrialNumber"))
-        if params.get("assessor"):
-            raise UsageError(ASSESSOR_REFUSED)
         count, most = len(self._plan.combinations), self._plan.largest_trial_count
         _logger.info("%d combinations, at most %d trials", count, most)
 
@@ -162,10 +161,6 @@ class GumbelSearchTuner(Tuner):
         shown = {(trial.parameters or {}).get("key") for trial in trials}
         self._on_their_way = {key: task for key, task in self._on_their_way.items() if key not in shown}
         trials += [Trial(key, -1, "pending", task.parameters()) for key, task in self._on_their_way.items()]
-        for warning in self._plan.given_up(trials):
-            if warning not in self._told:
-                self._told.add(warning)
-                _logger.warning("%s", warning)
         failed = self._plan.failure(trials)
         if failed is not None:
             raise UsageError(self._manager.explained(failed))

@@ -17,50 +17,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.pipeline.manager import (
-    NAME,
-    Experiment,
-    Manager,
-    ManagerUnreachable,
-    plan_of,
-)
+from nni_gumbel.pipeline.manager import NAME, Experiment, Manager, ManagerUnreachable, plan_of
 from nni_gumbel.pipeline.plan import Plan, finished
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.task import EXPORT, RANDOM, SEARCH, STAGES, TRAIN, Trial
+from nni_gumbel.pipeline.task import EXPORT, RANDOM, SEARCH, TRAIN, Trial
 from nni_gumbel.results.choice import Network
 
 # Longer than a manager is silent when it is busy.
 _PATIENCE = 30.0
 # NNI becomes DONE within seconds of the export; nobody is kept waiting longer for a formality.
 _UNTIL_DONE = 15.0
-_NOTHING_RUNS = 90.0
 
-
-@dataclass(frozen=True)
-class StageProgress:
-    """Trials of one stage: done, running now, and known to be needed."""
-
-    stage: str
-    done: int
-    running: int
-    planned: int
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where an experiment is.
-
-    ``best`` is of trainings of networks found, before there is one of searches. A stage that was not asked for
-    is left out.
-    """
-
-    status: str
-    stages: tuple[StageProgress, ...]
-    failed: int
-    metric: str
-    best: float | None
-    best_stage: str | None
-    elapsed: float
+_NOUNS = {SEARCH: "searches", TRAIN: "trainings", RANDOM: "random networks", EXPORT: "export"}
 
 
 @dataclass(frozen=True)
@@ -77,26 +45,24 @@ class Outcome:
 def follow(
     experiment: Experiment,
     *,
-    show: Callable[[Progress], None],
+    show: Callable[[str, float], None],
     warn: Callable[[str], None],
     timeout: float | None = None,
-    every: float = 2.0,
 ) -> Outcome:
     """Watch an experiment until it ends.
 
     Args:
         experiment: which one.
-        show: called at every look.
-        warn: called once for each trial that failed, and once when nothing runs for long.
+        show: called at every look, with a line of progress and the seconds that the experiment has run.
+        warn: called once for each trial that failed.
         timeout: seconds; the experiment goes on after them.
-        every: seconds between two looks.
 
     Raises:
         UsageError: the experiment failed, was stopped, ended without an export or does not answer, or the
             time is over; one line says which.
     """
-    manager, told = Manager(experiment.api), set()
-    begun = last_answer = last_running = time.monotonic()
+    manager, told = experiment.manager, set()
+    begun = last_answer = time.monotonic()
     done_at = None
     while True:
         now = time.monotonic()
@@ -104,85 +70,74 @@ def follow(
             status, errors = manager.status()
             profile = manager.experiment()
             trials = manager.trials() if profile else []
+            last_answer = now
         except ManagerUnreachable:
-            end = _end_without_manager(experiment, silent=now - last_answer)
-            profile = None
+            end, profile = _end_without_manager(experiment, silent=now - last_answer), None
         else:
-            end, last_answer = None, now
+            end = None
         if profile:
             plan = _plan(experiment, profile)
-            progress = progress_of(status, plan, trials, profile.get("execDuration", 0.0))
             for trial in sorted(trials, key=lambda trial: trial.sequence):
                 if trial.state == "failed" and trial.id not in told:
                     told.add(trial.id)
                     warn(failed_trial_line(manager, trial))
-            show(progress)
+            show(progress_line(plan, trials), profile.get("execDuration", 0.0))
             if finished(trials):
                 done_at = done_at or now
                 if status in ("DONE", "VIEWED") or now - done_at > _UNTIL_DONE:
                     return _outcome(plan, trials)
             else:
-                failed = plan.failure(trials)
-                end = _end(
-                    experiment,
-                    status,
-                    errors,
-                    profile["params"],
-                    trials,
-                    failed and manager.explained(failed),
-                )
-                if any(stage.running for stage in progress.stages):
-                    last_running = now
-                elif now - last_running > _NOTHING_RUNS and "stall" not in told and end is None:
-                    told.add("stall")
-                    warn(
-                        f"no trial has run for {now - last_running:.0f} s; `nni-gumbel doctor experiment.yml` says "
-                        f"whether one can start, the logs are in {experiment.logs}"
-                    )
+                failure = plan.failure(trials)
+                failed = failure and manager.explained(failure)
+                end = _end(experiment, status, errors, profile["params"], trials, failed)
         if end is not None:
-            raise UsageError(f"experiment {experiment.id}{end}")
+            raise UsageError(f"experiment {experiment.id} {end}")
         if timeout is not None and now - begun > timeout:
             raise UsageError(
                 f"experiment {experiment.id} has not ended after {timeout:g} s and goes on; "
                 f"`nni-gumbel wait {experiment.id}` follows it again"
             )
-        time.sleep(every)
+        time.sleep(2.0)
 
 
-def progress_of(status: str, plan: Plan, trials: list[Trial], elapsed: float) -> Progress:
-    """Count trials by stage; how many trainings and random networks are needed is known search by search."""
-    done = Counter(trial.stage for trial in trials if trial.state == "succeeded")
-    running = Counter(trial.stage for trial in trials if trial.state == "pending")
-    waiting = Counter(task.stage for task in plan.next_tasks(trials))
-    best_stage = next((stage for stage in (TRAIN, SEARCH) if done[stage]), None)
-    results = [t.result["default"] for t in trials if t.state == "succeeded" and t.stage == best_stage]
-    better = max if plan.settings.optimize_mode == "maximize" else min
-    return Progress(
-        status=status,
-        stages=tuple(
-            StageProgress(
-                stage,
-                done[stage],
-                running[stage],
-                max(done[stage] + running[stage] + waiting[stage], int(stage == EXPORT)),
-            )
-            for stage in STAGES
-            if stage != RANDOM or plan.settings.random_baseline
-        ),
-        failed=sum(trial.state == "failed" for trial in trials),
-        metric=plan.settings.metric,
-        best=better(results) if best_stage else None,
-        best_stage=best_stage,
-        elapsed=elapsed,
+def progress_line(plan: Plan, trials: list[Trial]) -> str:
+    """Where an experiment is: trials by stage, failures, and the best result so far.
+
+    How many trainings and random networks are needed is known search by search. The best is of trainings of networks
+    found, before there is one of searches.
+    """
+    done, running = (
+        Counter(trial.stage for trial in trials if trial.state == state) for state in ("succeeded", "pending")
     )
+    waiting = Counter(task.stage for task in plan.next_tasks(trials))
+    parts, earlier_are_open = [], False
+    for stage, noun in _NOUNS.items():
+        planned = max(done[stage] + running[stage] + waiting[stage], int(stage == EXPORT))
+        if stage == RANDOM and not plan.settings.random_baseline:
+            continue
+        # A search brings trainings, a training its baseline.
+        more = "+" if stage != EXPORT and earlier_are_open else ""
+        earlier_are_open |= done[stage] < planned
+        # Before a network is found, and after everything failed, no number is known.
+        of = f"/{planned}{more}" if planned else ""
+        now = f" ({running[stage]} running)" if running[stage] else ""
+        parts.append(f"{noun} {done[stage]}{of}{now}")
+    if failed := sum(trial.state == "failed" for trial in trials):
+        parts.append(f"{failed} failed")
+    judged = next((stage for stage in (TRAIN, SEARCH) if done[stage]), None)
+    results = [t.result["default"] for t in trials if t.state == "succeeded" and t.stage == judged]
+    if judged is not None:
+        better = max if plan.settings.optimize_mode == "maximize" else min
+        of = " of a search" if judged == SEARCH else ""
+        parts.append(f"best validation {plan.settings.metric}{of} {better(results):.4g}")
+    return ", ".join(parts)
 
 
 def failed_trial_line(manager: Manager, trial: Trial) -> str:
     """One line about a trial that failed: which one it was, and its own last word."""
     parameters = trial.parameters or {}
-    what = ", ".join(
-        f"{name} {parameters[name]}" for name in ("stage", "seed", "attempt") if name in parameters
-    )
+    names = [name for name in ("stage", "seed", "attempt") if name in parameters]
+    what = ", ".join(f"{name} {parameters[name]}" for name in names)
     if trial.result is not None:
         reason = f"its result {trial.result.get('default')!r} is not a finite number"
     else:
@@ -200,23 +155,23 @@ def _plan(experiment: Experiment, profile: Mapping[str, Any]) -> Plan:
         return plan_of(profile)
     except UsageError as error:
         # The tuner ends with the same line.
-        raise UsageError(f"experiment {experiment.id} failed: {error}; {_end_it(experiment)}") from None
+        raise UsageError(
+            f"experiment {experiment.id} failed: {error}; `nnictl stop {experiment.id}` ends it"
+        ) from None
 
 
 def _end_without_manager(experiment: Experiment, silent: float) -> str | None:
     """How an experiment ended whose manager has been silent for so many seconds; ``None`` if it may go on."""
-    line = experiment.tuners_line()
-    if line is not None:
-        return f" failed: {line}"
+    if (line := experiment.tuners_line()) is not None:
+        return f"failed: {line}"
     if experiment.is_stopped:
         return _stopped(experiment)
     if experiment.has_ended:
-        return f": its manager (process {experiment.pid}) is gone; {_go_on(experiment)}"
+        return f"has lost its manager (process {experiment.pid}); `nnictl resume {experiment.id}` goes on with it"
     if silent > _PATIENCE:
         return (
-            f": its manager at {experiment.portal} does not answer, although its process {experiment.pid} lives; "
-            "`nni-gumbel doctor experiment.yml` tells GPU lines that freeze it, "
-            f"`kill {experiment.pid}` ends it"
+            f"has a manager at {experiment.portal} that does not answer, although its process {experiment.pid} lives; "
+            f"`nni-gumbel doctor experiment.yml` tells GPU lines that freeze it, `kill {experiment.pid}` ends it"
         )
     return None
 
@@ -226,45 +181,32 @@ def _end(
     failed: str | None,
 ) -> str | None:  # fmt: skip
     """How an experiment ended without an export: by the tuner's line, NNI's status or the plan."""
-    end_it = _end_it(experiment)
-    line = experiment.tuners_line()
-    if line is not None:
-        return f" failed: {line}; {end_it}"
+    end_it = f"`nnictl stop {experiment.id}` ends it"
+    if (line := experiment.tuners_line()) is not None:
+        return f"failed: {line}; {end_it}"
     if status == "ERROR":
         reason = " ".join(errors[-1].split()) if errors else "NNI gives no reason"
         if "did not connect" in reason:
             reason += " If it is not registered, run `nni-gumbel register`; else the machine was too busy: try again"
-        return f" failed: {reason}; see {experiment.logs}; {end_it}"
+        return f"failed: {reason}; see {experiment.logs}; {end_it}"
     if status in ("STOPPING", "STOPPED"):
         return _stopped(experiment)
     if status == "VIEWED":
-        return f" was stopped before its export and is only viewed; {end_it}, then resume it"
+        return f"was stopped before its export and is only viewed; {end_it}, then resume it"
     if failed is not None:
-        return f" failed: {failed}; {end_it}"
+        return f"failed: {failed}; {end_it}"
     if status == "DONE" and not any(trial.state == "pending" for trial in trials):
         limits = {key: params.get(key) for key in ("maxTrialNumber", "maxExperimentDuration")}
         used_up = " or ".join(f"{key} ({value})" for key, value in limits.items() if value is not None)
-        return f" ended without an export: {used_up} is used up; give more or leave it out; {end_it}"
+        return f"ended without an export: {used_up} is used up; give more or leave it out; {end_it}"
     return None
 
 
 def _stopped(experiment: Experiment) -> str:
-    """How it ended, if a person stopped it, or it shut down because it could not go on."""
-    reason = experiment.why_it_shut_down()
-    if reason is not None:
-        return f" failed: {reason}; see {experiment.logs}"
-    if experiment.exported:
-        again = f"`nnictl view {experiment.id}` and then `nni-gumbel wait {experiment.id}` show its networks again"
-        return f" has exported a network and is stopped; {again}"
-    return f" is stopped; {_go_on(experiment)}"
-
-
-def _go_on(experiment: Experiment) -> str:
-    return f"`nnictl resume {experiment.id}` goes on with it"
-
-
-def _end_it(experiment: Experiment) -> str:
-    return f"`nnictl stop {experiment.id}` ends it"
+    return (
+        f"is stopped; `nnictl resume {experiment.id}` goes on with it, `nnictl view {experiment.id}` shows it; if "
+        f"nobody stopped it, {experiment.logs / 'nnimanager.log'} says why"
+    )
 
 
 def _outcome(plan: Plan, trials: list[Trial]) -> Outcome:

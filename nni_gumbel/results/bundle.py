@@ -17,22 +17,21 @@ since. A folder appears under its name complete or not at all.
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nni_gumbel import __version__
-from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.errors import UsageError, first_line, user_code
 from nni_gumbel.results.space import SpaceReference, network_of, sample_of
 
 if TYPE_CHECKING:
-    import torch
     from nni.nas.nn.pytorch import ModelSpace
     from torch import nn
 
@@ -91,18 +90,15 @@ def write_bundle(
         "space": str(space), "arguments": space.arguments, "inputs": described, **facts, "versions": versions
     }  # fmt: skip
     if pruned is not None and pruned is not network:
-        removed = removed_layers(network, pruned)
-        bundle["pruned"] = {"removed_layers": removed}
-
-    def fill(folder: Path) -> None:
-        _write_json(folder / ARCHITECTURE, architecture)
-        _write_json(folder / FACTS, bundle)
+        bundle["pruned"] = {"removed_layers": removed_layers(network, pruned)}
+    with _in_place_of(directory) as folder:
+        for name, content in ((ARCHITECTURE, architecture), (FACTS, bundle)):
+            text = json.dumps(content, indent=2, allow_nan=False)
+            (folder / name).write_text(text + "\n", encoding="utf-8")
         # Copies, since safetensors refuses tensors that share memory (tied weights).
         weights = {key: value.clone().contiguous() for key, value in settled.state_dict().items()}
         save_file(weights, folder / WEIGHTS)
         save_file(inputs | {"output": output.contiguous()}, folder / PROBE)
-
-    _replace_folder(Path(directory), fill)
 
 
 def copy_bundle(source: str | Path, destination: str | Path, readme: str, more: Sequence[Path] = ()) -> None:
@@ -112,15 +108,10 @@ def copy_bundle(source: str | Path, destination: str | Path, readme: str, more: 
         UsageError: the source is no complete bundle, or the destination cannot be written.
     """
     found = _checked_folder(source)
-
-    def fill(folder: Path) -> None:
-        for name in _REQUIRED:
-            shutil.copyfile(found / name, folder / name)
-        for file in more:
+    with _in_place_of(destination) as folder:
+        for file in (*(found / name for name in _REQUIRED), *more):
             shutil.copyfile(file, folder / file.name)
         (folder / README).write_text(readme, encoding="utf-8")
-
-    _replace_folder(Path(destination), fill)
 
 
 def load(path: str | Path, space: type[ModelSpace] | ModelSpace | None = None) -> nn.Module:
@@ -143,30 +134,25 @@ def load(path: str | Path, space: type[ModelSpace] | ModelSpace | None = None) -
     from safetensors.torch import load_file
 
     from nni_gumbel.results.example import Example
+    from nni_gumbel.results.pruning import prune
 
     folder = _checked_folder(path)
-    architecture, facts = _read_json(folder / ARCHITECTURE), _read_json(folder / FACTS)
-    try:
+    with user_code(f"path: {folder} holds a damaged file", "copy the bundle again"):
+        architecture, facts = (
+            dict(json.loads((folder / name).read_text(encoding="utf-8"))) for name in (ARCHITECTURE, FACTS)
+        )
         weights, probe = load_file(folder / WEIGHTS), load_file(folder / PROBE)
-        example, probe_output = Example.from_tensors(facts["inputs"], probe), probe["output"]
-        reference = SpaceReference.parse(facts["space"])
-        reference = replace(reference, arguments=dict(facts["arguments"]))
-    except Exception as error:  # safetensors raises a type of its own for each kind of damage
-        raise UsageError(
-            f"path: {folder} holds a damaged file: {first_line(error)}; copy the bundle again"
-        ) from error
+        example, expected = Example.from_tensors(facts["inputs"], probe), probe["output"]
+        reference = replace(SpaceReference.parse(facts["space"]), arguments=dict(facts["arguments"]))
     if isinstance(space, ModelSpace):
         built = space
-    elif inspect.isclass(space) and issubclass(space, ModelSpace):
-        built = reference.construct(space)
     elif space is not None:
-        raise UsageError(f"space: {space!r} is no ModelSpace; give the class or an instance of it")
+        built = reference.construct(space)
     else:
         try:
             built = reference.build()
         except UsageError as error:
-            line = str(error).replace("--space:", "space:")
-            raise UsageError(f"{line}, or give the class: load(path, space=...)") from error
+            raise UsageError(f"{error}, or give the class: load(path, space=...)") from error
 
     changed = f"space: {reference} is not the space that {folder} was searched in"
     remedy = "give the class as it was then, or search again"
@@ -176,45 +162,21 @@ def load(path: str | Path, space: type[ModelSpace] | ModelSpace | None = None) -
     try:
         network = network_of(built, sample_of(built, architecture))
         if "pruned" in facts:
-            network = _pruned_alike(network, example, facts["pruned"]["removed_layers"])
+            network = prune(network, *example.args, **example.kwargs)
         network.load_state_dict(weights, strict=True)
         network.eval()
         with torch.no_grad():
             output = example(network)
-    except Exception as error:  # a changed class fails wherever its change lies
-        raise UsageError(f"{changed}: {_in_one_line(error)}; {remedy}") from error
-    if output.shape != probe_output.shape or not _close(output, probe_output):
+    except (
+        Exception
+    ) as error:  # a changed class fails wherever its change lies; torch tells on the second line
+        line = " ".join(line.strip().rstrip(".") for line in str(error).splitlines()[:2])
+        raise UsageError(f"{changed}: {type(error).__name__}: {line}; {remedy}") from error
+    tolerance = _TOLERANCE * max(1.0, expected.abs().max().item())
+    alike = {"rtol": _TOLERANCE, "atol": tolerance, "equal_nan": True}
+    if output.shape != expected.shape or not torch.allclose(output, expected, **alike):
         raise UsageError(f"{changed}: with the same weights it computes something else; {remedy}")
     return network
-
-
-def _pruned_alike(network: nn.Module, example: Example, expected: list[str]) -> nn.Module:
-    """Prune a network as that of the bundle was.
-
-    Raises:
-        ValueError: other layers than those are unreachable.
-    """
-    from nni_gumbel.results.pruning import prune, removed_layers
-
-    pruned = prune(network, *example.args, **example.kwargs)
-    removed = removed_layers(network, pruned)
-    if removed != expected:
-        name = sorted(set(removed) ^ set(expected) or removed)[0]
-        raise ValueError(f"layer {name!r} can{'' if name in expected else 'not'} reach the output now")
-    return pruned
-
-
-def _close(output: torch.Tensor, expected: torch.Tensor) -> bool:
-    import torch
-
-    scale = max(1.0, expected.abs().max().item())
-    return torch.allclose(output, expected, rtol=_TOLERANCE, atol=_TOLERANCE * scale, equal_nan=True)
-
-
-def _in_one_line(error: Exception) -> str:
-    """torch lists wrong weights on lines of their own; the first of them is the one that tells."""
-    lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
-    return f"{type(error).__name__}: {' '.join(lines[:2])}"
 
 
 def _checked_folder(path: str | Path) -> Path:
@@ -227,49 +189,24 @@ def _checked_folder(path: str | Path) -> Path:
     return folder
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        # What is no JSON object is damage, too.
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(
-            f"path: {file} cannot be read: {first_line(error)}; copy the bundle again"
-        ) from error
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a hidden folder beside ``folder`` and rename it; an older bundle goes only then."""
-    folder = folder.absolute()
-    if (
-        folder.exists()
-        and not (folder / FACTS).is_file()
-        and not (folder.is_dir() and not any(folder.iterdir()))
-    ):
+@contextmanager
+def _in_place_of(path: str | Path) -> Iterator[Path]:
+    """A hidden folder to be filled, which then takes the place of a bundle or of nothing."""
+    folder = Path(path).absolute()
+    if folder.exists() and not (folder / FACTS).is_file():
         raise UsageError(
             f"path: {str(folder)!r} exists and is no bundle; it is not replaced, give another folder"
         )
-    stem = f".{folder.name}.{uuid.uuid4().hex[:8]}"
-    fresh, older = folder.with_name(f"{stem}.new"), folder.with_name(f"{stem}.old")
+    fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
         fresh.mkdir(parents=True)
-        fill(fresh)
+        yield fresh
         if folder.exists():
-            folder.rename(older)
-        try:
-            fresh.rename(folder)
-        except OSError:
-            if older.exists():
-                older.rename(folder)
-            raise
+            shutil.rmtree(folder)
+        fresh.rename(folder)
     except OSError as error:
         raise UsageError(
             f"path: {str(folder)!r} cannot be written: {first_line(error)}; give another folder"
         ) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-        if folder.exists():
-            shutil.rmtree(older, ignore_errors=True)

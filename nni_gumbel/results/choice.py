@@ -65,6 +65,11 @@ class Network:
         return self.flops if self.pruned_flops is None else self.pruned_flops
 
     @property
+    def is_pruned(self) -> bool:
+        """Whether something is left out of the export."""
+        return (self.exported_parameters, self.exported_flops) != (self.parameters, self.flops)
+
+    @property
     def unequal(self) -> tuple[Network, ...]:
         """Those of the baseline that are not of equal size: where no sample of it was found, the nearest is taken."""
         most = EQUAL_SIZE * self.parameters
@@ -77,21 +82,36 @@ class Network:
     @property
     def validation_std(self) -> float | None:
         """Sample standard deviation over the seeds; ``None`` for a single run."""
-        return _std([run.validation for run in self.runs])
+        return stdev(run.validation for run in self.runs) if len(self.runs) > 1 else None
 
     @property
     def test_mean(self) -> float | None:
         """``None`` unless every run has a test result."""
-        tests = self._tests()
-        return fmean(tests) if tests else None
+        return fmean(run.test for run in self.runs) if self._is_tested else None
 
     @property
     def test_std(self) -> float | None:
-        return _std(self._tests())
+        return stdev(run.test for run in self.runs) if self._is_tested and len(self.runs) > 1 else None
 
-    def _tests(self) -> list[float]:
-        tests = [run.test for run in self.runs if run.test is not None]
-        return tests if len(tests) == len(self.runs) else []
+    @property
+    def _is_tested(self) -> bool:
+        return all(run.test is not None for run in self.runs)
+
+    def price(self, priced: str) -> float:
+        """What it costs, of ``params``, ``flops``, ``latency`` or ``cost``; infinite where that is not known."""
+        latency = self.latency_ms if self.table_latency_ms is None else self.table_latency_ms
+        price = {
+            "params": self.exported_parameters, "flops": self.exported_flops, "latency": latency, "cost": self.own_cost
+        }[priced]  # fmt: skip
+        return math.inf if price is None else price
+
+
+_WORDS = {
+    "params": "{:,} parameters",
+    "flops": "{:,} FLOPs",
+    "latency": "{:.3g} ms",
+    "cost": "a cost of {:.4g}",
+}
 
 
 @dataclass(frozen=True)
@@ -133,41 +153,39 @@ def choose(networks: Sequence[Network], metric: str, optimize_mode: str, priced:
     if not networks:
         raise ValueError("there is no trained network to choose from")
     sign = {"maximize": 1.0, "minimize": -1.0}[optimize_mode]
+    costs = (priced, "params", "flops")
 
     def score(network: Network) -> float:
         return sign * network.validation_mean
 
-    def complexity(network: Network) -> tuple[float, ...]:
-        price = _price(network, priced)
-        return math.inf if price is None else price, network.exported_parameters, network.exported_flops
+    def complexity(network: Network) -> list[float]:
+        return [network.price(cost) for cost in costs]
 
     best = min(networks, key=lambda network: (-score(network), *complexity(network)))
     error = _standard_error(best, metric)
     eligible = [network for network in networks if score(best) - score(network) <= error]
     chosen = min(eligible, key=lambda network: (*complexity(network), -score(network)))
     run = min(chosen.runs, key=lambda run: (-sign * run.validation, run.seed))
-    reason = _reason(chosen, best, error, metric, priced, alone=len(networks) == 1)
+    reached = f"validation {metric} {best.validation_mean:.4g}"
+    if len(networks) == 1:
+        reason = f"{chosen.name} is the only network that was trained ({reached})."
+    elif chosen is best:
+        reason = (
+            f"{chosen.name} is the best on validation ({reached}), and no simpler network is within "
+            f"one standard error ({error:.2g}) of it."
+        )
+    else:
+        # The first in which the two differ: of equal price the smaller one was chosen.
+        by = next((cost for cost in costs if chosen.price(cost) != best.price(cost)), priced)
+        less, more = (
+            "a cost that is not known" if math.isinf(each.price(by)) else _WORDS[by].format(each.price(by))
+            for each in (chosen, best)
+        )
+        reason = (
+            f"{chosen.name} has {less}, the best ({best.name}, {reached}) has {more}, and its "
+            f"validation {metric} {chosen.validation_mean:.4g} is within one standard error ({error:.2g}) of that."
+        )
     return Choice(network=chosen, run=run, best=best, standard_error=error, reason=reason)
-
-
-def _price(network: Network, priced: str) -> float | None:
-    if priced == "latency":
-        return network.latency_ms if network.table_latency_ms is None else network.table_latency_ms
-    return {
-        "params": network.exported_parameters, "flops": network.exported_flops, "cost": network.own_cost
-    }[priced]  # fmt: skip
-
-
-def _in_words(price: float | None, priced: str) -> str:
-    if price is None:
-        return "a cost that is not known"
-    words = {
-        "params": "{:,} parameters",
-        "flops": "{:,} FLOPs",
-        "latency": "{:.3g} ms",
-        "cost": "a cost of {:.4g}",
-    }
-    return words[priced].format(price)
 
 
 def _standard_error(best: Network, metric: str) -> float:
@@ -175,25 +193,3 @@ def _standard_error(best: Network, metric: str) -> float:
     p, n = best.validation_mean, best.validation_size
     is_proportion = metric.rsplit("_", 1)[-1] in ("acc", "accuracy") and 0 <= p <= 1
     return max(over_seeds, math.sqrt(p * (1 - p) / n)) if is_proportion and n else over_seeds
-
-
-def _reason(chosen: Network, best: Network, error: float, metric: str, priced: str, *, alone: bool) -> str:
-    reached = f"validation {metric} {best.validation_mean:.4g}"
-    if alone:
-        return f"{chosen.name} is the only network that was trained ({reached})."
-    if chosen is best:
-        return (
-            f"{chosen.name} is the best on validation ({reached}), and no simpler network is within "
-            f"one standard error ({error:.2g}) of it."
-        )
-    # The first in which the two differ: of equal price the smaller one was chosen.
-    by = next((by for by in (priced, "params", "flops") if _price(chosen, by) != _price(best, by)), priced)
-    less, more = (_in_words(_price(network, by), by) for network in (chosen, best))
-    return (
-        f"{chosen.name} has {less}, the best ({best.name}, {reached}) has {more}, and its "
-        f"validation {metric} {chosen.validation_mean:.4g} is within one standard error ({error:.2g}) of that."
-    )
-
-
-def _std(values: list[float]) -> float | None:
-    return stdev(values) if len(values) > 1 else None

@@ -13,24 +13,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
 
 from nni_gumbel.results.choice import Network
-from nni_gumbel.results.report import spelled_metric, varied_values
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from nni_gumbel.results.report import varied_values
 
 TABLE, PICTURE = "front.csv", "front.png"
 
-_FOUND, _CHOSEN, _RANDOM, _RANDOM_MEAN = "#1f5fa8", "#d9480f", "#b9bec4", "#71787f"
-_LEGEND = (
-    "chosen network",
-    "network found",
-    "front: nothing found is smaller and better",
-    "random network, trained alike",
-    "their mean ± standard deviation",
-)
 # A linear axis squeezes smaller networks into a corner where the largest has this many times their size.
 _LOG_FROM = 5
 # More names than these cover each other.
@@ -75,45 +63,37 @@ def write_table(
     Raises:
         OSError: the file cannot be written.
     """
-    varied = list(dict.fromkeys(name for each in networks for values in each.found_with for name in values))
-    best = {network.name for network in front(networks, optimize_mode)}
+    varied = dict.fromkeys(name for each in networks for values in each.found_with for name in values)
+    best = front(networks, optimize_mode)
     rows = []
     for network in networks:
-        settings = {name: varied_values(network, name) for name in varied}
-        mine = {"kind": "found", "chosen": network.name == chosen.name, "on_front": network.name in best}
-        rows.append(_row(network, metric, settings, mine))
-        for random in network.baseline:
-            theirs = {"kind": "random", "of_network": network.name, "chosen": False, "on_front": False}
-            theirs["size_ratio"] = random.parameters / network.parameters if network.parameters else None
-            rows.append(_row(random, metric, settings, theirs))
+        for each in (network, *network.baseline):
+            is_random = each is not network
+            rows.append({
+                "name": each.name,
+                "kind": "random" if is_random else "found",
+                "of_network": network.name if is_random else None,
+                "size_ratio": each.parameters / network.parameters if is_random and network.parameters else None,
+                "chosen": int(each.name == chosen.name),
+                "on_front": int(each in best),
+                **{name: varied_values(network, name) for name in varied},
+                "parameters": each.parameters,
+                "pruned_parameters": each.pruned_parameters,
+                "flops": each.flops,
+                "pruned_flops": each.pruned_flops,
+                "latency_ms": each.latency_ms,
+                "table_latency_ms": each.table_latency_ms,
+                f"validation_{metric}_mean": each.validation_mean,
+                f"validation_{metric}_std": each.validation_std,
+                f"test_{metric}_mean": each.test_mean,
+                f"test_{metric}_std": each.test_std,
+                "seeds": len(each.runs),
+                "architecture": json.dumps(each.architecture),
+            })  # fmt: skip
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _row(network: Network, metric: str, settings: dict[str, str], what: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "name": network.name,
-        "kind": what["kind"],
-        "of_network": what.get("of_network"),
-        "size_ratio": what.get("size_ratio"),
-        "chosen": int(what["chosen"]),
-        "on_front": int(what["on_front"]),
-        **settings,
-        "parameters": network.parameters,
-        "pruned_parameters": network.pruned_parameters,
-        "flops": network.flops,
-        "pruned_flops": network.pruned_flops,
-        "latency_ms": network.latency_ms,
-        "table_latency_ms": network.table_latency_ms,
-        f"validation_{metric}_mean": network.validation_mean,
-        f"validation_{metric}_std": network.validation_std,
-        f"test_{metric}_mean": network.test_mean,
-        f"test_{metric}_std": network.test_std,
-        "seeds": len(network.runs),
-        "architecture": json.dumps(network.architecture),
-    }
 
 
 def draw(
@@ -133,108 +113,64 @@ def draw(
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
     # No pyplot: nothing is asked of the machine's display or of a person's own settings.
     figure = Figure(figsize=(8.5, 5.5), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    _draw_random(axes, networks)
-    _draw_front(axes, front(networks, optimize_mode))
-    _draw_found(axes, networks, chosen)
-    _name_points(axes, networks, chosen)
-    _label_axes(axes, networks, metric, optimize_mode)
-    figure.savefig(path)
+    blue, orange, grey, dark = "#1f5fa8", "#d9480f", "#b9bec4", "#71787f"
 
+    def points(group: Sequence[Network]) -> tuple[list[int], list[float]]:
+        return [each.parameters for each in group], [each.validation_mean for each in group]
 
-def _draw_random(axes: Axes, networks: Sequence[Network]) -> None:
+    # In the order of the legend; what comes first is drawn on top.
+    star = {"fmt": "*", "color": orange, "markersize": 15, "capsize": 3, "zorder": 5}
+    axes.errorbar(*points([chosen]), yerr=chosen.validation_std or 0.0, **star, label="chosen network")
+    if others := [network for network in networks if network.name != chosen.name]:
+        spread = [network.validation_std or 0.0 for network in others]
+        dots = {"fmt": "o", "color": blue, "markersize": 6, "capsize": 3, "zorder": 4}
+        axes.errorbar(*points(others), yerr=spread, **dots, label="network found")
+    if len(best := front(networks, optimize_mode)) > 1:
+        line = {"where": "post", "color": blue, "linewidth": 1.2, "alpha": 0.6, "zorder": 3}
+        axes.step(*points(best), **line, label="front: nothing found is smaller and better")
     # Networks of equal size share theirs, which are drawn once.
-    by_trial = {each.runs[0].trial_id: each for network in networks for each in network.baseline}
-    if not by_trial:
-        return
-    crowded = len(networks) > _MOST_NAMES
-    axes.plot(
-        [each.parameters for each in by_trial.values()],
-        [each.validation_mean for each in by_trial.values()],
-        "o", color=_RANDOM, markersize=3 if crowded else 4, alpha=0.8, zorder=1, label=_LEGEND[3],
-    )  # fmt: skip
-    compared = [network for network in networks if network.baseline]
-    values = [[each.validation_mean for each in network.baseline] for network in compared]
-    axes.errorbar(
-        [network.parameters for network in compared],
-        [fmean(each) for each in values],
-        yerr=[stdev(each) if len(each) > 1 else 0.0 for each in values],
-        fmt="_", color=_RANDOM_MEAN, markersize=8 if crowded else 13, markeredgewidth=2, zorder=2,
-        elinewidth=0.5 if crowded else 1, capsize=0 if crowded else 2,
-        label=_LEGEND[4],
-    )  # fmt: skip
-
-
-def _draw_front(axes: Axes, best: Sequence[Network]) -> None:
-    if len(best) > 1:
-        axes.step(
-            [network.parameters for network in best],
-            [network.validation_mean for network in best],
-            where="post", color=_FOUND, linewidth=1.2, alpha=0.6, zorder=3,
-            label=_LEGEND[2],
+    random = list({each.runs[0].trial_id: each for network in networks for each in network.baseline}.values())
+    if random:
+        axes.plot(*points(random), "o", color=grey, markersize=4, label="random network, trained alike")
+        compared = [network for network in networks if network.baseline]
+        values = [[each.validation_mean for each in network.baseline] for network in compared]
+        spread = [stdev(each) if len(each) > 1 else 0.0 for each in values]
+        axes.errorbar(
+            points(compared)[0], [fmean(each) for each in values], yerr=spread, fmt="_", color=dark, markersize=13,
+            capsize=2, zorder=2, label="their mean ± standard deviation",
         )  # fmt: skip
-
-
-def _draw_found(axes: Axes, networks: Sequence[Network], chosen: Network) -> None:
-    crowded = len(networks) > _MOST_NAMES
-    others = [network for network in networks if network.name != chosen.name]
-    points = {"fmt": "o", "color": _FOUND, "markersize": 5 if crowded else 7, "label": _LEGEND[1]}
-    star = {"fmt": "*", "color": _CHOSEN, "markersize": 15, "label": _LEGEND[0]}
-    for group, style, height in ((others, points, 4), ([chosen], star, 5)):
-        if group:
-            axes.errorbar(
-                [network.parameters for network in group],
-                [network.validation_mean for network in group],
-                yerr=[network.validation_std or 0.0 for network in group],
-                elinewidth=0.8 if crowded else 1.3, capsize=0 if crowded else 3, zorder=height, **style,
-            )  # fmt: skip
-
-
-def _name_points(axes: Axes, networks: Sequence[Network], chosen: Network) -> None:
     for network in networks if len(networks) <= _MOST_NAMES else [chosen]:
+        color = orange if network.name == chosen.name else blue
+        place = (network.parameters, network.validation_mean)
         axes.annotate(
-            network.name,
-            (network.parameters, network.validation_mean),
-            xytext=(8, 5),
-            textcoords="offset points",
-            fontsize=8,
-            color=_CHOSEN if network.name == chosen.name else _FOUND,
-            zorder=6,
+            network.name, place, (8, 5), textcoords="offset points", fontsize=8, color=color, zorder=6
         )
-
-
-def _label_axes(axes: Axes, networks: Sequence[Network], metric: str, optimize_mode: str) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-
-    drawn = [each.parameters for network in networks for each in (network, *network.baseline)]
-    if min(drawn) > 0 and max(drawn) >= _LOG_FROM * min(drawn):
-        axes.set_xscale("log")
-        wide = max(drawn) >= 100 * min(drawn)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    sizes, _ = points([*networks, *random])
+    if min(sizes) > 0 and max(sizes) >= _LOG_FROM * min(sizes):
+        axes.set_xscale("log", subs=(2, 5) if max(sizes) < 100 * min(sizes) else ())
+        axes.xaxis.set_minor_formatter(NullFormatter() if max(sizes) >= 100 * min(sizes) else "{x:,.0f}")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.margins(x=0.12, y=0.12)
     seeds = sorted({len(network.runs) for network in networks})
-    over = f"mean ± standard deviation over {'–'.join(str(n) for n in (seeds[0], seeds[-1])[: len(seeds)])} seeds"
+    over = f"mean ± standard deviation over {'–'.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds"
     better = "higher" if optimize_mode == "maximize" else "lower"
-    of = "one training" if seeds == [1] else over
-    axes.set_title(
-        f"{len(networks)} network{'s' if len(networks) > 1 else ''} found, by size and {spelled_metric(metric)}"
-    )
+    spelled = "accuracy" if metric == "acc" else metric
+    found = "1 network" if len(networks) == 1 else f"{len(networks)} networks"
+    axes.set_title(f"{found} found, by size and {spelled}")
     axes.set_xlabel("parameters")
-    axes.set_ylabel(f"validation {spelled_metric(metric)} ({better} is better)\n{of}")
+    of = "one training" if seeds == [1] else over
+    axes.set_ylabel(f"validation {spelled} ({better} is better)\n{of}")
     axes.grid(color="#e6e8eb", linewidth=0.7)
     axes.set_axisbelow(True)
-    results = [each.validation_mean for network in networks for each in (network, *network.baseline)]
-    if max(results) == min(results):
-        axes.set_ylim(results[0] - 0.02 * (abs(results[0]) or 1), results[0] + 0.02 * (abs(results[0]) or 1))
-    # What was found before what it is compared with; matplotlib lists lines before bars.
-    drawn_as = dict(zip(*reversed(axes.get_legend_handles_labels())))
-    labels = [label for label in _LEGEND if label in drawn_as]
-    axes.legend([drawn_as[label] for label in labels], labels, loc="best", fontsize=8, framealpha=0.9)
+    # matplotlib lists lines before bars.
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels())))
+    order = ("chosen", "network", "front", "random", "their")
+    labels = sorted(handles, key=lambda label: order.index(label.split()[0].rstrip(":")))
+    axes.legend([handles[label] for label in labels], labels, loc="best", fontsize=8, framealpha=0.9)
+    figure.savefig(path)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,8 +34,8 @@ _KEEP_ZERO = (
 _KEEP_ZERO_BY_NAME = (
     "relu", "leaky_relu", "elu", "gelu", "silu", "mish", "hardswish", "tanh", "dropout", "contiguous", "clone", "neg",
     "flatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "getitem", "mean", "sum", "mul",
+    "stack", "cat",
 )  # fmt: skip
-_IN_PLACE = ("setitem", "iadd", "isub", "imul", "itruediv", "append", "extend")
 
 
 def prune(network: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
@@ -57,24 +56,24 @@ def prune(network: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
     if kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
         _logger.warning("The network is not pruned: only networks that take one tensor are")
         return network
-    root = copy.deepcopy(network)
-    modes = {name: module.training for name, module in root.named_modules()}
+    name, root = type(network).__name__, copy.deepcopy(network)
+    modes = {path: module.training for path, module in root.named_modules()}
     try:
-        graph = _traced(root)
+        graph = fx.Graph()  # without the tracer's class, which a pickled network would look for
+        with torch.random.fork_rng([]):
+            graph.output(graph.graph_copy(_Tracer({}).both_modes(root), {}))
         before = _layers(graph, root)
         _leave_out_zeros(graph, root.eval(), args[0])
     except Exception as error:  # a forward fails in any way that Python allows
-        name = type(network).__name__
         _logger.warning("The network is not pruned: %s cannot be traced: %s", name, first_line(error))
         return network
-    for node in list(reversed(graph.nodes)):
-        if not node.users and node.op not in ("placeholder", "output") and not _is_seen_elsewhere(node, root):
-            graph.erase_node(node)
-    pruned = fx.GraphModule(root, graph, class_name=type(network).__name__)
-    for name, module in pruned.named_modules():
-        module.training = modes[name]
+    whole = fx.GraphModule(root, graph)  # the graph asks it for its modules
+    whole.graph.eliminate_dead_code()
+    pruned = fx.GraphModule(root, whole.graph, class_name=name)
+    for path, module in pruned.named_modules():
+        module.training = modes[path]
     fewer = sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in network.parameters())
-    if not fewer and _layers(graph, root) == before:
+    if not fewer and _layers(whole.graph, root) == before:
         return network
     difference = _difference(network, pruned, args[0])
     if difference is not None:
@@ -93,46 +92,30 @@ def removed_layers(network: nn.Module, pruned: nn.Module) -> list[str]:
     ]
 
 
-# -- the graph -----------------------------------------------------------------------------------------
-
-
 class _Tracer(fx.Tracer):
-    """torch's layers are single steps, and so is a module that cannot be traced or draws random numbers."""
+    """torch's layers are single steps, and so are parts that cannot be traced or draw random numbers."""
+
+    def __init__(self, is_leaf: dict[nn.Module, bool]) -> None:
+        super().__init__()
+        self._is_leaf = is_leaf
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return _is_of_torch(m)
+        if m not in self._is_leaf:
+            try:
+                self._is_leaf[m] = _is_of_torch(m) or _Tracer(self._is_leaf).both_modes(m) is None
+            except Exception:  # a forward fails in any way that Python allows
+                self._is_leaf[m] = True
+        return self._is_leaf[m]
 
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
-        last, state = next(reversed(self.graph.nodes), None), torch.get_rng_state()
-        has_parts = next(m.children(), None) is not None
-        training = m.training
-        try:
-            if not has_parts:
-                del (
-                    m.training
-                )  # a part that asks for its mode is a single step: the graph is that of both modes
-            result = super().call_module(m, forward, args, kwargs)
-            if torch.equal(torch.get_rng_state(), state):
-                return result
-        except Exception as error:
-            _logger.debug("%s is kept as a whole: %s", self.path_of_module(m), first_line(error))
-        finally:
-            m.training = training
-        for node in list(reversed(self.graph.nodes)):
-            if node is last:
-                break
-            if node.op != "get_attr":  # the tracer hands these out again
-                self.graph.erase_node(node)
-        return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
-
-
-def _traced(root: nn.Module) -> fx.Graph:
-    graphs = [_Tracer().trace(root.train(mode)) for mode in (True, False)]
-    if str(graphs[0]) != str(graphs[1]):
-        raise ValueError("its forward is another one in training")
-    plain = fx.Graph()  # without the tracer's class, which a pickled network would look for
-    plain.output(plain.graph_copy(graphs[1], {}))
-    return plain
+    def both_modes(self, module: nn.Module) -> fx.Graph:
+        """The graph of a module, which is the same in training and in evaluation."""
+        state = torch.get_rng_state()
+        training, evaluation = (self.trace(module.train(mode)) for mode in (True, False))
+        if str(training) != str(evaluation):
+            raise ValueError("its forward is another one in training")
+        if not torch.equal(state, torch.get_rng_state()):
+            raise ValueError("it draws random numbers")
+        return evaluation
 
 
 def _is_of_torch(module: nn.Module) -> bool:
@@ -140,76 +123,48 @@ def _is_of_torch(module: nn.Module) -> bool:
     return kind.__module__.startswith("torch.nn.") and not isinstance(module, (nn.Sequential, nn.ModuleList))
 
 
-def _module_of(node: fx.Node, root: nn.Module) -> nn.Module | None:
-    return root.get_submodule(node.target) if node.op == "call_module" else None
+def _layers(graph: fx.Graph, root: nn.Module) -> Counter[str]:
+    """How often each layer that costs something is called."""
+    called = [node.target for node in graph.nodes if node.op == "call_module"]
+    return Counter(name for name in called if not isinstance(root.get_submodule(name), _FREE))
 
 
 def _name_of(node: fx.Node) -> str:
     return node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
 
 
-def _writes(node: fx.Node, root: nn.Module) -> bool:
-    """Whether a step changes its first argument in place."""
-    name = _name_of(node)
-    in_place = getattr(_module_of(node, root), "inplace", False) or node.kwargs.get("inplace", False)
-    return bool(in_place) or name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
-
-
-def _is_seen_elsewhere(node: fx.Node, root: nn.Module) -> bool:
-    """Whether a step changes a value that others use, so that it has to stay without users of its own."""
-    return _writes(node, root) and any(len(value.users) > 1 for value in node.all_input_nodes)
-
-
-def _layers(graph: fx.Graph, root: nn.Module) -> Counter[str]:
-    """How often each layer that costs something is called."""
-    called = ((node.target, _module_of(node, root)) for node in graph.nodes if node.op == "call_module")
-    return Counter(name for name, module in called if not isinstance(module, _FREE))
-
-
-# -- zeros ---------------------------------------------------------------------------------------------
-
-
 def _leave_out_zeros(graph: fx.Graph, root: nn.Module, example: Tensor) -> None:
     """Leave what is zero for every input out of sums; elsewhere make it from the first value of its shape."""
-    whole = fx.GraphModule(root, graph)
-    ShapeProp(whole).propagate(example)
+    ShapeProp(fx.GraphModule(root, graph)).propagate(example)
+    zeros: set[fx.Node] = set()
     for node in list(graph.nodes):
-        written = any(_writes(user, root) for user in node.users)
-        operands = [value for value in node.all_input_nodes if value.meta.get("zero")]
-        node.meta["zero"] = not written and _shape(node) is not None and _is_zero(node, root)
-        if node.meta["zero"] or not operands:
+        if _shape(node) is not None and _is_zero(node, root, zeros):
+            zeros.add(node)
             continue
-        others = [value for value in node.all_input_nodes if value not in operands]
-        is_sum = _name_of(node) == "add" or (_name_of(node) == "sub" and node.args[0] in others)
-        if is_sum and len(others) == 1 and _shape(others[0]) == _shape(node) and not written:
-            node.replace_all_uses_with(others[0])
-        elif _name_of(node) == "stack" and others and all(_is_sum_of_first(user) for user in node.users):
-            node.args = (others,)
-        else:
-            for zero in operands:
-                source = _first_of_shape(zero)
-                if source is not zero:
-                    with graph.inserting_before(zero):
-                        node.replace_input_with(zero, graph.call_function(torch.zeros_like, (source,)))
+        for zero in [value for value in node.all_input_nodes if value in zeros]:
+            others = [value for value in node.all_input_nodes if value not in zeros]
+            name, source = _name_of(node), _first_of_shape(zero)
+            if name == "add" and len(others) == 1 and _shape(others[0]) == _shape(node):
+                node.replace_all_uses_with(others[0])
+            elif name == "stack" and others and all(_is_sum_of_first(user) for user in node.users):
+                node.args = (others,)
+            elif source is not zero:
+                with graph.inserting_before(zero):
+                    node.replace_input_with(zero, graph.call_function(torch.zeros_like, (source,)))
 
 
-def _is_zero(node: fx.Node, root: nn.Module) -> bool:
-    name, module = _name_of(node), _module_of(node, root)
-    if name in ("zeros_like", "new_zeros") or (name in ("mul", "imul") and 0 in node.args[:2]):
+def _is_zero(node: fx.Node, root: nn.Module, zeros: set[fx.Node]) -> bool:
+    name = _name_of(node)
+    if name in ("zeros_like", "new_zeros") or (name == "mul" and 0 in node.args[:2]):
         return True
-    are_zero = [value.meta.get("zero", False) for value in node.all_input_nodes]
-    if not any(are_zero):
+    if not node.all_input_nodes or not zeros.issuperset(node.all_input_nodes):
         return False
-    if name in ("add", "sub"):
-        return all(are_zero) and all(isinstance(x, fx.Node) or x == 0 for x in node.args)
-    if name in ("stack", "cat"):
-        return all(are_zero)
-    if name in ("div", "truediv"):
-        return isinstance(node.args[0], fx.Node) and not isinstance(node.args[1], fx.Node)
-    if module is not None:
-        return (
-            _is_of_torch(module) and isinstance(module, _KEEP_ZERO) and getattr(module, "bias", None) is None
-        )
+    if node.op == "call_module":
+        module = root.get_submodule(node.target)
+        return isinstance(module, _KEEP_ZERO) and getattr(module, "bias", None) is None
+    if name in ("add", "truediv"):
+        numbers = [value for value in node.args if not isinstance(value, fx.Node)]
+        return not any(numbers) if name == "add" else node.args[1:] == tuple(numbers)
     return name in _KEEP_ZERO_BY_NAME
 
 
@@ -228,9 +183,6 @@ def _is_sum_of_first(node: fx.Node) -> bool:
     return _name_of(node) == "sum" and (*node.args[1:], *node.kwargs.values()) == (0,)
 
 
-# -- the same outputs ----------------------------------------------------------------------------------
-
-
 def _difference(network: nn.Module, pruned: nn.Module, example: Tensor) -> str | None:
     """How the outputs of two networks differ, on inputs of several sizes; ``None`` if they do not."""
     inputs = [example, torch.cat([example, example.flip(0)])]
@@ -239,7 +191,7 @@ def _difference(network: nn.Module, pruned: nn.Module, example: Tensor) -> str |
     for x in (one.cpu() for one in inputs):
         for training in (False, True):
             try:
-                expected, statistics, drew = _run(network, x, training)
+                expected, drew = _run(network, x, training)
             except (
                 Exception
             ) as error:  # other sizes, or batch norm on a single value, are not for every network
@@ -249,10 +201,9 @@ def _difference(network: nn.Module, pruned: nn.Module, example: Tensor) -> str |
             if training and drew:
                 continue  # what is left out drew random numbers, too
             try:
-                found, its_statistics, _ = _run(pruned, x, training)
-                statistics = {name: statistics[name] for name in its_statistics}
-                for one, other in ((found, expected), (its_statistics, statistics)):
-                    torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+                found, _ = _run(pruned, x, training)
+                expected = {name: expected[name] for name in found}
+                torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
             except Exception as error:  # a comparison fails with an AssertionError, a forward with anything
                 mode = "training" if training else "evaluation"
                 return (
@@ -261,10 +212,10 @@ def _difference(network: nn.Module, pruned: nn.Module, example: Tensor) -> str |
     return None
 
 
-def _run(network: nn.Module, x: Tensor, training: bool) -> tuple[Any, dict[str, Tensor], bool]:
-    """The output, running statistics afterwards, and whether random numbers were drawn."""
+def _run(network: nn.Module, x: Tensor, training: bool) -> tuple[dict[str, Any], bool]:
+    """The output and the running statistics afterwards, and whether random numbers were drawn."""
     copied = copy.deepcopy(network).cpu().train(training)
     with torch.no_grad(), torch.random.fork_rng([]):
         state = torch.get_rng_state()
         output = copied(x.clone())
-        return output, dict(copied.named_buffers()), not torch.equal(state, torch.get_rng_state())
+        return {"": output, **dict(copied.named_buffers())}, not torch.equal(state, torch.get_rng_state())

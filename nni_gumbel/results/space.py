@@ -63,7 +63,7 @@ class SpaceReference:
             UsageError: the class is not found or is no ``ModelSpace``, the constructor refuses the
                 arguments, or nothing in the space is left to choose.
         """
-        return self.construct(import_named(FIELD, self.module, self.name))
+        return self.construct(import_named(FIELD, str(self)))
 
     def construct(self, space: Any) -> ModelSpace:
         """As :meth:`build`, with a class that is at hand."""
@@ -74,9 +74,8 @@ class SpaceReference:
                 f"{FIELD}: {self} is no nni.nas.nn.pytorch.ModelSpace; name a class derived from that"
             )
         given = ", ".join(f"{key}={value!r}" for key, value in self.arguments.items()) or "no arguments"
-        with user_code(
-            f"{FIELD}: {self} cannot be built with {given}", f"its arguments are {_signature(space)}"
-        ):
+        fails = f"{FIELD}: {self} cannot be built with {given}"
+        with user_code(fails, f"its arguments are {_signature(space)}"):
             built = space(**self.arguments)
         variables = variables_of(built)
         if not variables:
@@ -84,12 +83,11 @@ class SpaceReference:
                 f"{FIELD}: {self} has nothing to choose; put a LayerChoice or an InputChoice into it"
             )
         for label, variable in variables.items():
-            if len({_as_json(value) for value in _candidates(variable)} - {None}) < len(
-                _candidates(variable)
-            ):
+            candidates = _candidates(variable)
+            if len({_as_json(value) for value in candidates} - {None}) < len(candidates):
                 raise UsageError(
                     f"{FIELD}: choice {label!r} of {self} has candidates that JSON cannot tell apart, "
-                    f"{_candidates(variable)}; give numbers, words or tuples of them, or a LayerChoice"
+                    f"{candidates}; give numbers, words or tuples of them, or a LayerChoice"
                 )
         return built
 
@@ -152,16 +150,28 @@ def _candidates(variable: Any) -> list[Any]:
 
 
 def _as_json(value: Any) -> str | None:
-    """JSON that does not tell 3.0 from 3; ``None`` for what JSON cannot hold."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, (list, tuple)):
-        entries = [_as_json(entry) for entry in value]
-        return None if None in entries else f"[{','.join(entries)}]"
+    """See :func:`canonical`; ``None`` for what JSON cannot hold."""
     try:
-        return json.dumps(value, allow_nan=False)
+        return canonical(value)
     except (TypeError, ValueError):
         return None
+
+
+def canonical(value: Any) -> str:
+    """JSON that is the same before and after a way through JavaScript, which writes 3.0 as 3.
+
+    Raises:
+        TypeError, ValueError: JSON cannot hold it.
+    """
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, Mapping):
+            return {key: plain(each) for key, each in part.items()}
+        if isinstance(part, (list, tuple)):
+            return [plain(each) for each in part]
+        return int(part) if isinstance(part, float) and part.is_integer() else part
+
+    return json.dumps(plain(value), sort_keys=True, allow_nan=False)
 
 
 def _value(text: str) -> int | float | str | bool:

@@ -126,12 +126,3 @@ def test_what_is_not_there_is_told_with_its_field(code_directory, field, referen
 
 def test_data_in_files_is_left_to_the_trial(code_directory):
     TrialCommand("spaces.mnist:Space", data="npz:there/on/the/worker.npz").check(code_directory)
-
-
-def test_a_cost_of_ones_own_and_the_setting_cost_exclude_each_other():
-    with pytest.raises(
-        UsageError, match="--cost: tasks:cost takes the place of the setting cost; remove one"
-    ):
-        FULL.check_cost(["cost_weight", "cost"])
-    FULL.check_cost(["cost_weight"])
-    TrialCommand("spaces.mnist:Space").check_cost(["cost"])

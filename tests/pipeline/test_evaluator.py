@@ -54,7 +54,7 @@ def test_a_function_gets_the_settings_that_it_has_parameters_for(evaluators, fun
         ("greedy", "asks for 'width'; it can be given epochs, batch_size"),
         ("needs_data", "asks for 'data'"),
         ("broken", "fails: ZeroDivisionError: division by zero"),
-        ("wrong", "returns int; return a Lightning evaluator"),
+        ("wrong", "returns int; return a Lightning of nni.nas.evaluator.pytorch"),
         ("number", "is no function"),
         ("missing", "has no 'missing'"),
     ],
@@ -142,7 +142,7 @@ def test_a_network_tells_the_number_of_classes_that_its_data_does_not():
 def test_a_network_whose_outputs_are_no_scores_of_classes_is_refused_in_one_line():
     data = build_data("mnist5k", data_dir="data", batch_size=8, seed=0)
     data.num_classes = None
-    with pytest.raises(UsageError, match=r"--space: it returns \(2, 1, 28, 28\) for two examples"):
+    with pytest.raises(UsageError, match=r"--space: Identity gives \(1, 28, 28\) an example"):
         build_evaluator(None, data=data, network=nn.Identity(), **ARGUMENTS)
 
 

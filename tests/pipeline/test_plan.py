@@ -156,7 +156,7 @@ def test_no_task_is_done_twice_and_the_export_comes_last_and_once(
         assert Plan(settings, combinations).failure(trials)
         assert len(exports) in (0, attempts)
     if not failing:
-        assert finished(trials) and not Plan(settings, combinations).given_up(trials)
+        assert finished(trials)
         assert {key.rsplit("-attempt", 1)[1] for key in done} == {"1"} or swapping
         assert {len(network.baseline) for network in Plan(settings, combinations).networks(trials)} == {
             random_baseline
@@ -195,16 +195,13 @@ def test_combinations_that_differ_in_the_training_alone_share_their_search():
     assert [task.settings["train_epochs"] for task in trainings] == [1, 1, 2, 2]
 
 
-def test_a_failed_task_is_tried_once_more_and_then_left_out_with_a_warning():
+def test_a_failed_task_is_tried_once_more_and_then_left_out():
     first, second = PLAN.next_tasks([])
     trials = [trial_of(first, "failed", "x"), trial_of(second, "pending")]
     (again,) = PLAN.next_tasks(trials)
     assert (again.identity, again.attempt) == (first.identity, 2)
-    assert PLAN.given_up(trials) == []
     trials.append(trial_of(again, "failed", "y"))
     assert PLAN.next_tasks(trials) == []
-    (warning,) = PLAN.given_up(trials)
-    assert first.identity in warning and "x, y" in warning
     assert PLAN.failure(trials) is None  # the second search goes on
 
 
@@ -332,7 +329,6 @@ def test_the_export_comes_although_every_random_network_failed():
         assert [task.stage for task in tasks] == ["random", "random"]
         trials += [trial_of(task, "failed", f"r{task.attempt}") for task in tasks]
     assert BASELINE_PLAN.failure(trials) is None
-    assert len(BASELINE_PLAN.given_up(trials)) == 2
     assert [task.stage for task in BASELINE_PLAN.next_tasks(trials)] == ["export"]
     (network,) = BASELINE_PLAN.networks(trials)
     assert network.baseline == ()

@@ -58,7 +58,6 @@ def test_names_of_the_search_reach_the_search():
         ({"optimize_mode": "max"}, ["optimize_mode:", "'max'", "maximize, minimize"]),
         ({"metric": "val_acc"}, ["metric:", "'val_acc'", "without `val_`"]),
         ({"metric": 3}, ["metric:", "3", "word"]),
-        ({"samples": 0}, ["samples:", "0", "at least 1"]),
         ({"attempts": None}, ["attempts:", "None", "whole number"]),
         ({"temperature_end": 0}, ["temperature_end:", "0", "greater than 0"]),
         ({"temperature_start": 0.01}, ["temperature_start:", "0.01", "temperature_end", "0.2"]),
@@ -101,12 +100,12 @@ def test_a_trial_is_told_what_it_needs_and_no_more():
     assert "temperature_start" not in train
     for values in (search, train, DEFAULTS.export_values()):
         assert values["metric"] == "acc" and values["optimize_mode"] == "maximize"
-        assert not {"attempts", "samples", "seed", "search_seeds", "train_seeds"} & set(values)
+        assert not {"attempts", "seed", "search_seeds", "train_seeds"} & set(values)
 
 
 def test_a_search_space_may_vary_neither_seeds_nor_the_judgement():
     assert {"learning_rate", "temperature_start", "train_epochs"} <= set(VARIED_NAMES)
-    assert not {"seed", "train_seeds", "metric", "optimize_mode", "samples", "attempts"} & set(VARIED_NAMES)
+    assert not {"seed", "train_seeds", "metric", "optimize_mode", "attempts"} & set(VARIED_NAMES)
 
 
 def test_every_setting_is_either_basic_or_for_experts():

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from nni_gumbel.pipeline.manager import (
     ManagerUnreachable,
     is_registered,
     register,
-    unregister,
 )
 from nni_gumbel.pipeline.task import Task
 
@@ -175,8 +173,6 @@ def test_an_experiment_whose_searches_all_fail_ends_and_says_why(nni_environment
         line = experiment.error_file.read_text()
         assert "every search failed" in line and "attempts: 1" in line
         assert any(trial.id in line for trial in experiment.manager.trials())
-        log = experiment.log_file.read_text()
-        assert "is left out, its attempts failed" in log
     finally:
         experiment.stop()
 
@@ -265,18 +261,7 @@ def test_the_manager_is_found_from_what_nni_tells_its_processes(monkeypatch, var
     assert manager.url == url
 
 
-def test_a_remote_trial_finds_the_manager_through_its_newest_keeper(monkeypatch, tmp_path):
-    for age, name in ((20, "trial_keeper"), (10, "trial_keeper_1")):
-        config = tmp_path / name / "trial_keeper_config.json"
-        config.parent.mkdir()
-        config.write_text(json.dumps({"managerCommandChannel": f"ws://10.0.0.7:80{age}/a/platform/remote/0"}))
-        os.utime(config, (time.time() - age,) * 2)
-    monkeypatch.setenv("NNI_PLATFORM", "remote")
-    monkeypatch.setenv("NNI_OUTPUT_DIR", str(tmp_path / "trials" / "Ab3"))
-    assert Manager.from_trial_environment().url == "http://10.0.0.7:8010/a/api/v1/nni"
-
-
-def test_registering_and_unregistering_twice_is_once(monkeypatch, tmp_path):
+def test_registering_twice_is_once(monkeypatch, tmp_path):
     monkeypatch.setenv("NNI_CONFIG_DIR", str(tmp_path))
     assert not is_registered()
     for _ in range(2):
@@ -284,9 +269,6 @@ def test_registering_and_unregistering_twice_is_once(monkeypatch, tmp_path):
         assert is_registered()
     listed = yaml.safe_load((tmp_path / "registered_algorithms.yml").read_text())["tuners"]
     assert [entry["className"] for entry in listed] == [CLASS_NAME]
-    for _ in range(2):
-        unregister()
-        assert not is_registered()
 
 
 def test_a_list_of_algorithms_that_cannot_be_read_is_one_line(monkeypatch, tmp_path):

