@@ -7,36 +7,29 @@ tolerances: no network exceeds a limit, not by one parameter.
 
 The programme is exact unless a cost has a table with more cells than it takes. Then it knows a lower bound of that
 cost: it misses no network within the budget, and a solution that is not within is left out, with all others of the
-same cost, and the search goes on. After ``MOST_SOLUTIONS`` of those in a row, or ``MOST_SECONDS``, it ends, and a
-warning says so: if it had found none, the cheapest network that it can find is taken, still within the budget.
+same cost, until a network is within or ``MOST_SECONDS`` are over, and a warning says so.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, Context
 from typing import Any
 
 from nni.nas.nn.pytorch import ModelSpace
 
-from nni_gumbel.complexity.programme import Linear, Network, Programme
+from nni_gumbel.complexity.programme import Network, Programme, largest_coefficient
 from nni_gumbel.complexity.table import ExpectedSum
 from nni_gumbel.errors import UsageError
 from nni_gumbel.supernet.distribution import Distribution
 
-# How many solutions of the programme may exceed a budget in a row, and how long one network may be looked for. A space
-# of the size of NNI's largest takes 8 s; where the time is over, what was found by then is taken, with a warning.
-MOST_SOLUTIONS = 300
+# How long one network may be looked for; a space of the size of NNI's largest takes 8 s.
 MOST_SECONDS = 60.0
 
 _UNITS = {"max_params": " parameters", "max_flops": " FLOPs", "max_latency_ms": " ms"}
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,12 +68,7 @@ def best_within(space: ModelSpace, distribution: Distribution, limits: Sequence[
     for sample, _ in ranked_within(space, distribution, limits):
         return sample
     check_feasible(space, distribution, limits)
-    if not limits:
-        raise UsageError(_none_found())
-    fields = " and ".join(limit.field for limit in limits)
-    raise UsageError(
-        f"{fields}: no network within was found, a cost depends on too many choices at once; raise it"
-    )
+    raise UsageError(_none_found(limits))
 
 
 def ranked_within(
@@ -107,32 +95,16 @@ def ranked_within(
     """
     maxima = [limit.maximum for limit in limits]
     programme = Programme(space, distribution, [limit.cost for limit in limits])
-    excluded: list[Network] = []
-    passed_over, found_one, end = 0, False, time.monotonic() + MOST_SECONDS
-    while passed_over < MOST_SOLUTIONS and time.monotonic() < end:
-        found = programme.minimum(
-            programme.negative_log_prob, maxima, excluded, seconds=end - time.monotonic()
-        )
-        if found is None:
-            return
-        network = found.network
-        if network is not None and programme.is_within(network, maxima):
-            if not found.is_proven:
-                _warn_once(
-                    f"the most probable network was not proven in {MOST_SECONDS:g} s: one of them is taken"
-                )
+    objective, excluded = programme.negative_log_prob, []
+    end = time.monotonic() + MOST_SECONDS
+    while (found := programme.minimum(objective, maxima, excluded, end)) is not None:
+        network, _ = found
+        if _is_within(programme.prices(network), maxima):
+            yield programme.sample(network), programme.log_prob(network)
             excluded.append(network)
-            yield programme.sample(network), programme.log_prob(network)
-            passed_over, found_one, end = 0, True, time.monotonic() + MOST_SECONDS
-        elif network is not None:
+            end = time.monotonic() + MOST_SECONDS
+        else:
             excluded.append(programme.priced(network))
-            passed_over += 1
-    fields = " and ".join(limit.field for limit in limits) or "the space"
-    _warn_once(f"{fields}: depends on too many choices at once to find the most probable network within it")
-    if not found_one:
-        network, _, _ = _cheapest(programme, [1 / maximum for maximum in maxima], maxima)
-        if network is not None:
-            yield programme.sample(network), programme.log_prob(network)
 
 
 def smallest(
@@ -140,8 +112,8 @@ def smallest(
 ) -> tuple[float, dict[str, Any]]:
     """The lowest cost of all networks of a space, and a network that has it.
 
-    Exact, unless a table of the cost is larger than the programme takes and ``MOST_SOLUTIONS`` solutions of it were not
-    enough: then it is the lowest cost that was found, an upper bound of the lowest one, and a warning says so.
+    Exact, unless a table of the cost is larger than the programme takes and the time was not enough: then it is the
+    lowest cost that was found, an upper bound of the lowest one, and a warning says so.
 
     Args:
         space: the space of the distribution, mutated to a supernet or not.
@@ -155,7 +127,7 @@ def smallest(
         UsageError: no network was found in time.
     """
     programme = Programme(space, distribution, [cost])
-    network, lowest, _ = _cheapest(programme, [1.0], [math.inf])
+    network, lowest, _ = _cheapest(programme, 0, [math.inf])
     if network is None:
         raise UsageError(_none_found())
     return lowest, programme.sample(network)
@@ -182,76 +154,60 @@ def check_feasible(space: ModelSpace, distribution: Distribution, limits: Sequen
         UsageError: names a limit and the smallest cost that is possible; where each limit could be met alone, the
             smallest within the others.
     """
-    if not limits:
-        return
     programme = Programme(space, distribution, [limit.cost for limit in limits])
-    alone = [(limit, ()) for limit in limits]
-    together = [(limit, limits[:place]) for place, limit in enumerate(limits) if place]
-    for limit, others in [*alone, *together]:
-        weights = [float(one is limit) for one in limits]
+    alone = [(place, ()) for place in range(len(limits))]
+    together = [(place, limits[:place]) for place in range(1, len(limits))]
+    for place, others in [*alone, *together]:
+        limit = limits[place]
         maxima = [one.maximum if one in others else math.inf for one in limits]
-        _, _, least = _cheapest(programme, weights, maxima)
+        _, _, least = _cheapest(programme, place, maxima)
         if least <= limit.maximum:
             continue
         told = f"has {_number(least)}{_UNITS.get(limit.field, '')}; give at least {_number(least)}"
         if not others:
             raise UsageError(
-                f"{limit.field}: {_as_given(limit.maximum)} is below the smallest network of the space, which {told}"
+                f"{limit.field}: {limit.maximum:.15g} is below the smallest network of the space, which {told}"
             )
-        given = " and ".join(f"{other.field}: {_as_given(other.maximum)}" for other in others)
+        given = " and ".join(f"{other.field}: {other.maximum:.15g}" for other in others)
         raise UsageError(
-            f"{limit.field}: {_as_given(limit.maximum)} is met by no network within {given}, where the smallest "
+            f"{limit.field}: {limit.maximum:.15g} is met by no network within {given}, where the smallest "
             f"{told} or raise {others[-1].field}"
         )
 
 
 def _cheapest(
-    programme: Programme, weights: Sequence[float], maxima: Sequence[float]
+    programme: Programme, place: int, maxima: Sequence[float]
 ) -> tuple[Network | None, float, float]:
-    """The network of the least weighted sum of costs that is within limits, some of which may be infinite.
+    """The network within limits, some of which may be infinite, of which one of the costs is least.
 
-    With it what it costs, and what no network costs less than: the same unless a table is too large for the programme.
+    With it this cost, and what no network costs less than: the same unless the time was over.
     """
-    objective = Linear.sum_of(*zip(weights, programme.costs))
-    tolerance = 1e-9 * objective.largest_coefficient
-    best, lowest, bound = None, math.inf, -math.inf
-    excluded: list[Network] = []
+    objective = programme.costs[place]
+    tolerance = 1e-9 * largest_coefficient(objective)
+    best, lowest, bound, excluded = None, math.inf, -math.inf, []
     end = time.monotonic() + MOST_SECONDS
-    for _ in range(MOST_SOLUTIONS):
-        found = programme.minimum(objective, maxima, excluded, seconds=end - time.monotonic())
-        if found is None or found.bound > lowest - tolerance:
-            return best, lowest, lowest
-        network, bound = found.network, found.bound
-        if network is None:
-            break
-        cost = math.fsum(weight * cost for weight, cost in zip(weights, programme.prices(network)))
-        if cost < lowest and programme.is_within(network, maxima):
-            best, lowest = network, cost
-            if cost <= bound + tolerance:
-                return best, lowest, lowest
-        if time.monotonic() > end:
-            break
+    while bound < lowest - tolerance:
+        found = programme.minimum(objective, maxima, excluded, end)
+        if found is None:
+            return best, lowest, bound if time.monotonic() > end else lowest
+        network, bound = found
+        prices = programme.prices(network)
+        if prices[place] < lowest and _is_within(prices, maxima):
+            best, lowest = network, prices[place]
         excluded.append(programme.priced(network))
-    _warn_once("a cost depends on too many choices at once: its smallest value is known to a bound only")
-    return best, lowest, bound
+    return best, lowest, lowest
 
 
-@functools.cache
-def _warn_once(message: str) -> None:
-    """A search asks again and again, and gets the same answer."""
-    _log.warning(message)
+def _is_within(prices: Sequence[float], maxima: Sequence[float]) -> bool:
+    return all(price <= maximum for price, maximum in zip(prices, maxima))
 
 
-def _none_found() -> str:
+def _none_found(limits: Sequence[Limit] = ()) -> str:
+    fields = " and ".join(limit.field for limit in limits) or "space"
     return (
-        f"space: its choices depend on each other so that no network was found in {MOST_SECONDS:g} s; "
+        f"{fields}: the choices of the space depend on each other so that no network was found in {MOST_SECONDS:g} s; "
         "share fewer labels between its layers"
     )
-
-
-def _as_given(limit: float) -> str:
-    """A limit with all of its digits."""
-    return str(int(limit)) if math.isfinite(limit) and limit == int(limit) else str(limit)
 
 
 def _number(value: float) -> str:
@@ -259,10 +215,7 @@ def _number(value: float) -> str:
 
     A whole number with all digits, any other one with four, rounded up.
     """
-    if not math.isfinite(value):
-        return ".nan" if math.isnan(value) else f"{'-' if value < 0 else ''}.inf"
     if value == int(value):
         return str(int(value))
-    exact = Decimal(str(value))  # not Decimal(value): 0.001 is to read 0.001, not a little more
-    rounded = exact.quantize(Decimal(1).scaleb(exact.adjusted() - 3), ROUND_CEILING)
-    return f"{rounded.normalize():f}"
+    # Not of the value itself: 0.001 is to read 0.001, not a little more.
+    return f"{Context(prec=4, rounding=ROUND_CEILING).create_decimal(str(value)).normalize():f}"

@@ -19,6 +19,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from nni.nas.nn.pytorch.cell import preprocess_cell_inputs
 from nni.nas.nn.pytorch.choice import ChosenInputs
@@ -29,7 +30,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from nni_gumbel.complexity.loose_ends import loose_nodes, readers_of_loose_ends
 from nni_gumbel.complexity.table import MOST_COMBINATIONS, Table, where
-from nni_gumbel.complexity.varying import JointValues, Split, VaryingNumber, VaryingTensor, identity
+from nni_gumbel.complexity.varying import JointValues, Split, VaryingNumber, VaryingTensor, kind_of
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.supernet.arguments import MixedArguments
 from nni_gumbel.supernet.cell import MixedCell
@@ -37,7 +38,7 @@ from nni_gumbel.supernet.depth import MixedRepeat
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.inputs import MixedInput
 from nni_gumbel.supernet.layer import MixedLayer
-from nni_gumbel.supernet.structure import Condition, children, depths_of
+from nni_gumbel.supernet.structure import children, depths_of
 
 # How often the forward of one module is run for the values of numbers that its Python code asks for: each number
 # multiplies that, and a run takes 0.1 s or more in a network of a usual size.
@@ -110,11 +111,6 @@ class _Interpreter(JointValues):
 
     def prepared(self, module: nn.Module, name: str) -> nn.Module:
         """A copy on the meta device, in ``eval()``, whose modules run by the rules here."""
-        is_leaf = not module._modules and type(module).__module__.startswith("torch.")
-        if is_leaf and all(t is None or t.is_meta for t in (module._parameters | module._buffers).values()):
-            copied = copy.copy(module)  # nothing in it is written to
-            copied.training, copied.forward = False, partial(self._call, copied, name, copied.forward)
-            return copied
         owners = [vars(inner) for inner in module.modules()]
         tensors = [leaf for owner in owners for leaf in tree_leaves(owner) if isinstance(leaf, Tensor)]
         copied = copy.deepcopy(module, {id(tensor): _on_meta(tensor) for tensor in tensors}).eval()
@@ -122,9 +118,7 @@ class _Interpreter(JointValues):
             inner.forward = partial(self._call, inner, path, inner.forward)
         return copied
 
-    def _call(
-        self, module: nn.Module, path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Any:
+    def _call(self, module: nn.Module, path: str, forward: Callable, *args: Any, **kwargs: Any) -> Any:
         """A call of a module; one that asks for a plain value where there are several is run once for each."""
         priced, self.unanswered = len(self.terms), None
         name = path or type(module).__name__
@@ -161,12 +155,7 @@ class _Interpreter(JointValues):
             self._runs[path] = before
 
     def _run(
-        self,
-        module: nn.Module,
-        path: str,
-        forward: Callable[..., Any],
-        args: tuple,
-        kwargs: Mapping[str, Any],
+        self, module: nn.Module, path: str, forward: Callable, args: tuple, kwargs: Mapping[str, Any]
     ) -> Any:
         if isinstance(module, MixedLayer):
             return self.cases(
@@ -190,9 +179,7 @@ class _Interpreter(JointValues):
             return self._layer(module, forward, args, kwargs)
         return forward(*args, **kwargs)
 
-    def _layer(
-        self, module: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]
-    ) -> Any:
+    def _layer(self, module: nn.Module, forward: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Any:
         if not type(module).__module__.startswith("torch."):
             # One that only hands on what it gets is no layer; what it gets may have little in common.
             functions = self.functions
@@ -206,27 +193,25 @@ class _Interpreter(JointValues):
                 layer = _reading(module, args[0].shape[1])
                 run = layer.forward
             elif _keeps_shape(module):
-                run = partial(_alike, module)
+                run = torch.empty_like
             output = run(*args, **kwargs)
             return output, self._price(layer, args, kwargs, output)
 
         output, price = self.evaluate(priced, args, kwargs)
-        if isinstance(price, VaryingNumber):
-            self.terms.append(self.presence * price.alternatives.numbers())
-        elif price:
-            self.terms.append(self.presence * price)
+        prices = self.numbers(price) if isinstance(price, VaryingNumber) else price
+        self.terms.append(self.presence * prices)
         return output
 
     def _repeat(self, module: MixedRepeat, x: Any) -> Any:
         candidates, depths = depths_of(module)
-        is_depth = Table.of(tuple(candidates), depths)
-        cases = [(is_depth.equals(0), lambda x=x: x)]
-        for depth, block in enumerate(module.blocks, start=1):
-            with self.where(where(Condition(candidates, depths >= depth))) as possible:
+        depth = Table.of(tuple(candidates), depths)
+        cases = [(depth.equals(0), lambda x=x: x)]
+        for number, block in enumerate(module.blocks, start=1):
+            with self.where(depth.map(lambda depths, number=number: np.int64(depths >= number))) as possible:
                 if not possible:
                     break
                 x = block(x)
-            cases.append((is_depth.equals(depth), partial(module.of_depth, depth, x)))
+            cases.append((depth.equals(number), partial(module.of_depth, number, x)))
         return self.cases(cases)
 
     def _input(self, module: MixedInput, candidate_inputs: Sequence[Any]) -> Any:
@@ -305,7 +290,7 @@ class _Interpreter(JointValues):
 
 def _kind(value: Any) -> Any:
     plain = isinstance(value, Tensor) and not isinstance(value, VaryingTensor)
-    return identity(value) if plain else id(value)
+    return kind_of(value) if plain else id(value)
 
 
 def _reading(layer: nn.Conv2d | nn.Linear, width: int) -> nn.Module:
@@ -322,14 +307,6 @@ def _keeps_shape(layer: nn.Module) -> bool:
     if type(layer).__module__ == nn.ReLU.__module__:
         return not isinstance(layer, (nn.GLU, nn.MultiheadAttention))
     return type(layer).forward is _BatchNorm.forward
-
-
-def _alike(layer: nn.Module, input: Tensor) -> Tensor:
-    if isinstance(layer, _BatchNorm):
-        layer._check_input_dim(input)
-        if input.shape[1] != layer.num_features:
-            raise ValueError(f"{type(layer).__name__} of {layer.num_features} features gets {input.shape[1]}")
-    return torch.empty_like(input)
 
 
 def _on_meta(value: Any) -> Any:

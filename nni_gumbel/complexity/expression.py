@@ -20,7 +20,7 @@ from typing import Any
 from nni.mutable import Categorical, MutableExpression
 
 from nni_gumbel.complexity.table import ExpectedSum, Table
-from nni_gumbel.complexity.varying import Alternatives, JointValues, VaryingNumber
+from nni_gumbel.complexity.varying import JointValues, VaryingNumber
 from nni_gumbel.errors import UsageError
 
 # Combinations of candidates that a summand may depend on.
@@ -43,8 +43,7 @@ def expectation_of(expression: Any, variables: Mapping[str, Any]) -> ExpectedSum
             _check_label(label, variable, variables)
     terms = _Sums().of(expression)
     return ExpectedSum(
-        term.alternatives.numbers() if isinstance(term, VaryingNumber) else Table.of((), term)
-        for term in terms
+        term.owner.numbers(term) if isinstance(term, VaryingNumber) else Table.of((), term) for term in terms
     )
 
 
@@ -85,8 +84,7 @@ class _Sums:
 
     def _terms(self, node: Any, arguments: list[list[Any]]) -> list[Any]:
         if isinstance(node, Categorical):
-            each = Table.of((node.label,), range(len(node.values)))
-            return [VaryingNumber(Alternatives(each, node.values, self._values))]
+            return [self._values.number((node.label,), node.values)]
         if not _is_inner(node):
             return [node]
         if node.function is operator.mul:
@@ -126,7 +124,7 @@ def _is_inner(node: Any) -> bool:
 
 
 def _labels_of(value: Any) -> tuple[str, ...]:
-    return value.alternatives.index.labels if isinstance(value, VaryingNumber) else ()
+    return value.index.labels if isinstance(value, VaryingNumber) else ()
 
 
 def _too_many(labels: Sequence[str], combinations: int) -> UsageError:

@@ -18,6 +18,8 @@ import json
 import os
 import statistics
 import time
+import types
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,13 +33,22 @@ from torch.utils._pytree import tree_map
 
 from nni_gumbel.complexity.calls import prices_of_calls
 from nni_gumbel.complexity.flops import in_eval, is_counted
-from nni_gumbel.complexity.signature import signature_of
 from nni_gumbel.complexity.table import ExpectedSum
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.supernet.distribution import Distribution
 
 # The median of fewer than 20 calls moves from one measurement to the next; the rest is a matter of patience.
 FEWEST_CALLS, MOST_CALLS, SECONDS_A_LAYER = 20, 500, 0.1
+
+# What ``repr`` tells completely, and the same in every process.
+_PLAIN = (
+    bool, int, float, complex, str, bytes, type(None), slice, range, torch.dtype, torch.device, torch.layout,
+    torch.memory_format, torch.Size,
+)  # fmt: skip
+
+# What every module has, an interpreter's own forward, and NNI's record of a constructor's arguments: none of it is a
+# setting of the layer.
+_OF_EVERY_MODULE = {*vars(nn.Module()), "forward", "trace_symbol", "trace_args", "trace_kwargs"}
 
 _Call = tuple[Callable[..., Any], tuple, Mapping[str, Any]]
 
@@ -47,7 +58,7 @@ class LatencyTable:
     """Milliseconds of layers, each on a batch of a certain shape.
 
     Args:
-        milliseconds: by :func:`~nni_gumbel.complexity.signature.signature_of` the call.
+        milliseconds: by :func:`signature_of` the call.
     """
 
     milliseconds: Mapping[str, float] = field(default_factory=dict)
@@ -71,6 +82,26 @@ class LatencyTable:
         """Write a JSON file: the layers in alphabetical order."""
         text = json.dumps({"milliseconds": dict(sorted(self.milliseconds.items()))}, indent=1)
         Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def signature_of(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> str:
+    """The key of a call in a table: type and settings of a layer, shapes and dtypes of its tensors and inputs.
+
+    Args:
+        layer: a module.
+        args, kwargs: what it is called with.
+
+    Raises:
+        UsageError: the layer holds, or is given, what is not the same text in every process; names it.
+
+    Example:
+        >>> signature_of(nn.Flatten(), (torch.zeros(2, 3, 4),), {})
+        'torch.nn.modules.flatten.Flatten(end_dim=-1, start_dim=1) of (2, 3, 4) float32'
+    """
+    owner = f"{type(layer).__name__} is given"
+    given = [_described(value, owner) for value in args]
+    given += [f"{name}={_described(value, owner)}" for name, value in kwargs.items()]
+    return f"{_described(layer, owner)} of {', '.join(given)}"
 
 
 def expected_latency(
@@ -183,6 +214,37 @@ def alone_on_a_core() -> Iterator[None]:
         torch.set_num_threads(threads)
         if can_bind:
             os.sched_setaffinity(0, cores)
+
+
+def _described(value: Any, owner: str) -> str:
+    """A module by its type and settings, a tensor by shape and dtype, a function by its name."""
+    if isinstance(value, weakref.ref):  # torch's recurrent layers hold their weights once more like this
+        value = value()
+    if isinstance(value, _PLAIN):
+        return repr(value)
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(_described(entry, owner) for entry in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key!r}: {_described(entry, owner)}' for key, entry in value.items())}}}"
+    kind = type(value)
+    if isinstance(value, nn.Module):
+        words = [
+            f"{name}={_described(held, f'{kind.__name__}.{name} holds')}"
+            for name, held in sorted(vars(value).items())
+            if name not in _OF_EVERY_MODULE
+        ]
+        words += [f"{name}: {_described(tensor, name)}" for name, tensor in value.state_dict().items()]
+        words += [f"{name}: {_described(child, name)}" for name, child in value.named_children()]
+        return f"{kind.__module__}.{kind.__qualname__}({', '.join(words)})"
+    has_name = isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType))
+    if has_name and "<" not in value.__qualname__:
+        return f"{value.__module__}.{value.__qualname__}"
+    raise UsageError(
+        f"latency: {owner} a {kind.__module__}.{kind.__qualname__}, by which no measurement can be found again; keep "
+        "numbers, words and named functions there, or price flops or params"
+    )
 
 
 def _is_layer(module: nn.Module) -> bool:

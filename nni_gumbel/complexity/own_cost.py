@@ -7,7 +7,7 @@ other draws as the baseline,
 
     grad E[c] ~ 1/(S-1) sum_i (c(z_i) - mean_j c(z_j)) grad log q(z_i),
 
-which is unbiased. A network is priced once, however often it is drawn.
+which is unbiased. Prices of the latest networks are kept: a search that settles draws the same ones again and again.
 
 Source: Kool, van Hoof, Welling, Buy 4 REINFORCE samples, get a baseline for free! (ICLR 2019 workshop), eq. 8.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,6 +33,8 @@ from nni_gumbel.supernet.structure import structure_of
 
 _ENUMERATED = 512
 _DRAWS = 8
+# Prices that are kept.
+_KEPT = 4096
 # Networks that say how large a cost is, where they are too many to price all of them.
 _DRAWS_FOR_SCALE = 32
 
@@ -58,7 +61,7 @@ class OwnCost:
         self._function = function
         self._space, self._distribution = space, distribution
         self._structure, self._order = structure_of(space), tuple(space.simplify())  # a step prices eight
-        self._known: dict[tuple[Any, ...], float] = {}
+        self._known: OrderedDict[tuple[Any, ...], float] = OrderedDict()
         self._exact: ExpectedSum | None = None
         laws = distribution.laws
         if math.prod(law.outcomes for law in laws.values()) <= _ENUMERATED:
@@ -98,6 +101,9 @@ class OwnCost:
         key = tuple((label, self._distribution.members(label, value)) for label, value in used.items())
         if key not in self._known:
             self._known[key] = own_cost_of(self._function, used, self._space.freeze)
+        self._known.move_to_end(key)
+        if len(self._known) > _KEPT:
+            self._known.popitem(last=False)
         return self._known[key]
 
     def _at(self, outcomes: Mapping[str, Tensor]) -> float:

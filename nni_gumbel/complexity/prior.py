@@ -72,11 +72,6 @@ class Prior:
         return torch.stack(divergences).mean().to(next(iter(distribution.logits.values())).dtype)
 
 
-def uniform_prior() -> Prior:
-    """Every outcome of a label is equally likely."""
-    return Prior({})
-
-
 def prior_by_cost(distribution: Distribution, cost: ExpectedSum, largest: float) -> Prior:
     """``p(outcome) ∝ exp(-n E[cost | outcome] / largest)`` for each of ``n`` labels; see the module.
 
@@ -90,7 +85,7 @@ def prior_by_cost(distribution: Distribution, cost: ExpectedSum, largest: float)
         for label, n in ((label, distribution.laws[label].outcomes) for label in cost.labels)
     }
     if not uniform:
-        return uniform_prior()
+        return Prior({})
     scale = len(distribution.laws) / max(largest, 1e-12)
     # The expectation is linear in the probabilities of each label: the derivative is E[cost | outcome], but for what
     # does not depend on the label, and that cancels.

@@ -2,7 +2,7 @@
 
 Binary columns say which outcome of its law each label takes. A label that a network does not use has none: its
 columns are 0, so that each network is one solution. Whether a label is used is itself linear in the columns of the
-labels above it.
+labels above it. The first column is 1 in all networks: its coefficient is the constant of a linear function.
 
 A table over several labels gets one column in [0, 1] for each of its cells, whose sums along each axis are the
 columns of that axis' label (the local polytope). Where those are 0 or 1 exactly one cell is 1, the right one, so
@@ -15,10 +15,12 @@ Source: Wainwright, Jordan, Graphical Models, Exponential Families, and Variatio
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,52 +35,20 @@ from nni_gumbel.supernet.structure import Condition, Place, structure_of
 # The labels that a network uses, each with the indices of its chosen candidates, ascending.
 Network = Mapping[str, tuple[int, ...]]
 
-# Cells of one table in the programme.
+# A linear function of the columns: the coefficient of each.
+Linear = Mapping[int, float]
+
+# Cells of one table in the programme: 16,000 take the solver some seconds.
 MOST_CELLS = 20_000
 
 # The solver's tolerances are absolute, 1e-6 and less: coefficients are scaled up so that they matter little.
 _LARGEST_COEFFICIENT = 1e4
 _SOLVED, _OUT_OF_TIME, _INFEASIBLE = 0, 1, 2  # statuses of scipy.optimize.milp
 
+_CONSTANT = 0
+_ONE: Linear = {_CONSTANT: 1.0}
 
-@dataclass(frozen=True)
-class Linear:
-    """A linear function of the columns of a programme."""
-
-    terms: Mapping[int, float] = field(default_factory=dict)
-    constant: float = 0.0
-
-    @classmethod
-    def sum_of(cls, *parts: tuple[float, Linear]) -> Linear:
-        """``sum(factor * function)``."""
-        terms: dict[int, float] = {}
-        for factor, function in parts:
-            for column, value in function.terms.items():
-                terms[column] = terms.get(column, 0.0) + factor * value
-        return cls(terms, math.fsum(factor * function.constant for factor, function in parts))
-
-    @property
-    def largest_coefficient(self) -> float:
-        """Of the terms, absolute; 0 without any."""
-        return max(map(abs, self.terms.values()), default=0.0)
-
-
-_ONE = Linear(constant=1.0)
-
-
-@dataclass(frozen=True)
-class Solution:
-    """The best network that a programme has found.
-
-    Args:
-        network: ``None`` if the time was over before there was one.
-        bound: the objective is nowhere below it, but for about 1e-10 of its largest coefficient.
-        is_proven: whether no network is better; ``False`` where the time was over.
-    """
-
-    network: Network | None
-    bound: float
-    is_proven: bool
+_log = logging.getLogger(__name__)
 
 
 class Programme:
@@ -96,8 +66,8 @@ class Programme:
 
     def __init__(self, space: ModelSpace, distribution: Distribution, costs: Sequence[ExpectedSum]) -> None:
         self._distribution, self._exact = distribution, costs
-        self._integral: list[bool] = []  # per column
-        self._rows: list[tuple[Linear, float, float]] = []  # each at least and at most
+        self._integral = [True]  # per column
+        self._rows: list[tuple[Linear, float, float]] = [(_ONE, 1.0, 1.0)]  # each at least and at most
         structure = structure_of(space)
         self._listed = {label for cost in costs for label in cost.labels}
         self._listed.update(x for place in structure.all() for when, _ in place.inner for x in when.labels)
@@ -114,7 +84,7 @@ class Programme:
             for column, members in zip(choice.columns, choice.members)
         }
         partitions = ((choice.log_partition, self._used[label]) for label, choice in self._choices.items())
-        self.negative_log_prob = Linear.sum_of((1.0, Linear(scores)), *partitions)
+        self.negative_log_prob = _sum((1.0, scores), *partitions)
         self.costs = [self._value(cost.tables, MOST_CELLS) for cost in costs]
 
     # -- one network -----------------------------------------------------------------------------------
@@ -129,10 +99,6 @@ class Programme:
         outcomes = {x: laws[x].index_of(network[x]) for x in self._listed if x in network}
         return [cost.at(outcomes) for cost in self._exact]
 
-    def is_within(self, network: Network, maxima: Sequence[float]) -> bool:
-        """Whether no cost exceeds its maximum."""
-        return all(price <= maximum for price, maximum in zip(self.prices(network), maxima))
-
     def log_prob(self, network: Network) -> float:
         """Of the labels that it uses."""
         choices = ((self._choices[label], members) for label, members in network.items())
@@ -145,44 +111,39 @@ class Programme:
     # -- the best network ------------------------------------------------------------------------------
 
     def minimum(
-        self,
-        objective: Linear,
-        maxima: Sequence[float],
-        excluded: Iterable[Network] = (),
-        seconds: float = math.inf,
-    ) -> Solution | None:
+        self, objective: Linear, maxima: Sequence[float], excluded: Iterable[Network], end: float
+    ) -> tuple[Network, float] | None:
         """The network where an objective is smallest, ties broken in the same way every time.
 
         Args:
             objective: what is minimised.
             maxima: of each cost, the most that it may be, or infinity; kept to about 1e-9 of that.
             excluded: networks to leave out; a part of one leaves out all that have the part.
-            seconds: after so long the best network found so far is taken.
+            end: when, by ``time.monotonic``, the best network found so far is taken, with a warning.
 
         Returns:
-            What was found; ``None`` if no network is left.
+            The network, and what the objective is nowhere below, but for about 1e-10 of its largest coefficient;
+            ``None`` if no network is left, or, with a warning, if none was found in time.
         """
         rows = list(self._rows)
         for function, most in zip(self.costs, maxima):
             if most < math.inf:
-                scale = _LARGEST_COEFFICIENT / max(function.largest_coefficient, abs(most), 1e-300)
-                rows.append((Linear.sum_of((scale, function)), -math.inf, scale * most))
+                scale = _LARGEST_COEFFICIENT / max(largest_coefficient(function), abs(most), 1e-300)
+                rows.append((_sum((scale, function)), -math.inf, scale * most))
         rows += [self._all_but(network) for network in excluded]
-        scale = _LARGEST_COEFFICIENT / (objective.largest_coefficient or 1.0)
+        scale = _LARGEST_COEFFICIENT / (largest_coefficient(objective) or 1.0)
         coefficients = np.zeros(len(self._integral))
-        coefficients[list(objective.terms)] = scale * np.array(list(objective.terms.values()))
-        lengths = [len(row.terms) for row, *_ in rows]
+        coefficients[list(objective)] = scale * np.array(list(objective.values()))
         matrix = csr_array(
             (
-                np.fromiter((value for row, *_ in rows for value in row.terms.values()), np.float64),
-                np.fromiter((column for row, *_ in rows for column in row.terms), np.int32),
-                np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+                np.fromiter((value for row, *_ in rows for value in row.values()), np.float64),
+                np.fromiter((column for row, *_ in rows for column in row), np.int32),
+                np.cumsum([0, *(len(row) for row, *_ in rows)]).astype(np.int32),
             ),
             shape=(len(rows), len(self._integral)),
         )
-        lower = [least - row.constant for row, least, _ in rows]
-        upper = [most - row.constant for row, _, most in rows]
-        options = {"mip_rel_gap": 0.0} | ({"time_limit": max(seconds, 0.0)} if seconds < math.inf else {})
+        constraints = LinearConstraint(matrix, [least for _, least, _ in rows], [most for *_, most in rows])
+        options = {"mip_rel_gap": 0.0, "time_limit": max(end - time.monotonic(), 0.0)}
         # A limit that is hardly above what a network costs can make HiGHS's presolve a programme whose solutions do not
         # solve this one (a solve error); without it the answer is found, more slowly.
         for presolve in (True, False):
@@ -190,7 +151,7 @@ class Programme:
                 coefficients,
                 integrality=np.array(self._integral, dtype=np.int8),
                 bounds=Bounds(0, 1),
-                constraints=LinearConstraint(matrix, lower, upper),
+                constraints=constraints,
                 options=options | {"presolve": presolve},
             )
             if found.status in (_SOLVED, _OUT_OF_TIME, _INFEASIBLE):
@@ -199,29 +160,32 @@ class Programme:
             return None
         if found.status not in (_SOLVED, _OUT_OF_TIME):
             raise RuntimeError(f"the integer programme of a budget was not solved: {found.message}")
-        bounds = [bound for bound in (found.fun, found.mip_dual_bound) if bound is not None]
-        bound = min(bounds, default=-math.inf) / scale + objective.constant
+        if found.status == _OUT_OF_TIME:
+            what = "none was found" if found.x is None else "the best one found by then is taken"
+            _log.warning(
+                "space: its choices depend on each other so that the time for a network is over; %s", what
+            )
         if found.x is None:
-            return Solution(None, bound, is_proven=False)
+            return None
         chosen = {label: choice.chosen(found.x) for label, choice in self._choices.items()}
-        network = {label: members for label, members in chosen.items() if members}
-        return Solution(network, bound, is_proven=found.status == _SOLVED)
+        bounds = [bound for bound in (found.fun, found.mip_dual_bound) if bound is not None]
+        return {label: members for label, members in chosen.items() if members}, min(bounds) / scale
 
     def _all_but(self, network: Network) -> tuple[Linear, float, float]:
         # A network that agrees with another one in all labels that it uses is that one.
-        agreement = {}
+        agreement: dict[int, float] = {}
         for label, members in network.items():
             agreement.update(self._choices[label].agreement(members))
-        return Linear(agreement), -math.inf, sum(value > 0 for value in agreement.values()) - 1
+        return agreement, -math.inf, sum(value > 0 for value in agreement.values()) - 1
 
     # -- which labels a network uses -------------------------------------------------------------------
 
     def _column(self) -> Linear:
         self._integral.append(False)
-        return Linear({len(self._integral) - 1: 1.0})
+        return {len(self._integral) - 1: 1.0}
 
     def _require(self, least: float, most: float, *parts: tuple[float, Linear]) -> None:
-        self._rows.append((Linear.sum_of(*parts), least, most))
+        self._rows.append((_sum(*parts), least, most))
 
     def _require_used(self, structure: Place) -> None:
         """A label is used in the networks that have one of the places that name it; others have no outcome of it."""
@@ -238,7 +202,7 @@ class Programme:
 
         visit(structure, _ONE)
         for label, choice in self._choices.items():
-            used = self._used.setdefault(label, Linear())
+            used = self._used.setdefault(label, {})
             if homes[label] > 1:
                 for here in present[label]:
                     self._require(0.0, math.inf, (1.0, used), (-1.0, here))
@@ -250,7 +214,7 @@ class Programme:
         if len(condition.labels) == 1:
             (label,) = condition.labels
             columns = self._choices[label].columns
-            chosen = Linear({columns[k]: 1.0 for k in np.flatnonzero(condition.holds).tolist()})
+            chosen = {columns[k]: 1.0 for k in np.flatnonzero(condition.holds).tolist()}
             if self._used[label] is here:
                 return chosen  # where the place is not, its label has no outcome
         else:
@@ -264,13 +228,13 @@ class Programme:
         return both
 
     def _require_outcome(self, choice: _Choice, used: Linear) -> None:
-        all_columns = Linear(dict.fromkeys(choice.columns, 1.0))
+        all_columns = dict.fromkeys(choice.columns, 1.0)
         if choice.number is not None:
             self._require(0.0, 0.0, (1.0, all_columns), (-choice.number, used))
             return
         self._require(0.0, math.inf, (1.0, all_columns), (-1.0, used))
         for column in choice.columns:
-            self._require(-math.inf, 0.0, (1.0, Linear({column: 1.0})), (-1.0, used))
+            self._require(-math.inf, 0.0, (1.0, {column: 1.0}), (-1.0, used))
 
     # -- tables ----------------------------------------------------------------------------------------
 
@@ -292,18 +256,23 @@ class Programme:
             self._integral += [False] * values.size
             for axis, functions in enumerate(axes):
                 for slice_of_cells, function in zip(np.moveaxis(cells, axis, 0), functions):
-                    total = Linear(dict.fromkeys(slice_of_cells.reshape(-1).tolist(), 1.0))
+                    total = dict.fromkeys(slice_of_cells.reshape(-1).tolist(), 1.0)
                     self._require(0.0, 0.0, (1.0, total), (-1.0, function))
-            parts.append((1.0, Linear(dict(zip(cells[values != 0].tolist(), values[values != 0].tolist())))))
-        return Linear.sum_of(*parts)
+            parts.append((1.0, dict(zip(cells[values != 0].tolist(), values[values != 0].tolist()))))
+        return _sum(*parts)
 
     def _entries(self, label: str, of_outcome: np.ndarray) -> list[Linear]:
         """For each entry of an axis, 1 where the label has one of its outcomes."""
         terms: list[dict[int, float]] = [{} for _ in range(int(of_outcome.max()) + 1)]
         for column, entry in zip(self._choices[label].columns, of_outcome.tolist()):
             terms[entry][column] = 1.0
-        first, *others = map(Linear, terms)
-        return [Linear.sum_of((1.0, first), (1.0, _ONE), (-1.0, self._used[label])), *others]
+        first, *others = terms
+        return [_sum((1.0, first), (1.0, _ONE), (-1.0, self._used[label])), *others]
+
+
+def largest_coefficient(function: Linear) -> float:
+    """Absolute, but for the constant; 0 without any."""
+    return max((abs(value) for column, value in function.items() if column != _CONSTANT), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -346,6 +315,15 @@ class _Choice:
         }
         others = () if self.number is not None else set(self.columns) - chosen_columns
         return dict.fromkeys(chosen_columns, 1.0) | dict.fromkeys(others, -1.0)
+
+
+def _sum(*parts: tuple[float, Linear]) -> dict[int, float]:
+    """``sum(factor * function)``."""
+    terms: dict[int, float] = {}
+    for factor, function in parts:
+        for column, value in function.items():
+            terms[column] = terms.get(column, 0.0) + factor * value
+    return terms
 
 
 def _lower_bound(values: np.ndarray, largest: int) -> np.ndarray:

@@ -1,52 +1,29 @@
 """Values that differ between the networks of a space, computed for all networks at a time.
 
-The shape of a tensor somewhere in a relaxed space may depend on a few labels, say on the widths before it. Such a
-tensor is kept as its distinct alternatives, on PyTorch's meta device, and a table that says for every combination of
-the labels' outcomes which alternative it is. A number read from it (``x.shape[1] // 2``) is kept alike.
-:class:`JointValues` calls a function once for every combination of its arguments' alternatives that some network has,
-and runs what differs between networks case by case. Only where Python needs one plain value, in an ``if`` or a
-``range``, is there none, and :class:`Split` is raised: whoever catches it computes again, once for each alternative.
+The shape of a tensor somewhere in a relaxed space may depend on a few labels, say on the widths before it. All values
+that occur, numbers and shapes of tensors, stand in one list; what a tensor or a number is in each network is a table of
+places in that list. :class:`JointValues` calls a function once for every combination of its arguments' values that some
+network has, and runs what differs between networks case by case. Only where Python needs one plain value, in an ``if``
+or a ``range``, is there none, and :class:`Split` is raised: whoever catches it computes again, once for each value.
 """
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from nni_gumbel.complexity.table import ONE, Refusal, Table, combined
 
+# The place of a value in networks that do not compute it.
 _NOWHERE = -1
-
-Case = tuple[Table, Callable[[], Any]]
-
-
-@dataclass(frozen=True, eq=False)
-class Alternatives:
-    """Which of several values each network has.
-
-    Args:
-        index: position in ``values``; -1 for combinations that no network has which gets to the value.
-        values: distinct, at least one; none of them is itself varying.
-        owner: knows which combinations are possible where the value is used.
-    """
-
-    index: Table
-    values: Sequence[Any]
-    owner: JointValues
-
-    def numbers(self) -> Table:
-        """The values, which are numbers, as a table; 0 where no network gets to."""
-        numbers = np.array([*self.values, 0])  # the last is that of -1
-        return self.index.map(lambda index: numbers[index])
 
 
 class Split(Exception):
@@ -68,13 +45,13 @@ class Split(Exception):
 class VaryingTensor(Tensor):
     """A tensor whose shape depends on choices; functions of it are taken by :class:`JointValues`."""
 
-    alternatives: Alternatives
+    index: Table
 
     @classmethod
-    def of(cls, alternatives: Alternatives) -> VaryingTensor:
-        """The tensor that is one of these meta tensors."""
+    def of(cls, index: Table) -> VaryingTensor:
+        """The tensor whose shapes have these places."""
         tensor = torch.empty(0, device="meta").as_subclass(cls)
-        tensor.alternatives = alternatives
+        tensor.index = index
         return tensor
 
     @classmethod
@@ -90,39 +67,26 @@ class VaryingTensor(Tensor):
 class VaryingNumber:
     """A number that depends on choices. Arithmetic gives such numbers again; used as one number, it splits."""
 
-    def __init__(self, alternatives: Alternatives) -> None:
-        self.alternatives = alternatives
+    def __init__(self, index: Table, owner: JointValues) -> None:
+        self.index, self.owner = index, owner
 
 
 def _arithmetic(function: Callable[..., Any], reflected: bool) -> Callable[..., Any]:
     def method(self: VaryingNumber, *others: Any) -> Any:
-        operands = (*others, self) if reflected else (self, *others)
-        return self.alternatives.owner.evaluate(function, operands, {})
+        return self.owner.evaluate(function, (*others, self) if reflected else (self, *others), {})
 
     return method
 
 
-def _as_one(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self: function(self.alternatives.owner.only(self.alternatives))
-
-
+for _name in "add sub mul floordiv truediv mod pow eq ne lt le gt ge neg abs".split():
+    setattr(VaryingNumber, f"__{_name}__", _arithmetic(getattr(operator, _name), reflected=False))
 for _name in "add sub mul floordiv truediv mod pow".split():
-    setattr(VaryingNumber, f"__{_name}__", _arithmetic(getattr(operator, _name), reflected=False))
     setattr(VaryingNumber, f"__r{_name}__", _arithmetic(getattr(operator, _name), reflected=True))
-for _name in "eq ne lt le gt ge neg abs".split():
-    setattr(VaryingNumber, f"__{_name}__", _arithmetic(getattr(operator, _name), reflected=False))
 for _function in (bool, int, float, operator.index, hash, str):
-    setattr(VaryingNumber, f"__{_function.__name__}__", _as_one(_function))
+    setattr(VaryingNumber, f"__{_function.__name__}__", lambda self, f=_function: f(self.owner.only(self)))
 
+_VARYING = (VaryingTensor, VaryingNumber)
 _NUMBERS = (VaryingNumber, bool, int, float, str)
-
-
-class VaryingShape(tuple):
-    """The shape of a varying tensor: entries may be varying numbers."""
-
-    def numel(self) -> Any:
-        """The number of elements."""
-        return math.prod(self)
 
 
 class JointValues(TorchFunctionMode):
@@ -144,6 +108,8 @@ class JointValues(TorchFunctionMode):
         self.unanswered: Split | None = None
         self.functions = 0
         self._refusal, self._most = refusal, most
+        self._keys: list[Any] = []  # all different values, as `kind_of` has them
+        self._places: dict[Any, int] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
@@ -151,32 +117,58 @@ class JointValues(TorchFunctionMode):
         self.functions += 1
         return self.evaluate(func, args, kwargs or {})
 
+    def number(self, labels: Sequence[str], values: Sequence[Any]) -> VaryingNumber:
+        """A number that depends on one label.
+
+        Args:
+            labels: the label.
+            values: one for each of its outcomes.
+        """
+        return VaryingNumber(Table.of(labels, [self._place(value) for value in values]), self)
+
+    def numbers(self, number: VaryingNumber) -> Table:
+        """The number in each network; 0 where no network gets to."""
+
+        def at(index: np.ndarray) -> np.ndarray:
+            places, inverse = np.unique(index, return_inverse=True)
+            values = [0 if place == _NOWHERE else self._value(place) for place in places.tolist()]
+            return np.array(values)[inverse].reshape(index.shape)
+
+        return number.index.map(at)
+
     def evaluate(self, function: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -> Any:
         """A function of values that vary: called once for each combination that some network has."""
-        found = list({id(one): one for one in _varying_in((args, kwargs))}.values())
-        if not found:
+        leaves, structure = tree_flatten((args, dict(kwargs)))
+        varying = list({id(leaf): leaf for leaf in leaves if isinstance(leaf, _VARYING)}.values())
+        if not varying:
             return function(*args, **kwargs)
-        index, combinations = self._combinations(found)
+        code, combinations = self._combinations([one.index for one in varying])
+        inputs = [[self._value(place) for place in places] for places in combinations]
         outputs = []
-        for places in combinations:
-            chosen = {id(one): one.values[place] for one, place in zip(found, places)}
-            these, named = _replaced(lambda one, chosen=chosen: chosen[id(one)], (args, dict(kwargs)))
+        for values in inputs:
+            given = {id(one): value for one, value in zip(varying, values)}
+            these, named = tree_unflatten([given.get(id(leaf), leaf) for leaf in leaves], structure)
             outputs.append(function(*these, **named))
-        return self._merged(index, outputs)
+        for one, places, values in zip(varying, zip(*combinations), zip(*inputs)):
+            if any(kind_of(value) != self._keys[place] for place, value in zip(places, values)):
+                one.index = self._selected(
+                    code, values
+                )  # a function such as unsqueeze_ has changed the shape
+        return self._merged(code, outputs)
 
-    def only(self, alternatives: Alternatives) -> Any:
+    def only(self, number: VaryingNumber) -> Any:
         """The one value that there is in the networks that run what is being run.
 
         Raises:
             Split: there are several.
         """
-        index, ((place,), *others) = self._combinations([alternatives])
+        code, ((place,), *others) = self._combinations([number.index])
         if others:
-            self.unanswered = Split(index)
+            self.unanswered = Split(code)
             raise self.unanswered
-        return alternatives.values[place]
+        return self._value(place)
 
-    def cases(self, cases: Iterable[Case]) -> Any:
+    def cases(self, cases: Iterable[tuple[Table, Callable[[], Any]]]) -> Any:
         """Run each case in the networks where its condition holds; the conditions exclude each other."""
         conditions, outputs = [], []
         for condition, run in cases:
@@ -186,7 +178,8 @@ class JointValues(TorchFunctionMode):
                     conditions.append(condition)
 
         def number(possible: np.ndarray, *conditions: np.ndarray) -> np.ndarray:
-            return _first_that_holds([(c != 0) & (possible != 0) for c in conditions], range(len(conditions)))
+            holds = [(condition != 0) & (possible != 0) for condition in conditions]
+            return np.select(holds, range(len(holds)), _NOWHERE)
 
         return self._merged(self._combined(number, conditions), outputs)
 
@@ -200,139 +193,79 @@ class JointValues(TorchFunctionMode):
         finally:
             self.presence = outer
 
+    def _value(self, place: int) -> Any:
+        kind, value = self._keys[place]
+        return torch.empty(value, dtype=kind, device="meta") if isinstance(kind, torch.dtype) else value
+
+    def _place(self, value: Any) -> int:
+        key = kind_of(value)
+        if key not in self._places:
+            self._places[key] = len(self._keys)
+            self._keys.append(key)
+        return self._places[key]
+
     def _combined(self, function: Callable[..., np.ndarray], tables: Sequence[Table]) -> Table:
         """A function of what some networks have that run what is being run: not 0 for these, then the tables."""
         labels = {label for table in tables for label in table.labels}
         possible = self.presence.largest_over(set(self.presence.labels) - labels)
         return combined(function, [possible, *tables], self._refusal, self._most)
 
-    def _combinations(self, found: Sequence[Alternatives]) -> tuple[Table, list[tuple[int, ...]]]:
-        """The combinations of alternatives that some networks have, each as places in their values.
-
-        Before them the number of the combination that a network has, -1 where no network gets to.
-        """
-        combinations: list[tuple[int, ...]] = [()]
+    def _combinations(self, indices: Sequence[Table]) -> tuple[Table, list[tuple[int, ...]]]:
+        """The number of the combination of places that a network has, or -1; and the combinations that there are."""
+        combinations: list[tuple[int, ...]] = []
 
         def number(possible: np.ndarray, *several: np.ndarray) -> np.ndarray:
-            is_possible, *places = np.broadcast_arrays(possible != 0, *several)
-            codes = np.zeros(np.count_nonzero(is_possible), dtype=np.int64)
-            for alternatives, place in zip(found, places):
-                those, size = place[is_possible], len(alternatives.values)
-                if (those == _NOWHERE).any():
-                    raise RuntimeError("a value is used in networks that do not compute it")
-                # Numbered anew each time: there are few combinations, and products of many would overflow.
-                distinct, codes = np.unique(codes * size + those, return_inverse=True)
-                combinations[:] = [(*combinations[code // size], code % size) for code in distinct.tolist()]
+            is_possible, *several = np.broadcast_arrays(possible != 0, *several)
+            places = np.stack([some[is_possible] for some in several])
+            if (places == _NOWHERE).any():
+                raise RuntimeError("a value is used in networks that do not compute it")
+            distinct, codes = np.unique(places, axis=1, return_inverse=True)
+            combinations.extend(zip(*distinct.tolist()))
             numbers = np.full(is_possible.shape, _NOWHERE)
-            numbers[is_possible] = codes
+            numbers[is_possible] = codes.reshape(-1)
             return numbers
 
-        index = self._combined(number, [alternatives.index for alternatives in found])
-        return index, combinations
+        return self._combined(number, indices), combinations
 
-    def _merged(self, index: Table, outputs: Sequence[Any]) -> Any:
-        """One value that is ``outputs[index]`` in each network; entry by entry, if all are alike."""
-        first = outputs[0]
+    def _merged(self, code: Table, outputs: Sequence[Any]) -> Any:
+        """One value that is ``outputs[code]`` in each network; entry by entry, if all are alike."""
         if len(outputs) == 1:
-            return first
-        if all(isinstance(output, Tensor) for output in outputs):
-            return self._merged_entries(index, outputs, VaryingTensor.of)
-        if all(isinstance(output, _NUMBERS) for output in outputs):
-            return self._merged_entries(index, outputs, VaryingNumber)
-        if isinstance(first, (tuple, list)) and all(isinstance(o, (tuple, list)) for o in outputs):
-            if all(len(output) == len(first) for output in outputs):
-                return _rebuilt(first, [self._merged(index, entries) for entries in zip(*outputs)])
-        elif isinstance(first, dict) and all(
-            isinstance(o, dict) and o.keys() == first.keys() for o in outputs
-        ):
-            return {key: self._merged(index, [output[key] for output in outputs]) for key in first}
-        elif all(type(output) is type(first) and output == first for output in outputs):
-            return first
-        raise Split(index)
+            return outputs[0]
+        trees = [tree_flatten(tuple(o) if isinstance(o, torch.Size) else o) for o in outputs]
+        structure = trees[0][1]
+        if any(other != structure for _, other in trees):
+            raise Split(code)
+        entries = zip(*(leaves for leaves, _ in trees))
+        return tree_unflatten([self._merged_entry(code, several) for several in entries], structure)
 
-    def _merged_entries(
-        self, index: Table, outputs: Sequence[Any], varying: Callable[[Alternatives], Any]
-    ) -> Any:
-        """As :meth:`_merged` for tensors or numbers, without the labels that the result does not depend on."""
-        places: dict[Any, int] = {}  # by what tells values apart
-        values: list[Any] = []
-        inside: list[Table] = []  # of each output, which of these values it is
-        for output in outputs:
-            own = getattr(output, "alternatives", None) or Alternatives(_ALWAYS_FIRST, [output], self)
-            numbers = []
-            for value in own.values:
-                numbers.append(places.setdefault(identity(value), len(values)))
-                if len(places) > len(values):
-                    values.append(value)
-            inside.append(_renumbered(own.index, numbers))
+    def _merged_entry(self, code: Table, outputs: Sequence[Any]) -> Any:
+        are_tensors = all(isinstance(output, Tensor) for output in outputs)
+        if not are_tensors and not all(isinstance(output, _NUMBERS) for output in outputs):
+            if all(type(output) is type(outputs[0]) and output == outputs[0] for output in outputs):
+                return outputs[0]
+            raise Split(code)
+        index = self._selected(code, outputs)
+        places = np.unique(index.values[index.values != _NOWHERE]).tolist()
+        if len(places) == 1:
+            return self._value(places[0])
+        return VaryingTensor.of(index) if are_tensors else VaryingNumber(index, self)
 
-        def merge(place: np.ndarray, *inside: np.ndarray) -> np.ndarray:
-            return _first_that_holds([place == number for number in range(len(inside))], inside)
+    def _selected(self, code: Table, outputs: Sequence[Any]) -> Table:
+        """The place of ``outputs[code]``, without the labels that it does not depend on where it is computed."""
+        inside = [o.index if isinstance(o, _VARYING) else Table.of((), self._place(o)) for o in outputs]
 
-        merged = _without_idle_labels(combined(merge, [index, *inside], self._refusal, self._most))
-        used = [number for number in np.unique(merged.values).tolist() if number != _NOWHERE]
-        if len(used) == 1:
-            return values[used[0]]
-        numbers = np.zeros(len(values), dtype=np.int64)
-        numbers[used] = range(len(used))
-        return varying(Alternatives(_renumbered(merged, numbers), [values[number] for number in used], self))
+        def select(code: np.ndarray, *inside: np.ndarray) -> np.ndarray:
+            return np.select([code == number for number in range(len(inside))], inside, _NOWHERE)
+
+        index = combined(select, [code, *inside], self._refusal, self._most)
+        for label in reversed(index.labels):
+            if label in index.labels:
+                largest = index.values.max(axis=index.labels.index(label), keepdims=True)
+                if ((index.values == largest) | (index.values == _NOWHERE)).all():
+                    index = index.largest_over([label])
+        return index
 
 
-def identity(value: Any) -> Any:
+def kind_of(value: Any) -> tuple[Any, Any]:
     """Equal for what is alike: tensors of one shape and dtype, equal numbers of one type."""
-    return (value.shape, value.dtype) if isinstance(value, Tensor) else (type(value), value)
-
-
-_ALWAYS_FIRST = Table.of((), 0)
-
-
-def _first_that_holds(conditions: Sequence[np.ndarray], values: Sequence[Any]) -> np.ndarray:
-    """In each place the value whose condition holds there, or -1; the conditions exclude each other."""
-    result = np.full((), _NOWHERE)
-    for condition, value in zip(conditions, values):
-        result = np.where(condition, value, result)
-    return result
-
-
-def _renumbered(index: Table, numbers: Sequence[int]) -> Table:
-    new = np.append(np.asarray(numbers, dtype=np.int64), _NOWHERE)  # the last is that of -1
-    return index.map(lambda values: new[values])
-
-
-def _without_idle_labels(index: Table) -> Table:
-    """Drop the labels that change nothing wherever there is something."""
-    for label in reversed(index.labels):
-        if label in index.labels:
-            largest = index.values.max(axis=index.labels.index(label), keepdims=True)
-            if ((index.values == largest) | (index.values == _NOWHERE)).all():
-                index = index.largest_over([label])
-    return index
-
-
-def _varying_in(value: Any) -> Iterator[Alternatives]:
-    """The alternatives of everything in nested tuples, lists and dicts that varies."""
-    if isinstance(value, (VaryingTensor, VaryingNumber)):
-        yield value.alternatives
-    elif isinstance(value, (tuple, list, dict)):
-        for entry in value.values() if isinstance(value, dict) else value:
-            yield from _varying_in(entry)
-
-
-def _replaced(function: Callable[[Alternatives], Any], value: Any) -> Any:
-    """A nested value with a function of the alternatives in the place of everything that varies."""
-    if isinstance(value, (VaryingTensor, VaryingNumber)):
-        return function(value.alternatives)
-    if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
-        return _rebuilt(value, [_replaced(function, entry) for entry in value])
-    if isinstance(value, dict):
-        return {key: _replaced(function, entry) for key, entry in value.items()}
-    return value
-
-
-def _rebuilt(like: Any, entries: list[Any]) -> Any:
-    """A tuple or a list of the kind of another, with these entries."""
-    if isinstance(like, (torch.Size, VaryingShape)):
-        varies = any(isinstance(entry, VaryingNumber) for entry in entries)
-        return VaryingShape(entries) if varies else torch.Size(entries)
-    # A named tuple takes its entries one by one; torch's own return types take them as one sequence.
-    return type(like)(*entries) if hasattr(like, "_fields") else type(like)(entries)
+    return (value.dtype, value.shape) if isinstance(value, Tensor) else (type(value), value)

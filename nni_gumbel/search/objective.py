@@ -12,7 +12,7 @@ from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor
 
 from nni_gumbel.complexity.own_cost import OwnCost
-from nni_gumbel.complexity.prior import Prior, prior_by_cost, prior_by_label, uniform_prior
+from nni_gumbel.complexity.prior import Prior, prior_by_cost, prior_by_label
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.host import HostCopy
 from nni_gumbel.relaxation.temperature import linear
@@ -257,7 +257,7 @@ def build_prior(prior: str, distribution: Distribution, costs: SearchCosts) -> P
         UsageError: a label or a candidate is unknown, or the cost is a person's own.
     """
     if prior == "uniform":
-        return uniform_prior()
+        return Prior({})
     if prior == "cost":
         cost = costs.by_word[costs.priced]
         if isinstance(cost, OwnCost):

@@ -1,7 +1,6 @@
 """Budgets hold, and cost as little probability as they must: against the enumeration of all networks."""
 
 import itertools
-import logging
 import math
 import time
 
@@ -40,7 +39,6 @@ def way(request, monkeypatch):
     """How the network is found: small spaces would else never need a bound in the programme."""
     if request.param == "bounded programme":
         monkeypatch.setattr(programme, "MOST_CELLS", 3)
-        monkeypatch.setattr(budget, "MOST_SOLUTIONS", 100_000)
     return request.param
 
 
@@ -361,17 +359,6 @@ def test_a_network_that_the_programme_knows_a_bound_of_is_found_all_the_same(
     assert not caplog.records
 
 
-def test_a_search_that_ends_early_takes_the_cheapest_network_and_says_so(
-    unknown_to_the_programme, monkeypatch, caplog
-):
-    budget._warn_once.cache_clear()
-    monkeypatch.setattr(budget, "MOST_SOLUTIONS", 2)
-    space, distribution, limit = unknown_to_the_programme
-    with caplog.at_level(logging.WARNING):
-        assert set(best_within(space, distribution, [limit]).values()) == {0}
-    assert any("max_params" in record.message for record in caplog.records)
-
-
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -385,9 +372,6 @@ def test_a_search_that_ends_early_takes_the_cheapest_network_and_says_so(
         (0.001, "0.001"),
         (5e-324, None),
         (1.5e300, None),
-        (math.inf, ".inf"),
-        (-math.inf, "-.inf"),
-        (math.nan, ".nan"),
     ],
 )
 def test_a_number_in_an_error_can_be_typed_in_yaml_and_is_no_smaller(value, text):
@@ -395,4 +379,4 @@ def test_a_number_in_an_error_can_be_typed_in_yaml_and_is_no_smaller(value, text
     assert text is None or told == text
     typed = yaml.safe_load(f"max_latency_ms: {told}")["max_latency_ms"]
     assert isinstance(typed, (int, float))
-    assert (math.isnan(typed) and math.isnan(value)) or typed == value or (0 < value < typed < 1.001 * value)
+    assert typed == value or (0 < value < typed < 1.001 * value)

@@ -22,8 +22,8 @@ from nni_gumbel.complexity.latency import (
     expected_latency,
     measure_latency,
     measure_missing,
+    signature_of,
 )
-from nni_gumbel.complexity.signature import signature_of
 from nni_gumbel.errors import UsageError
 from nni_gumbel.testing import random_samples
 

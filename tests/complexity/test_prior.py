@@ -14,7 +14,7 @@ from torch import nn
 
 from nni_gumbel import UsageError, relax
 from nni_gumbel.complexity.params import expected_parameters
-from nni_gumbel.complexity.prior import prior_by_cost, prior_by_label, uniform_prior
+from nni_gumbel.complexity.prior import Prior, prior_by_cost, prior_by_label
 from nni_gumbel.complexity.table import ExpectedSum, Table
 
 
@@ -64,7 +64,7 @@ def divergence(q, p):
 def test_from_a_uniform_prior_it_is_one_minus_the_entropy(seed):
     distribution = with_logits(seed)
     uniform = {label: dict.fromkeys(q, 1 / len(q)) for label, q in probabilities(distribution).items()}
-    found = float(uniform_prior().divergence(distribution))
+    found = float(Prior({}).divergence(distribution))
     assert found == pytest.approx(divergence(probabilities(distribution), uniform), abs=1e-6)
     assert found == pytest.approx(1 - float(distribution.entropy()), abs=1e-6)
 
@@ -93,7 +93,7 @@ def test_a_label_that_is_not_named_is_uniform():
     distribution = with_logits(0)
     some = prior_by_label(distribution, {"one": {"dear": 0.5, "free": 0.5}})
     assert float(some.divergence(distribution)) == pytest.approx(
-        float(uniform_prior().divergence(distribution)), abs=1e-6
+        float(Prior({}).divergence(distribution)), abs=1e-6
     )
 
 
@@ -163,7 +163,7 @@ def test_by_the_cost_of_many_sets_of_inputs_it_is_built_at_once():
 def test_a_cost_that_all_networks_share_prefers_none():
     distribution = with_logits(1)
     prior = prior_by_cost(distribution, ExpectedSum([Table.of((), 5)]), largest=5.0)
-    assert float(prior.divergence(distribution)) == float(uniform_prior().divergence(distribution))
+    assert float(prior.divergence(distribution)) == float(Prior({}).divergence(distribution))
 
 
 @pytest.mark.slow

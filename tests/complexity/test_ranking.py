@@ -161,7 +161,7 @@ def test_where_the_time_is_over_a_line_says_that_no_network_was_found(monkeypatc
     monkeypatch.setattr(budget, "MOST_SECONDS", 0.0)
     space = shared(14)
     distribution = with_random_logits(space)
-    told = "space: its choices depend on each other .* in 0 s; share fewer labels"
+    told = "space: the choices of the space depend on each other .* in 0 s; share fewer labels"
     with pytest.raises(UsageError, match=told):
         best_within(space, distribution, [])
     with pytest.raises(UsageError, match=told):
