@@ -33,8 +33,8 @@ def copied(module: _Module, kept: Mapping[int, Any] = {}) -> _Module:
     return copy.deepcopy(module, memo)
 
 
-def shallow_copy(module: _Module) -> _Module:
-    """A module of the same class, with the same parameters, submodules and hooks."""
-    twin = object.__new__(type(module))
-    vars(twin).update(vars(module))  # not its __getstate__: that of a parametrised module refuses
-    return twin
+def instance(kind: type[_Module], state: Mapping[str, Any]) -> _Module:
+    """A module with the ``vars`` of another, whose parameters and hooks it shares; no ``__init__`` runs."""
+    module = object.__new__(kind)
+    vars(module).update(state)  # not by __setstate__: that of a parametrised module refuses
+    return module

@@ -6,7 +6,7 @@ one operation is computed as one: ``kernels`` lie on a canvas, that of ``candida
 module, and ``elementwise`` candidates keep one tensor. ``expressions`` tabulates values that depend on choices,
 ``variants`` the modules that they lead to, and ``slicing`` says which part of the weights each of those uses.
 ``mutation`` turns a space into a supernet; ``refusals`` tells what cannot be one, ``kept`` keeps what was done to
-modules before, and ``hub`` has what NNI's own spaces need besides. ``architecture`` leads back to a network.
+modules before, and ``hub`` has what NNI's own spaces need besides. ``structure`` leads back to a network.
 """
 
 # First of all of NNI's one-shot part: whoever imports `nni.nas.oneshot` before `nni.nas.strategy` finds

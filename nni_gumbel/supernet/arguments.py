@@ -38,10 +38,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
-from nni_gumbel.copies import copied
+from nni_gumbel.copies import copied, instance
 from nni_gumbel.errors import UnsupportedError, UsageError, first_line
 from nni_gumbel.supernet.joint_sample import JointSample
-from nni_gumbel.supernet.kept import additions, hand_over, instance, keep_weights
+from nni_gumbel.supernet.kept import additions, hand_over, keep_weights
 from nni_gumbel.supernet.mixture import is_float, mixture
 from nni_gumbel.supernet.sizes import Sizes, key_of_size
 from nni_gumbel.supernet.slicing import Features, features, fill_up, restrict, tensors_of

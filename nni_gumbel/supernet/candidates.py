@@ -35,7 +35,6 @@ from nni_gumbel.supernet.kernels import (
     kernel_and_bias,
     of_candidate,
     weighted_kernel,
-    weighted_sum,
 )
 
 # With fewer, no vector instruction is filled: with 4 channels the conversions cost what they save.
@@ -180,7 +179,10 @@ class MergedLinear:
             stacked = torch.stack([weights[name] for name in self.members])
             whole = weighted_kernel(self.canvas, self._places, stacked, kernels)
             biases = {name: bias for name, (_, bias) in own.items() if bias is not None}
-            bias = weighted_sum([*biases.values()], [weights[name] for name in biases]) if biases else None
+            bias = None
+            if biases:
+                added = torch.stack([*biases.values()])
+                bias = torch.stack([weights[name] for name in biases]).to(added.dtype) @ added
         return convolve(x, whole, bias, self.frame, self.canvas)
 
     def repays(self, x: Tensor) -> bool:

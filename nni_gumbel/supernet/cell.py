@@ -53,16 +53,13 @@ class MixedCell(Cell, BaseSuperNetModule):
     def __init__(self, cell: Cell, joint_sample: JointSample, is_of_hub: bool = False) -> None:
         # Cell's own constructor would call the factories with inputs that are not known.
         super(Cell, self).__init__()
+        for name in (
+            "label_scope", "num_nodes", "num_ops_per_node", "num_predecessors", "concat_dim", "merge_op",
+            "output_node_indices", "op_candidates_factory", "preprocessor", "ops", "inputs", "postprocessor",
+        ):  # fmt: skip
+            setattr(self, name, getattr(cell, name))
         self._joint_sample = joint_sample
         self.is_of_hub = self.is_full_width = is_of_hub
-        self.label_scope = cell.label_scope
-        self.num_nodes, self.num_ops_per_node = cell.num_nodes, cell.num_ops_per_node
-        self.num_predecessors, self.concat_dim = cell.num_predecessors, cell.concat_dim
-        self.merge_op, self.output_node_indices = cell.merge_op, cell.output_node_indices
-        self.op_candidates_factory = cell.op_candidates_factory
-        self.preprocessor = cell.preprocessor
-        self.ops, self.inputs = cell.ops, cell.inputs
-        self.postprocessor = cell.postprocessor
         # Node by node, the labels of the input and of the operation of each slot.
         self.labels = [
             [(source.label, op.label) for source, op in zip(*slots)] for slots in zip(cell.inputs, cell.ops)
@@ -131,16 +128,6 @@ class MixedCell(Cell, BaseSuperNetModule):
         frozen.training = self.training
         return frozen
 
-    @property
-    def width_varies(self) -> bool:
-        """Whether the width of the output depends on the sample."""
-        return self.merge_op == "loose_end" and not self.is_full_width
-
-    @property
-    def runs_frozen(self) -> bool:
-        """Whether what follows the cell takes what a frozen one gives."""
-        return self.is_of_hub or not self.is_full_width
-
     def get_extra_state(self) -> Tensor:
         """Whether it is of full width: what a checkpoint keeps besides its tensors."""
         return torch.tensor(self.is_full_width)
@@ -168,15 +155,6 @@ class MixedCell(Cell, BaseSuperNetModule):
                     weights[node] = free[node] if weights[node] is None else weights[node] * free[node]
         return weights
 
-    def inputs_with_loose_ends(self, number: int) -> dict[str, int]:
-        """Inputs that leave ``number`` nodes loose, in [1, num_nodes]: label -> index of the input."""
-        chained = self.num_nodes - number
-        return {
-            source: self.num_predecessors + node - 1 if 1 <= node <= chained else 0
-            for node, slots in enumerate(self.labels)
-            for source, _ in slots
-        }
-
     def _slot(self, node: int, k: int, states: list[Any]) -> Tensor:
         choose, ops = self.inputs[node][k], self.ops[node][k]
         if self.op_candidates_factory is None:
@@ -185,26 +163,13 @@ class MixedCell(Cell, BaseSuperNetModule):
         return choose([op(x) if j in active else None for j, (op, x) in enumerate(zip(ops, states))])
 
     def _outputs(self, states: list[Any]) -> list[Tensor]:
-        """The nodes that are concatenated."""
+        """The nodes that are concatenated, each by the weight that it is loose."""
         nodes = [states[index] for index in self.output_node_indices]
         if self.merge_op == "all":
             return nodes
-        if self.is_full_width:
-            return [
-                node if weight is None else node * weight.to(node.dtype)
-                for node, weight in zip(nodes, self.loose_weights())
-            ]
-        if self._joint_sample.is_network:
-            taken = {self._joint_sample.active(source)[0] for slots in self.labels for source, _ in slots}
-            loose = [k for k in range(self.num_nodes - 1) if self.num_predecessors + k not in taken]
-            return [*(nodes[k] for k in loose), nodes[-1]]
         *weights, _ = self.loose_weights()
-        if not weights:
-            return nodes
-        may_be_loose = torch.stack(weights).ne(0).tolist()
-        scaled = [
-            node * weight.to(node.dtype) for node, weight, may in zip(nodes, weights, may_be_loose) if may
-        ]
+        may_be_loose = [self.is_full_width or bool(weight != 0) for weight in weights]
+        scaled = [n * w.to(n.dtype) for n, w, is_in in zip(nodes, weights, may_be_loose) if is_in]
         return [*scaled, nodes[-1]]
 
     def _built_for_every_input(self, cell: Cell) -> nn.ModuleList:
@@ -244,9 +209,10 @@ def check_loose_ends(supernet: nn.Module, distribution: Distribution, run: Calla
     Raises:
         Exception: whatever ``run`` raises with all cells as the noise-free mixture.
     """
-    cells = {
-        cell.label: cell for cell in supernet.modules() if isinstance(cell, MixedCell) and cell.width_varies
-    }
+    cells: dict[str, list[MixedCell]] = {}
+    for cell in supernet.modules():
+        if isinstance(cell, MixedCell) and cell.merge_op == "loose_end" and not cell.is_full_width:
+            cells.setdefault(cell.label, []).append(cell)
     if not cells:
         return
     modes = {module: module.training for module in supernet.modules()}
@@ -254,11 +220,11 @@ def check_loose_ends(supernet: nn.Module, distribution: Distribution, run: Calla
     try:
         supernet.eval()
         with torch.no_grad(), torch.random.fork_rng(devices=list(gpus)):
-            _connect(distribution, {})
+            distribution.use_probabilities()
             run()
-            for label, cell in cells.items():
-                for number in range(1, cell.num_nodes + 1):
-                    _connect(distribution, cell.inputs_with_loose_ends(number))
+            for same in cells.values():
+                for number in range(1, same[0].num_nodes + 1):
+                    _leave_loose(distribution, same[0], number)
                     try:
                         run()
                     except Exception as error:  # whatever a layer raises that gets another width
@@ -267,11 +233,10 @@ def check_loose_ends(supernet: nn.Module, distribution: Distribution, run: Calla
                             "cell does not accept %d (%s): it is searched at full width, as in NNI's supernet, and a "
                             "network with fewer loose ends cannot be frozen so that it runs; use merge_op='all', or "
                             "layers that accept every width",
-                            label, cell.num_nodes, number, first_line(error),
+                            same[0].label, same[0].num_nodes, number, first_line(error),
                         )  # fmt: skip
-                        for module in supernet.modules():
-                            if isinstance(module, MixedCell) and module.label == label:
-                                module.is_full_width = True
+                        for cell in same:
+                            cell.is_full_width = True
                         break
     finally:
         for module, training in modes.items():
@@ -280,10 +245,11 @@ def check_loose_ends(supernet: nn.Module, distribution: Distribution, run: Calla
             distribution.use_probabilities()
 
 
-def _connect(distribution: Distribution, inputs: Mapping[str, int]) -> None:
-    """Make the noise-free mixture the current sample, but with these inputs chosen."""
-    laws, logits = distribution.laws, distribution.logits
-    draws = {label: law.exact(logits[label]) for label, law in laws.items()}
-    for label, source in inputs.items():
-        draws[label] = laws[label].hard(distribution.outcome(label, [source]))
+def _leave_loose(distribution: Distribution, cell: MixedCell, number: int) -> None:
+    """Make the noise-free mixture the current sample, but with inputs that leave ``number`` nodes of a cell loose."""
+    draws = {label: law.exact(distribution.logits[label]) for label, law in distribution.laws.items()}
+    for node, slots in enumerate(cell.labels):
+        source = cell.num_predecessors + node - 1 if 1 <= node <= cell.num_nodes - number else 0
+        for label, _ in slots:
+            draws[label] = distribution.laws[label].hard(distribution.outcome(label, [source]))
     distribution.joint_sample.set(draws)

@@ -70,11 +70,8 @@ class MixedInput(InputChoice, BaseSuperNetModule):
         if not running:
             return None  # an optional input that is not chosen
         # What is chosen alone has the weight 1 in a mean, too.
-        if (
-            self.reduction == "mean"
-            and self.n_candidates > 1
-            and not (joint.is_network and len(running) == 1)
-        ):
+        is_alone = self.n_candidates == 1 or (joint.is_network and len(running) == 1)
+        if self.reduction == "mean" and not is_alone:
             weights = joint.weights(self.label)
             weights = weights / (weights.sum() if self.n_chosen is None else self.n_chosen)
             running = {i: weights[i] for i in running}

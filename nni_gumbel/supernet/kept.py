@@ -10,12 +10,12 @@ over what was added to it (:func:`additions`); what cannot be handed over is ref
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from nni.nas.nn.pytorch import ParametrizedModule
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from nni_gumbel.copies import instance
 from nni_gumbel.supernet.variants import plain_attributes
 
 _ENTRIES = ("_parameters", "_buffers", "_modules")
@@ -60,10 +60,3 @@ def keep_weights(module: ParametrizedModule) -> nn.Module:
         names = [name for name in own if isinstance(own[name], property) or name in _COPYING]
         kind = type(f"Parametrized{kind.__name__}", (kind,), {name: own[name] for name in names})
     return instance(kind, vars(module) | plain_attributes(module))
-
-
-def instance(kind: type[nn.Module], state: Mapping[str, Any]) -> Any:
-    """A module with the state of another, whose parameters it shares; no ``__init__`` runs."""
-    module = object.__new__(kind)
-    vars(module).update(state)
-    return module

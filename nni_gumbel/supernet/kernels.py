@@ -247,12 +247,6 @@ class _WeightedKernel(torch.autograd.Function):
         return None, None, of_weights, *of_kernels
 
 
-def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """``sum_k w_k T_k`` of tensors of one shape and dtype, as one product with their stack; differentiable."""
-    stacked = torch.stack(list(tensors)).flatten(1)
-    return (torch.stack(list(weights)).to(stacked.dtype) @ stacked).view(tensors[0].shape)
-
-
 def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, frame: Frame, whole: Kernel) -> Tensor:
     """The linear operation of a kernel on its canvas: ``(batch, out, *size)``, or ``(*, out)`` without taps."""
     if not whole.taps:

@@ -41,16 +41,10 @@ def refuse_what_cannot_be_relaxed(space: nn.Module) -> None:
         UsageError: names the modules, the choice and the remedy.
     """
     modules = dict(space.named_modules())
-    _refuse_unreachable_choices(modules)
-    _refuse_what_cannot_stay(modules)
-
-
-def _refuse_unreachable_choices(modules: Mapping[str, nn.Module]) -> None:
     labels = {module: label for module in modules.values() if (label := _first_label(module)) is not None}
     for path, holder in modules.items():
-        for name, value in vars(holder).items():
-            if name in _OF_TORCH_AND_NNI:
-                continue
+        own = {name: value for name, value in vars(holder).items() if name not in _OF_TORCH_AND_NNI}
+        for name, value in own.items():
             for held, is_called in _modules_in(value, holder, set()):
                 # A reference back to what a module belongs to is there to be read.
                 if held in labels and (is_called or all(inner is not holder for inner in held.modules())):
@@ -59,6 +53,7 @@ def _refuse_unreachable_choices(modules: Mapping[str, nn.Module]) -> None:
                         f"{labels[held]!r} in a {type(value).__name__}, where it cannot be replaced; call it by its "
                         "name, or use nn.ModuleList or nn.ModuleDict"
                     )
+    _refuse_what_cannot_stay(modules)
 
 
 def _first_label(module: nn.Module) -> str | None:

@@ -177,13 +177,12 @@ def fill_up(outputs: Sequence[Any], dims: Sequence[int]) -> list[Any]:
         return list(outputs)
     for dim in dims:
         largest = max(tensor.shape[dim] for tensor in outputs)
-        outputs = [_append_zeros(tensor, dim, largest) for tensor in outputs]
+        outputs = [
+            tensor if tensor.shape[dim] == largest else _padded(tensor, dim, largest) for tensor in outputs
+        ]
     return list(outputs)
 
 
-def _append_zeros(tensor: Tensor, dim: int, size: int) -> Tensor:
-    missing = size - tensor.shape[dim]
-    if not missing:
-        return tensor
+def _padded(tensor: Tensor, dim: int, size: int) -> Tensor:
     after_dim = tensor.dim() - 1 - dim % tensor.dim()
-    return nn.functional.pad(tensor, [0, 0] * after_dim + [0, missing])
+    return nn.functional.pad(tensor, [0, 0] * after_dim + [0, size - tensor.shape[dim]])

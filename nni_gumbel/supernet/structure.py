@@ -20,7 +20,7 @@ from nni.nas.nn.pytorch import Cell, LayerChoice, ModelSpace, MutableModule, Par
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from torch import nn
 
-from nni_gumbel.copies import copied, shallow_copy
+from nni_gumbel.copies import copied, instance
 from nni_gumbel.supernet.cell import MixedCell
 from nni_gumbel.supernet.depth import MixedRepeat
 from nni_gumbel.supernet.expressions import Tabulated
@@ -233,7 +233,7 @@ class _Replacement:
         frozen = {name: child and self.of(child) for name, child in module._modules.items()}
         if not always and all(frozen[name] is child for name, child in module._modules.items()):
             return module
-        network = shallow_copy(module)
+        network = instance(type(module), vars(module))
         network._modules = frozen
         vars(network).pop("freeze", None)  # a supernet's own is bound to the supernet
         for name, value in vars(network).items():

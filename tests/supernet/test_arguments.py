@@ -260,7 +260,7 @@ def test_a_supernet_can_be_copied_pickled_and_loaded():
     other, other_distribution = supernet_of(conv_net)
     other.load_state_dict(supernet.state_dict())
     other_distribution.joint_sample.set(
-        {label: distribution.joint_sample.draw(label).detach() for label in distribution.logits}
+        {label: distribution.joint_sample.weights(label).detach() for label in distribution.logits}
     )
     assert torch.equal(other.eval()(IMAGE), expected)
     module = MODULES["lstm"][0]

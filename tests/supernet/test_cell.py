@@ -343,7 +343,7 @@ def test_the_check_leaves_everything_as_it_was():
     space.after[1].eval()
     before = {name: value.clone() for name, value in space.state_dict().items()}
     random_state = torch.get_rng_state()
-    draws = {label: distribution.joint_sample.draw(label).clone() for label in distribution.variables}
+    draws = {label: distribution.joint_sample.weights(label).clone() for label in distribution.variables}
 
     def run():
         torch.rand(1)
@@ -353,7 +353,7 @@ def test_the_check_leaves_everything_as_it_was():
     check_loose_ends(space, distribution, run)
     assert all(torch.equal(before[name], value) for name, value in space.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random_state)
-    assert all(torch.equal(distribution.joint_sample.draw(label), draw) for label, draw in draws.items())
+    assert all(torch.equal(distribution.joint_sample.weights(label), draw) for label, draw in draws.items())
     assert space.training and space.after[2].training and not space.after[1].training
 
 

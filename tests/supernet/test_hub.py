@@ -162,7 +162,7 @@ def test_the_exported_network_is_nnis_own_and_shares_no_weights_with_the_superne
 
 
 def test_the_check_finds_loose_ends_that_are_not_closed(monkeypatch):
-    monkeypatch.setattr(MixedCell, "loose_weights", lambda self: [None] * self.num_nodes)
+    monkeypatch.setattr(MixedCell, "loose_weights", lambda self: [torch.ones(())] * self.num_nodes)
     with pytest.raises(AssertionError, match="output in train"):
         assert_supernet_equals_frozen(cells("loose_end", num_nodes_per_cell=3), images(), 3)
 
@@ -175,9 +175,8 @@ def test_mobilenetv3_is_the_frozen_network():
 
 
 def test_a_step_on_mobilenetv3_moves_every_logit():
-    torch.manual_seed(
-        1
-    )  # of some weights, all of a block's few features of two images are where hardswish is flat
+    # With most weights, all of a block's few features of two images are where hardswish is flat.
+    torch.manual_seed(4)
     assert_every_logit_moves(mobilenet(), images(16))
 
 

@@ -231,7 +231,7 @@ def test_gradients_of_a_mixture_are_those_of_finite_differences(name):
     supernet, distribution = supernet_of(make)
     distribution.double().sample(1.0)
     labels = list(distribution.logits)
-    weights = [distribution.joint_sample.draw(label).detach().requires_grad_() for label in labels]
+    weights = [distribution.joint_sample.weights(label).detach().requires_grad_() for label in labels]
     parameters = dict(supernet.named_parameters())
     x = x[:, :, :3, :3].contiguous() if x.dim() == 4 else x
 
@@ -263,7 +263,7 @@ def test_a_hard_sample_has_the_value_of_its_network_and_gradients_for_every_cand
     supernet, distribution = supernet_of(chain)
     distribution.double().sample(1.0, "straight-through")
     sample = {
-        label: distribution.value(label, distribution.joint_sample.draw(label).detach())
+        label: distribution.value(label, distribution.joint_sample.weights(label).detach())
         for label in distribution.logits
     }
     network = supernet.freeze(sample)
@@ -287,7 +287,7 @@ def test_a_mixture_that_has_almost_decided_is_close_to_its_network(train):
     x = randn(4, 3, 4, 4)
     for sample in all_samples(supernet, limit=9):
         distribution.double().use_architecture(sample)
-        one_hot = {label: distribution.joint_sample.draw(label) for label in distribution.logits}
+        one_hot = {label: distribution.joint_sample.weights(label) for label in distribution.logits}
         with torch.no_grad():
             expected = supernet(x)
             errors = []
