@@ -17,23 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.host import HostCopy
-from nni_gumbel.search.logs import logging_with, mute
-from nni_gumbel.search.steps import training_step
-
-
-def loss_of(result: Any) -> Tensor:
-    """The loss in what an evaluator's ``training_step`` returned: itself, or under ``loss`` in a dict.
-
-    Raises:
-        UsageError: there is none.
-    """
-    loss = result.get("loss") if isinstance(result, dict) else result
-    if not isinstance(loss, Tensor):
-        raise UsageError(
-            f"training_step: it returned no loss but {type(result).__name__}; return a loss for every batch, "
-            "or a dict with it under 'loss'"
-        )
-    return loss
+from nni_gumbel.search.steps import logging_with, mute, training_step
 
 
 class LossCheck:

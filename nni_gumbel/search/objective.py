@@ -18,11 +18,11 @@ from nni_gumbel.relaxation.host import HostCopy
 from nni_gumbel.relaxation.temperature import linear
 from nni_gumbel.search.commitment import Commitment
 from nni_gumbel.search.costs import SearchCosts
-from nni_gumbel.search.inputs import inputs_of
 from nni_gumbel.search.multipliers import SLACK, Multipliers
-from nni_gumbel.search.penalty import Penalty
+from nni_gumbel.search.nni_arguments import Penalty
 from nni_gumbel.search.selection import SPENT, best_spending, best_within
 from nni_gumbel.search.settings import SearchSettings
+from nni_gumbel.search.steps import inputs_of
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.structure import used_part
 
@@ -79,7 +79,7 @@ class StructureObjective:
 
         Args:
             model: the supernet.
-            run: lets the evaluator make a training step; see :func:`~nni_gumbel.search.inputs.inputs_of`.
+            run: lets the evaluator make a training step; see :func:`~nni_gumbel.search.steps.inputs_of`.
         """
         self._space = model
         if not self._costs.is_complete:
