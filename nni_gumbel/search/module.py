@@ -31,6 +31,7 @@ alone.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -54,7 +55,6 @@ from nni_gumbel.search.duration import check_duration, total_batches
 from nni_gumbel.search.logits import LogitsUpdate
 from nni_gumbel.search.nni_arguments import Penalty
 from nni_gumbel.search.objective import StructureObjective
-from nni_gumbel.search.selection import warn_if_undecided
 from nni_gumbel.search.settings import SearchSettings
 from nni_gumbel.search.state import (
     continue_randomness,
@@ -80,12 +80,16 @@ from nni_gumbel.supernet.cell import check_loose_ends
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.structure import used_part
 
+# A search has decided if what it chose has at least this mean probability.
+_DECIDED = 0.95
 # Hooks that Lightning may call on the evaluator's module as they are.
 _HOOKS = (
     *(name for name in vars(ModelHooks) if not name.startswith("_")),
     *("prepare_data", "backward", "test_dataloader", "test_step", "predict_dataloader", "predict_step"),
     *("optimizer_step", "optimizer_zero_grad"),
 )
+
+_logger = logging.getLogger(__name__)
 
 
 class GumbelSearchModule(BaseOneShotLightningModule):
@@ -246,8 +250,12 @@ class GumbelSearchModule(BaseOneShotLightningModule):
         self._check_losses()
         if self._tournament is not None:
             self._tournament.finish()
-        if self.trainer.is_global_zero:
-            warn_if_undecided(self.structure_summary()["chosen_probability"])
+        decided = self.structure_summary()["chosen_probability"]
+        if self.trainer.is_global_zero and decided < _DECIDED:
+            _logger.warning(
+                "the search ends undecided: what it chose has a mean probability of %.2f; "
+                "raise search_epochs (or max_epochs), entropy_weight_end or arc_learning_rate", decided,
+            )  # fmt: skip
         super().on_train_end()
 
     def on_fit_end(self) -> None:

@@ -21,13 +21,13 @@ from nni.nas.space import RawFormatModelSpace
 from nni.nas.strategy import DARTS
 from torch import nn
 
+from nni_gumbel.complexity.budget import ranked_within
 from nni_gumbel.copies import copied
 from nni_gumbel.errors import UsageError
 from nni_gumbel.search.costs import SearchCosts
 from nni_gumbel.search.data import take_over
 from nni_gumbel.search.module import GumbelSearchModule
 from nni_gumbel.search.nni_arguments import Penalty, describe_penalty, settings_of
-from nni_gumbel.search.selection import ranked_from
 from nni_gumbel.search.settings import SearchSettings, without_effect
 from nni_gumbel.search.state import checkpoints_of, last_checkpoint
 from nni_gumbel.search.steps import dropout_rates
@@ -204,7 +204,10 @@ class GumbelSearch(DARTS):
         first = module.finalists()
         if not first and self._costs.limits:
             first = [module.export()]
-        return ranked_from(self.supernet, self.distribution, self._costs.limits, first)
+        yield from map(dict, first)
+        for sample, _ in ranked_within(self.supernet, self.distribution, self._costs.limits):
+            if sample not in first:
+                yield sample
 
 
 class _Networks(RawFormatModelSpace):
