@@ -35,21 +35,15 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import LightningModule
-from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
-from pytorch_lightning.callbacks import StochasticWeightAveraging
-from pytorch_lightning.core.hooks import ModelHooks
-from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.temperature import progress_of, temperature_at
 from nni_gumbel.search.costs import SearchCosts
 from nni_gumbel.search.course import segments, warn_if_short
-from nni_gumbel.search.data import pass_on_batch_hooks
 from nni_gumbel.search.diagnosis import LossCheck
 from nni_gumbel.search.duration import check_duration, total_batches
 from nni_gumbel.search.logits import LogitsUpdate
@@ -61,42 +55,30 @@ from nni_gumbel.search.state import (
     draw_own_samples,
     mean_over_ranks,
     of_all_ranks,
-    prepare_ddp,
     random_state,
 )
 from nni_gumbel.search.steps import (
     Log,
-    check_module,
     dropout_off,
     logging_with,
     loss_of,
     mute,
     training_step,
     under_structure,
-    validation_step,
 )
 from nni_gumbel.search.tournament import Tournament
+from nni_gumbel.search.wrapping import WrappingModule
 from nni_gumbel.supernet.cell import check_loose_ends
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.structure import used_part
 
 # A search has decided if what it chose has at least this mean probability.
 _DECIDED = 0.95
-# Hooks that Lightning may call on the evaluator's module as they are.
-_HOOKS = (
-    *(name for name in vars(ModelHooks) if not name.startswith("_")),
-    *("prepare_data", "backward", "test_dataloader", "test_step", "predict_dataloader", "predict_step"),
-    *("optimizer_step", "optimizer_zero_grad"),
-)
-
 _logger = logging.getLogger(__name__)
 
 
-class GumbelSearchModule(BaseOneShotLightningModule):
+class GumbelSearchModule(WrappingModule):
     """Searches structure and weights together.
-
-    NNI's base class passes some of Lightning's hooks on to the evaluator's module. Here all of them reach it, with the
-    signatures that it gives them, so that it lives as in a plain training; those around a batch get the training batch.
 
     Args:
         training_module: the evaluator's module; its model is the supernet.
@@ -110,8 +92,6 @@ class GumbelSearchModule(BaseOneShotLightningModule):
             updates weights itself.
     """
 
-    automatic_optimization = True  # NNI's base class has it off
-
     def __init__(
         self,
         training_module: LightningModule,
@@ -120,9 +100,8 @@ class GumbelSearchModule(BaseOneShotLightningModule):
         settings: SearchSettings,
         penalty: Penalty | None = None,
     ) -> None:
-        super().__init__(training_module)
+        super().__init__(training_module, settings.gradient_clip_val)
         check_estimator(distribution, settings)
-        check_module(training_module)
         self.distribution = distribution
         self.costs = costs
         self.settings = settings
@@ -134,14 +113,6 @@ class GumbelSearchModule(BaseOneShotLightningModule):
         self._joint: tuple[list[Tensor], Tensor] | None = None  # at level single, until the backward pass
         self._tournament: Tournament | None = None  # made when the length of the search is known
         self._loaded: dict[str, Any] | None = None  # of a checkpoint, until the first step
-        pass_on_batch_hooks(training_module, self)
-        for name in _HOOKS:
-            if is_overridden(name, training_module, pl.LightningModule) and name not in vars(
-                GumbelSearchModule
-            ):
-                setattr(self, name, getattr(training_module, name))
-        if is_overridden("validation_step", training_module, pl.LightningModule):
-            self.validation_step = validation_step(training_module)
 
     def _logits_optimizer(self) -> torch.optim.Optimizer:
         """Adam, with the betas of DARTS (arXiv 1806.09055, appendix A.1.1)."""
@@ -179,21 +150,7 @@ class GumbelSearchModule(BaseOneShotLightningModule):
 
     # -- hooks around the training ---------------------------------------------------------------
 
-    def configure_callbacks(self) -> Any:
-        self.training_module.trainer = self.trainer
-        return self.training_module.configure_callbacks()
-
-    def setup(self, stage: str | None = None) -> None:
-        prepare_ddp(self, self.trainer)
-        super().setup(stage)
-
-    def teardown(self, stage: str | None = None) -> None:
-        super().teardown(stage)
-        # NNI's `setup` has put the log of the search in its place, and the module may be trained again.
-        del self.training_module.log
-
     def on_train_start(self) -> None:
-        check_trainer(self.trainer)
         check_duration(self.trainer, self.settings.warmup_epochs)
         self._total_steps = total_batches(self.trainer)
         draw_own_samples(self.trainer)
@@ -206,13 +163,10 @@ class GumbelSearchModule(BaseOneShotLightningModule):
             continue_randomness(self.trainer, self._loaded["randomness"])
         super().on_train_epoch_start()
 
-    def on_train_batch_start(self, batch: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        return self.training_module.on_train_batch_start(batch["train"], *args, **kwargs)
-
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         if self._tournament is not None and not self._warms_up:
             self._tournament.advance(self._step)
-        self.training_module.on_train_batch_end(outputs, batch["train"], *args, **kwargs)
+        super().on_train_batch_end(outputs, batch, *args, **kwargs)
 
     def on_after_backward(self) -> None:
         self._check_losses()
@@ -220,17 +174,9 @@ class GumbelSearchModule(BaseOneShotLightningModule):
             self._end_joint_step()
         super().on_after_backward()
 
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:  # fmt: skip
-        limit = self.settings.gradient_clip_val if gradient_clip_val is None else gradient_clip_val
-        self.training_module.configure_gradient_clipping(
-            optimizer, limit or None, gradient_clip_algorithm or "norm"
-        )
-
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         if self._tournament is None or self._warms_up:  # which sees to the schedules of its trainings
-            self.training_module.lr_scheduler_step(scheduler, metric)
+            super().lr_scheduler_step(scheduler, metric)
 
     def on_validation_epoch_start(self) -> None:
         """Validate the noise-free mixture; behind the rounds a single network."""
@@ -240,7 +186,7 @@ class GumbelSearchModule(BaseOneShotLightningModule):
                 self.distribution.use_probabilities()
             else:
                 self.distribution.use_architecture(network)
-        self.training_module.on_validation_epoch_start()
+        super().on_validation_epoch_start()
 
     def on_train_epoch_end(self) -> None:
         self.log_dict(self.structure_summary())
@@ -258,11 +204,6 @@ class GumbelSearchModule(BaseOneShotLightningModule):
             )  # fmt: skip
         super().on_train_end()
 
-    def on_fit_end(self) -> None:
-        # A finished search that was resumed has trained nothing, and NNI's evaluators have no metric to report.
-        if self.trainer.callback_metrics:
-            super().on_fit_end()
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["gumbel_search"] = {
             "update": self._update.state_dict(),
@@ -271,12 +212,12 @@ class GumbelSearchModule(BaseOneShotLightningModule):
             "randomness": of_all_ranks(random_state(self.trainer.train_dataloader), self.trainer),
             "tournament": None if self._tournament is None else self._tournament.state_dict(),
         }
-        self.training_module.on_save_checkpoint(checkpoint)
+        super().on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._loaded = checkpoint["gumbel_search"]
         self.objective.load_state_dict(self._loaded["objective"])  # of a search that is over, too
-        self.training_module.on_load_checkpoint(checkpoint)
+        super().on_load_checkpoint(checkpoint)
 
     def _load(self) -> None:
         """Go on from a checkpoint, when the logits are on their device."""
@@ -513,12 +454,6 @@ class GumbelSearchModule(BaseOneShotLightningModule):
             label: {str(value): next(values) for value in variables[label].values} for label in probabilities
         }
 
-    def log_probs(self, probs: Sample) -> None:
-        """Write probabilities to the loggers, under NNI's names, and nowhere else: they are many."""
-        named = {f"prob/{label}/{value}": p for label, ps in probs.items() for value, p in ps.items()}
-        for logger in self.loggers:
-            logger.log_metrics(named, step=self.trainer.global_step)
-
 
 def check_estimator(distribution: Distribution, settings: SearchSettings) -> None:
     """Refuse settings whose estimator is not derived for a choice of the space.
@@ -534,21 +469,3 @@ def check_estimator(distribution: Distribution, settings: SearchSettings) -> Non
         if settings.preset == "none":
             raise
         raise UsageError(f"preset: {settings.preset!r} does not fit the space: {error}") from error
-
-
-def check_trainer(trainer: pl.Trainer) -> None:
-    """Refuse, when the training starts, what cannot follow a search.
-
-    Raises:
-        UsageError: a scheduler that follows the loss, or averages of weights.
-    """
-    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
-    if any(isinstance(config.scheduler, plateau) for config in trainer.lr_scheduler_configs):
-        raise UsageError(
-            "lr_scheduler: ReduceLROnPlateau cannot follow a search, whose loss changes with the temperature; "
-            "give a scheduler that follows steps or epochs"
-        )
-    if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):
-        raise UsageError(
-            "callbacks: StochasticWeightAveraging would average the weights of different networks; leave it out"
-        )

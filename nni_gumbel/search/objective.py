@@ -130,10 +130,10 @@ class StructureObjective:
         """The loss with the penalty, the cost and the divergence from the prior, and the numbers of the penalty."""
         details: dict[str, Tensor] = {}
         distribution, settings = self._distribution, self._settings
+        objective = loss
         if self._penalty is not None:
             probabilities = distribution.outcome_probs(self._penalty.expected_cost.labels)
-            loss, details = self._penalty(loss, probabilities)
-        objective = loss
+            objective, details = self._penalty(loss, probabilities)
         if settings.cost_weight:
             objective = objective + settings.cost_weight * self._costs.relative()
         if settings.kl_weight:
