@@ -8,7 +8,6 @@ the weights would be a third of the work - and so never passes the machinery tha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from pytorch_lightning import Trainer
@@ -31,6 +30,7 @@ class LogitsUpdate:
         clip_val: largest norm of the mean gradient of all logits together; 0 is no limit.
 
     Attributes:
+        optimizer: as given; its state is what a resumed search must know, for means are complete at an epoch's end.
         scale: what the losses of the weights are multiplied by before their backward pass: in fp16 much, for gradients
             would vanish. Those of the structure are, too, and a step whose gradient is not finite is left out then.
     """
@@ -38,7 +38,7 @@ class LogitsUpdate:
     def __init__(
         self, logits: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, clip_val: float = 0.0
     ) -> None:
-        self._logits, self._optimizer, self._clip_val = dict(logits), optimizer, clip_val
+        self._logits, self.optimizer, self._clip_val = dict(logits), optimizer, clip_val
         self.scale: Tensor | float = 1.0
         self._sums: list[Tensor] | None = None
         self._count = 0
@@ -51,14 +51,6 @@ class LogitsUpdate:
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None:
             self.scale = scaler.scale(torch.tensor(self.scale, device=trainer.strategy.root_device))
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed search must know; means are complete at the end of an epoch."""
-        return self._optimizer.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`; the logits are on their device."""
-        self._optimizer.load_state_dict(state)
 
     def gradients(self, objective: Tensor, retain_graph: bool = False) -> list[Tensor]:
         """The gradient of a scalar with respect to each label's logits; zeros where it does not depend on them."""
@@ -113,8 +105,8 @@ class LogitsUpdate:
             return
         for logits, gradient in zip(self._logits.values(), self._by_label(flat)):
             logits.grad = gradient.to(logits.dtype)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def check(self) -> None:
         """See that the latest mean gradient was finite; to be asked before anything follows from the step.

@@ -175,7 +175,7 @@ class GumbelSearchModule(WrappingModule):
         super().on_after_backward()
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        if self._tournament is None or self._warms_up:  # which sees to the schedules of its trainings
+        if self._tournament is None:  # which sees to the schedules of its trainings
             super().lr_scheduler_step(scheduler, metric)
 
     def on_validation_epoch_start(self) -> None:
@@ -206,7 +206,7 @@ class GumbelSearchModule(WrappingModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["gumbel_search"] = {
-            "update": self._update.state_dict(),
+            "update": self._update.optimizer.state_dict(),
             "objective": self.objective.state_dict(),
             "logits_on_host": self.distribution.copies_on_host(),
             "randomness": of_all_ranks(random_state(self.trainer.train_dataloader), self.trainer),
@@ -223,7 +223,7 @@ class GumbelSearchModule(WrappingModule):
         """Go on from a checkpoint, when the logits are on their device."""
         if self._loaded is None:
             return
-        self._update.load_state_dict(self._loaded["update"])
+        self._update.optimizer.load_state_dict(self._loaded["update"])
         self.distribution.restore_copies(self._loaded["logits_on_host"])
         saved = self._loaded["tournament"]
         if (saved is None) != (self._tournament is None):
