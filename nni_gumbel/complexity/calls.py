@@ -36,7 +36,6 @@ from nni_gumbel.supernet.cell import MixedCell
 from nni_gumbel.supernet.depth import MixedRepeat
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.inputs import MixedInput
-from nni_gumbel.supernet.kept import KeptModule
 from nni_gumbel.supernet.layer import MixedLayer
 from nni_gumbel.supernet.structure import Condition, children, depths_of
 
@@ -182,7 +181,7 @@ class _Interpreter(JointValues):
             return self._cell(module, *args, **kwargs)
         if isinstance(module, MixedArguments):
             return self._arguments(module, path, args, kwargs)
-        if isinstance(module, BaseSuperNetModule) and not isinstance(module, KeptModule):
+        if isinstance(module, BaseSuperNetModule):
             raise UsageError(
                 f"module {path!r}: {type(module).__name__} comes from a mutation hook, so which {self._what} its "
                 f"networks have is not known; {_REMEDY}"

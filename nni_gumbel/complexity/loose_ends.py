@@ -17,11 +17,10 @@ from torch import nn
 from nni_gumbel.complexity.table import ONE, Table, combined, where
 from nni_gumbel.supernet.cell import MixedCell
 from nni_gumbel.supernet.depth import MixedRepeat
-from nni_gumbel.supernet.hub import FullWidthCell, MixedStage
 from nni_gumbel.supernet.structure import Condition, depths_of
 
 # The cell whose output is read, and 1 in the networks where it is that one; None is the stem.
-Sources = list[tuple[Table, FullWidthCell | None]]
+Sources = list[tuple[Table, MixedCell | None]]
 
 
 def readers_of_loose_ends(space: nn.Module) -> dict[nn.Module, Sources]:
@@ -35,7 +34,9 @@ def readers_of_loose_ends(space: nn.Module) -> dict[nn.Module, Sources]:
     """
     readers: dict[nn.Module, Sources] = {}
     for part in space.modules():
-        if isinstance(part, NDS) and any(isinstance(cell, FullWidthCell) for cell in part.modules()):
+        if isinstance(part, NDS) and any(
+            isinstance(cell, MixedCell) and cell.is_of_hub for cell in part.modules()
+        ):
             readers |= _readers_in(part)
     return readers
 
@@ -52,7 +53,7 @@ def _readers_in(space: NDS) -> dict[nn.Module, Sources]:
             if isinstance(stage, MixedRepeat):
                 candidates, depth = depths_of(stage)
                 ends = latest
-                if number == 1 and isinstance(stage, MixedStage) and stage.transformation is not None:
+                if number == 1 and stage.transformation is not None:
                     convs = (m for m in stage.transformation.modules() if isinstance(m, nn.Conv2d))
                     readers |= dict.fromkeys(convs, latest[0])
                     ends = [[(ONE, None)], latest[1]]
@@ -96,7 +97,7 @@ def parts_read(sources: Sources) -> tuple[int, list[Table]]:
 
 def _in_one(depths: Iterable[tuple[Table, list[Sources]]], place: int) -> Sources:
     """The sources at one of the two places, whatever the depth is; those of one kind are one."""
-    merged: dict[str, tuple[Table, FullWidthCell | None]] = {}
+    merged: dict[str, tuple[Table, MixedCell | None]] = {}
     for depth, latest in depths:
         for condition, cell in latest[place]:
             kind = "" if cell is None else cell.label  # cells of one label have one sample

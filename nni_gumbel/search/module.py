@@ -208,7 +208,6 @@ class GumbelSearchModule(WrappingModule):
         checkpoint["gumbel_search"] = {
             "update": self._update.optimizer.state_dict(),
             "objective": self.objective.state_dict(),
-            "logits_on_host": self.distribution.copies_on_host(),
             "randomness": of_all_ranks(random_state(self.trainer.train_dataloader), self.trainer),
             "tournament": None if self._tournament is None else self._tournament.state_dict(),
         }
@@ -224,7 +223,6 @@ class GumbelSearchModule(WrappingModule):
         if self._loaded is None:
             return
         self._update.optimizer.load_state_dict(self._loaded["update"])
-        self.distribution.restore_copies(self._loaded["logits_on_host"])
         saved = self._loaded["tournament"]
         if (saved is None) != (self._tournament is None):
             raise UsageError(
@@ -421,7 +419,6 @@ class GumbelSearchModule(WrappingModule):
         if (batch_idx + 1) % together == 0 or self.trainer.is_last_batch or ends:
             gather = None if tournament is None else tournament.evidence.add
             self._update.step(self.trainer, self._step, gather)
-            self.distribution.copy_to_host()
             self.objective.follow(self.progress, together / self._total_steps)
 
     # -- what is reported ----------------------------------------------------------------------

@@ -200,7 +200,6 @@ class Tournament:
         elif self.segment.kind is Kind.FOUND:
             self._decide()
         self._likeliest = self._distribution.mode()
-        self._distribution.copy_to_host()
 
     def _decide(self) -> None:
         self._found = plain(self.finals.decide())

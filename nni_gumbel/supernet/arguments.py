@@ -25,10 +25,9 @@ module updates them, if its weight is not 0.
 
 from __future__ import annotations
 
-import copy
-import itertools
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+import functools
+import types
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,10 +38,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
+from nni_gumbel.copies import copied
 from nni_gumbel.errors import UnsupportedError, UsageError, first_line
 from nni_gumbel.supernet.joint_sample import JointSample
-from nni_gumbel.supernet.kept import additions, derived, hand_over, instance, keep_weights, reduced
-from nni_gumbel.supernet.mixture import Different, is_float, mixed, mixture
+from nni_gumbel.supernet.kept import additions, hand_over, instance, keep_weights
+from nni_gumbel.supernet.mixture import is_float, mixture
 from nni_gumbel.supernet.sizes import Sizes, key_of_size
 from nni_gumbel.supernet.slicing import Features, features, fill_up, restrict, tensors_of
 from nni_gumbel.supernet.variants import Variants, choices_of, refuse_hidden_choices
@@ -90,17 +90,9 @@ def parameter_sizes(module: nn.Module) -> dict[str, tuple[tuple[str, ...], np.nd
     return {}
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """How a set of active variants is computed.
-
-    Args:
-        groups: those that are one operation, with their places among the active ones.
-        reads: place and name of an input, dimension, and the features that the largest of them reads.
-    """
-
-    groups: tuple[tuple[Sizes, list[int]], ...]
-    reads: tuple[tuple[int, str, int, int], ...]
+# The groups of variants that are one operation, with their places among the active ones; and place and name of an
+# input, a dimension of it, and the features that the largest of them reads.
+_Plan = tuple[list[tuple[Sizes, list[int]]], list[tuple[int, str, int, int]]]
 
 
 class MixedArguments(BaseSuperNetModule):
@@ -137,25 +129,21 @@ class MixedArguments(BaseSuperNetModule):
                 f"{', '.join(map(repr, inner))} inside; keep the one or the other"
             )
         variants = Variants(module, name)
-        base: nn.Module = module
-        added = additions(module, variants.templates[variants.built_as(module)])
-        tensors = tensors_of(module)
+        templates, tensors = variants.templates, tensors_of(module)
+        added, base = additions(module, templates[variants.built_as(module)]), module
         if any(name not in tensors or tensors[name].shape != shape for name, shape in variants.full.items()):
             base = _like(variants.build(module), module)
             hand_over(added, module, base)
-        mixed = instance(derived(cls, variants.built_type), vars(base))
+        mixed = instance(_derived(variants.built_type), vars(base))
         mixed._mutables = list(choices_of(module).values())
         mixed._joint_sample = joint_sample
         mixed.variants = variants
-        mixed.keys = tuple(
-            key_of_size(template, variants.full) or ("alone", k)
-            for k, template in enumerate(variants.templates)
-        )
-        mixed._features = tuple(map(features, variants.templates))
+        keys = (key_of_size(template, variants.full) for template in templates)
+        mixed.keys = tuple(("alone", k) if key is None else key for k, key in enumerate(keys))
+        mixed._features = tuple(map(features, templates))
         mixed._added = added
         mixed._built_momentum = getattr(base, "momentum", None)
-        mixed._runners = {}
-        mixed._plans = {}
+        mixed._runners, mixed._plans = {}, {}
         return mixed
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -168,15 +156,12 @@ class MixedArguments(BaseSuperNetModule):
         positions, weights = self.variants.table.weighted(self._joint_sample)
         state = tensors_of(self)
         if len(positions) == 1:
-            output = self._run(positions[0], state, args, kwargs)
-            # A network that is drawn for the structure alone: its weight is 1, and has a derivative.
-            alone = weights.requires_grad and len(self.variants.table.distinct) > 1
-            return mixture([output], [weights[0] if alone else None])
-        plan = self._plan_of(tuple(positions), weights.device)
-        self._check_inputs(plan, args, kwargs)
+            return self._run(positions[0], state, args, kwargs)
+        groups, reads = self._plan_of(tuple(positions), weights.device)
+        self._check_inputs(reads, args, kwargs)
         buffers = [name for name, _ in self.named_buffers() if name in self.variants.full and self.training]
         outputs, scales, updates = [], [], []
-        for group, places in plan.groups:
+        for group, places in groups:
             chosen = weights if len(places) == len(positions) else weights[places]
             # Each group starts from the same statistics.
             own = state | {name: state[name].clone() for name in buffers}
@@ -192,24 +177,28 @@ class MixedArguments(BaseSuperNetModule):
             self._update(name, state[name], updates)
         if len(outputs) > 1:
             outputs = fill_up(outputs, self._features[positions[0]].outputs)
-        try:
-            return mixed(outputs, scales)
-        except Different as different:
-            raise UsageError(self._told(plan, *different.args)) from None
+        return mixture(
+            outputs,
+            scales,
+            f"{self.variants.owner}: choice {self.variants.table.told} makes",
+            (f"{self.variants.describe(group.members[0])} gives" for group, _ in groups),
+            "make them equal, e.g. with padding, or express it as a LayerChoice",
+        )
 
     def freeze(self, sample: dict[str, Any]) -> nn.Module:
-        """The module at a sample, of the type that NNI freezes it to, with a copy of its part of the weights."""
+        """The module at a sample, of the type that NNI freezes it to, with its part of the weights."""
         k = self.variants.table.position(sample)
         frozen = self.variants.frozen(k, tensors_of(self)).train(self.training)
         hand_over(self._added, self, frozen)
-        return copy.deepcopy(frozen)
+        return frozen
 
     def extra_repr(self) -> str:
         """The arguments that depend on choices."""
         return ", ".join(map(repr, self.mutables))
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
-        return reduced(self, MixedArguments)
+        # Its type has no importable name.
+        return _restored, (self.variants.built_type,), self.__getstate__()
 
     def _plan_of(self, positions: tuple[int, ...], device: torch.device) -> _Plan:
         if (positions, device) in self._plans:
@@ -223,42 +212,40 @@ class MixedArguments(BaseSuperNetModule):
             for place, (name, read) in enumerate(self._features[k].inputs):
                 for dim, size in read:
                     sizes[place, name, dim] = max(size, sizes.get((place, name, dim), 0))
-        groups = tuple(
-            (Sizes(self.variants, [positions[i] for i in own], device), own) for own in places.values()
-        )
-        reads = tuple((*key, size) for key, size in sizes.items())
-        self._plans[positions, device] = plan = _Plan(groups, reads)
-        return plan
+        groups = [(Sizes(self.variants, [positions[i] for i in own], device), own) for own in places.values()]
+        self._plans[positions, device] = groups, [(*key, size) for key, size in sizes.items()]
+        return self._plans[positions, device]
 
-    def _run(self, k: int, state: Mapping[str, Tensor], args: Sequence, kwargs: Mapping[str, Any]) -> Any:
+    def _run(self, k: int, state: Mapping[str, Tensor], args: tuple, kwargs: Mapping[str, Any]) -> Any:
         """Variant ``k``, with its part of the weights."""
-        return functional_call(self._runner(k), self.variants.parts(k, state), tuple(args), dict(kwargs))
+        return functional_call(self._runner(k), self.variants.parts(k, state), args, dict(kwargs))
 
     def _runner(self, k: int) -> nn.Module:
         """Variant ``k`` without weights, in this module's mode, with the momentum that a person has given it."""
+        template = self.variants.templates[k]
         if k not in self._runners:
-            template = self.variants.templates[k]
-            self._runners[k] = copy.deepcopy(template, {id(t): t for t in tensors_of(template).values()})
+            self._runners[k] = copied(template, {id(t): t for t in tensors_of(template).values()})
         runner = self._runners[k]
         if runner.training != self.training:
             runner.train(self.training)
         if "momentum" in vars(runner):
             # One that was set after the mutation counts: so statistics are estimated anew.
-            built = self.momentum == self._built_momentum
-            runner.momentum = self.variants.templates[k].momentum if built else self.momentum
+            is_built = self.momentum == self._built_momentum
+            runner.momentum = template.momentum if is_built else self.momentum
         return runner
 
     def _run_beside_others(
         self, k: int, state: Mapping[str, Tensor], args: tuple, kwargs: Mapping[str, Any]
     ) -> Any:
         """Variant ``k`` on the features that it reads."""
-        args, kwargs = list(args), dict(kwargs)
+        given = dict(enumerate(args)) | kwargs
         for place, (name, dims) in enumerate(self._features[k].inputs):
-            holder, key = (args, place) if place < len(args) else (kwargs, name)
-            if (holder is args or key in kwargs) and holder[key] is not None:
-                holder[key] = restrict(holder[key], dims)
+            key = place if place < len(args) else name
+            if given.get(key) is not None:
+                given[key] = restrict(given[key], dims)
+        args = tuple(given.pop(place) for place in range(len(args)))
         try:
-            return self._run(k, state, args, kwargs)
+            return self._run(k, state, args, given)
         except RuntimeError as error:
             if self.variants.is_of_torch or isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
@@ -288,8 +275,10 @@ class MixedArguments(BaseSuperNetModule):
         # An entry that is in none of the drawn networks stays as it is.
         buffer.copy_(torch.where(total > 0, new / total, buffer))
 
-    def _check_inputs(self, plan: _Plan, args: tuple, kwargs: Mapping[str, Any]) -> None:
-        for place, name, dim, size in plan.reads:
+    def _check_inputs(
+        self, reads: list[tuple[int, str, int, int]], args: tuple, kwargs: Mapping[str, Any]
+    ) -> None:
+        for place, name, dim, size in reads:
             x = args[place] if place < len(args) else kwargs.get(name)
             for entry in filter(is_float, (x,) if isinstance(x, Tensor) else tree_leaves(x)):
                 if entry.shape[dim] != size:
@@ -299,29 +288,22 @@ class MixedArguments(BaseSuperNetModule):
                         "let what comes before it depend on the same choices"
                     )
 
-    def _told(self, plan: _Plan, difference: str, found: list[str]) -> str:
-        """Names the arguments in which two variants differ whose outputs do."""
-        distinct, first = self.variants.table.distinct, [group.members[0] for group, _ in plan.groups]
-        differing = {
-            (i, j): [key for key in distinct[first[i]] if distinct[first[i]][key] != distinct[first[j]][key]]
-            for i, j in itertools.combinations(range(len(found)), 2)
-            if found[i] != found[j]
-        }
-        (i, j), names = min(differing.items(), key=lambda item: len(item[1]))
-        given = ", ".join(f"{self.variants.describe(first[k])} gives {found[k]}" for k in (i, j))
-        return (
-            f"{self.variants.owner}: argument {', '.join(map(repr, names))} (choice {self.variants.table.told}) makes "
-            f"{difference} ({given}); make them equal, e.g. with padding, or express it as a LayerChoice"
-        )
+
+@functools.cache
+def _derived(kind: type[nn.Module]) -> type[MixedArguments]:
+    """A type that is a mixture over arguments and a module of a given type at once."""
+    keywords = {"disable_init_wrapper": True} if issubclass(kind, ParametrizedModule) else {}
+    return types.new_class(f"MixedArguments[{kind.__name__}]", (MixedArguments, kind), keywords)
+
+
+def _restored(kind: type[nn.Module]) -> MixedArguments:
+    return object.__new__(_derived(kind))
 
 
 def _like(module: nn.Module, other: nn.Module) -> nn.Module:
     """Give a module the device, dtype, mode and frozen parameters of another."""
     tensors = tensors_of(other)
-    for tensor in tensors.values():
-        if tensor.is_floating_point():
-            module.to(device=tensor.device, dtype=tensor.dtype)
-            break
+    module.to(next(filter(is_float, tensors.values()), None))
     for name, parameter in module.named_parameters():
         if name in tensors:
             parameter.requires_grad_(tensors[name].requires_grad)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from typing import Any
@@ -24,19 +24,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nni_gumbel.supernet.elementwise import ElementwiseMixture, is_elementwise, is_zero
 from nni_gumbel.supernet.kernels import (
-    CONVOLUTIONS,
     POOLS,
     Frame,
     Kernel,
     Place,
-    Taps,
-    bias_tensor,
-    built_type,
     canvas,
     convolve,
     full_precision,
     in_frame,
-    kernel_tensor,
+    kernel_and_bias,
     of_candidate,
     weighted_kernel,
     weighted_sum,
@@ -58,20 +54,10 @@ class Plan:
     Args:
         operations: each instead of the candidates that it names.
         alone: the other candidates, which run by themselves, and why.
-        seen: what was seen of the modules that operations replace, and of those that somebody hooked into: the type,
-            and whether they were :func:`is_untouched`.
     """
 
     operations: tuple[MergedLinear | ElementwiseMixture, ...]
     alone: Mapping[Any, str]
-    seen: tuple[tuple[nn.Module, type[nn.Module], bool], ...] = ()
-
-    def holds(self) -> bool:
-        """Whether it would be the same now: hooks and parametrizations, which must be obeyed, come and go."""
-        return all(
-            type(module) is kind and is_untouched(module) == untouched
-            for module, kind, untouched in self.seen
-        )
 
     @property
     def is_merged(self) -> bool:
@@ -105,14 +91,12 @@ def plan(candidates: Mapping[Any, nn.Module]) -> Plan:
     if len(elementwise) > 1 and not all(map(is_zero, elementwise.values())):
         operations.append(ElementwiseMixture(elementwise))
         replaced |= set(elementwise)
-    seen = (
-        (part, type(part), name in usable)
+    alone = {
+        name: _reason(module) if name in usable else "hooked into"
         for name, module in candidates.items()
-        for part in module.modules()
-        if name in replaced or not is_untouched(part)
-    )
-    alone = {name: _reason(module) for name, module in candidates.items() if name not in replaced}
-    return Plan(tuple(operations), alone, tuple(seen))
+        if name not in replaced
+    }
+    return Plan(tuple(operations), alone)
 
 
 def is_untouched(module: nn.Module) -> bool:
@@ -146,19 +130,15 @@ def call_alone(module: nn.Module, x: Tensor) -> Any:
 
 
 def _reason(module: nn.Module) -> str:
-    if not all(map(is_untouched, module.modules())):
-        return "hooked into"
     if of_candidate(module) is not None:
         return _SAVES_NOTHING
     if type(module) in POOLS:
         return "joins only convolutions of its stride and size, and not with a divisor that varies at borders"
     if is_elementwise(module):
         return "no other is elementwise"
-    if built_type(module) in CONVOLUTIONS:
-        return "its padding is not of zeros"
     if any(isinstance(part, _BatchNorm) for part in module.modules()):
         return "a batch norm is not linear in train mode"
-    return "neither linear nor elementwise"
+    return "neither linear, with a padding of zeros, nor elementwise"
 
 
 @dataclass(frozen=True)
@@ -180,34 +160,26 @@ class MergedLinear:
         """Of the candidates."""
         return tuple(self.members)
 
-    @property
-    def saved(self) -> int:
-        """Multiply-adds at one place of the output that merging saves."""
-        return sum(kernel.cost for _, kernel in self.members.values()) - self.canvas.cost
-
     @cached_property
     def _places(self) -> list[Place]:
-        return [Place.of(kernel, self.canvas) for _, kernel in self.members.values()]
+        return [Place(kernel, self.canvas) for _, kernel in self.members.values()]
 
     def __call__(self, x: Tensor, weights: Mapping[Any, Tensor]) -> Tensor:
         """The candidates' weighted sum: ``(batch, out, *size)``, or ``(*, out)`` of a linear layer."""
         with full_precision(x.device.type):
-            own, biases = {}, {}
-            for name, (module, kernel) in self.members.items():
-                if kernel.value is None:
-                    own[name], bias = kernel_tensor(module), bias_tensor(module)
-                    if bias is not None:
-                        biases[name] = bias
-            like = next(iter(own.values()))
-            whole = weighted_kernel(
-                self.canvas,
-                self._places,
-                torch.stack([weights[name] for name in self.members]),
-                [
-                    own[name] if name in own else like.new_full(kernel.shape, kernel.value)
-                    for name, (_, kernel) in self.members.items()
-                ],
-            )
+            own = {
+                name: kernel_and_bias(module)
+                for name, (module, kernel) in self.members.items()
+                if kernel.value is None
+            }
+            like = next(iter(own.values()))[0]
+            kernels = [
+                own[name][0] if name in own else like.new_full(kernel.shape, kernel.value)
+                for name, (_, kernel) in self.members.items()
+            ]
+            stacked = torch.stack([weights[name] for name in self.members])
+            whole = weighted_kernel(self.canvas, self._places, stacked, kernels)
+            biases = {name: bias for name, (_, bias) in own.items() if bias is not None}
             bias = weighted_sum([*biases.values()], [weights[name] for name in biases]) if biases else None
         return convolve(x, whole, bias, self.frame, self.canvas)
 
@@ -227,8 +199,9 @@ class MergedLinear:
             places = x.shape[: -dims - 1].numel() * math.prod(size)
         entries = (p.numel() for module, _ in self.members.values() for p in module.parameters())
         ours = math.prod(self.canvas.shape) + sum(entries)
-        theirs = places * (frame.channels[1] * len(self.members) + _MULTIPLY_ADD * self.saved)
-        return ours <= theirs
+        # Multiply-adds at one place of the output.
+        saved = sum(kernel.cost for _, kernel in self.members.values()) - self.canvas.cost
+        return ours <= places * (frame.channels[1] * len(self.members) + _MULTIPLY_ADD * saved)
 
     def describe(self) -> str:
         """Its kind and size."""
@@ -269,27 +242,16 @@ def merge(candidates: Mapping[Any, nn.Module]) -> list[MergedLinear]:
 
 def _cheapest(kernels: Mapping[Any, Kernel]) -> list[tuple[list[Any], Kernel]]:
     """Names that share a canvas, which has parameters, and the canvas."""
-    # Those that lie alike cost one of them, however many they are.
-    alike: dict[tuple[Taps, int, bool], list[Any]] = {}
-    for name, kernel in kernels.items():
-        alike.setdefault((kernel.taps, kernel.groups, kernel.value is None), []).append(name)
-    groups: list[tuple[list[Any], Kernel]] = []
-    for (_, _, has_parameters), names in alike.items():
-        own = [kernels[name] for name in names]
-        cost = sum(kernel.cost for kernel in own)
-        whole = canvas(own) if has_parameters and len(own) > 1 else replace(own[0], cost=cost)
-        # Sequences that lie alike are cheap until there are many.
-        groups += [(names, whole)] if whole.cost <= cost else [([n], k) for n, k in zip(names, own)]
+    groups = [([name], kernel) for name, kernel in kernels.items()]
     while True:
-        best, saved = None, -1
-        for one, other in combinations(groups, 2):
-            if one[1].value is None or other[1].value is None:
-                whole = canvas([one[1], other[1]])
-                saving = one[1].cost + other[1].cost - whole.cost
-                if saving > saved:
-                    best, saved = (one, other, whole), saving
+        best, most = None, 0
+        for (i, (_, one)), (j, (_, other)) in combinations(enumerate(groups), 2):
+            if one.value is None or other.value is None:
+                whole = canvas([one, other])
+                saved = one.cost + other.cost - whole.cost
+                if saved > most or (best is None and saved == 0):
+                    best, most = (i, j, whole), saved
         if best is None:
             return [(names, whole) for names, whole in groups if whole.value is None]
-        one, other, whole = best
-        groups = [group for group in groups if group is not one and group is not other]
-        groups.append((one[0] + other[0], whole))
+        i, j, whole = best
+        groups[i] = (groups[i][0] + groups.pop(j)[0], whole)

@@ -43,16 +43,18 @@ class MixedCell(Cell, BaseSuperNetModule):
         cell: the module to replace. Candidates that are modules, the preprocessor and the postprocessor
             are taken over, not copied; factories are called once for every node, operation and input.
         joint_sample: where the current weights are read.
+        is_of_hub: whether the layers after it are narrowed to its loose ends when it is frozen
+            (:mod:`nni_gumbel.supernet.hub`); in the supernet they take its full width.
 
     Raises:
         UsageError: what choices a candidate from a factory has depends on its input.
     """
 
-    def __init__(self, cell: Cell, joint_sample: JointSample) -> None:
+    def __init__(self, cell: Cell, joint_sample: JointSample, is_of_hub: bool = False) -> None:
         # Cell's own constructor would call the factories with inputs that are not known.
         super(Cell, self).__init__()
         self._joint_sample = joint_sample
-        self.is_full_width = False
+        self.is_of_hub = self.is_full_width = is_of_hub
         self.label_scope = cell.label_scope
         self.num_nodes, self.num_ops_per_node = cell.num_nodes, cell.num_ops_per_node
         self.num_predecessors, self.concat_dim = cell.num_predecessors, cell.concat_dim
@@ -137,7 +139,7 @@ class MixedCell(Cell, BaseSuperNetModule):
     @property
     def runs_frozen(self) -> bool:
         """Whether what follows the cell takes what a frozen one gives."""
-        return not self.is_full_width
+        return self.is_of_hub or not self.is_full_width
 
     def get_extra_state(self) -> Tensor:
         """Whether it is of full width: what a checkpoint keeps besides its tensors."""

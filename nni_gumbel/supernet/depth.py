@@ -11,6 +11,8 @@ from typing import Any
 
 from nni.nas.nn.pytorch import Repeat
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
+from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from nni_gumbel.supernet.expressions import Tabulated
 from nni_gumbel.supernet.joint_sample import JointSample
@@ -24,19 +26,24 @@ class MixedRepeat(Repeat, BaseSuperNetModule):
         repeat: the module to replace, its depth a choice or an expression of choices; its blocks are
             taken over, not copied.
         joint_sample: where the current weights are read.
+        transformation: of the first of two tensors that a network of a single block passes on: what NNI's hub puts
+            behind a single cell.
 
     Raises:
         UsageError: the depth depends on more choices than can be tabulated.
     """
 
-    def __init__(self, repeat: Repeat, joint_sample: JointSample) -> None:
+    def __init__(
+        self, repeat: Repeat, joint_sample: JointSample, transformation: nn.Module | None = None
+    ) -> None:
         super().__init__(list(repeat.blocks), repeat.depth_choice)
         self._joint_sample = joint_sample
         self._depths = Tabulated({"depth": repeat.depth_choice}, owner="Repeat")
+        self.transformation = transformation
 
     def of_depth(self, depth: int, x: Any) -> Any:
         """What a network of some depth returns, from what its last block does."""
-        return x
+        return x if depth != 1 or self.transformation is None else [self.transformation(x[0]), x[1]]
 
     def forward(self, x: Any) -> Any:
         """Takes and returns what a block takes and returns: a tensor, or a tuple or list of tensors.
@@ -44,23 +51,20 @@ class MixedRepeat(Repeat, BaseSuperNetModule):
         Raises:
             UsageError: the outputs of the depths have different shapes, or a block changes its input in place.
         """
-        is_network = self._joint_sample.is_network  # whose only weight is the constant 1
-        weights = {
-            values["depth"]: None if is_network else weight
-            for values, weight in self._depths.active(self._joint_sample)
-        }
-        outputs = {}
-        for depth in range(max(weights) + 1):
-            if depth > 0:
-                with unchanged(x, f"choice {self._depths.told}: block {depth - 1}"):
-                    x = self.blocks[depth - 1](x)
-            if depth in weights:
+        positions, found = self._depths.weighted(self._joint_sample)
+        depths = [self._depths.distinct[k]["depth"] for k in positions]
+        # The only weight of a network is the constant 1.
+        each = [None] if self._joint_sample.is_network else found.unbind()
+        outputs = {0: x}
+        for depth in range(1, max(depths) + 1):
+            with unchanged(tree_leaves(x), f"choice {self._depths.told}: block {depth - 1}"):
+                x = self.blocks[depth - 1](x)
+            if depth in depths:
                 outputs[depth] = self.of_depth(depth, x)
-
         return mixture(
-            list(outputs.values()),
-            [weights[depth] for depth in outputs],
+            [outputs[depth] for depth in depths],
+            each,
             f"choice {self._depths.told}: the depths of Repeat give",
-            (f"depth {depth} gives" for depth in outputs),
+            (f"depth {depth} gives" for depth in depths),
             "let every block keep the shape of its input",
         )

@@ -9,7 +9,6 @@ entropy, mode - is a function of the logits alone and carries no sampling noise.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,12 +21,9 @@ from torch import Tensor, nn
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation import categorical, gates, subset
 from nni_gumbel.relaxation.estimators import check_supported, estimate
-from nni_gumbel.relaxation.gumbel import relaxed_categorical
-from nni_gumbel.relaxation.host import HostCopy, to_device
-from nni_gumbel.relaxation.law import Law, check_temperature
-from nni_gumbel.relaxation.partial import draw_pair, estimate_sampled, tempered, weights_of_pair
+from nni_gumbel.relaxation.law import Law
 from nni_gumbel.results.space import variables_of
-from nni_gumbel.supernet.joint_sample import JointSample, Rows, nonzero_rows
+from nni_gumbel.supernet.joint_sample import JointSample, nonzero_rows
 
 # The logit of a candidate that is decided: its probability differs from 0 or 1 by 1e-13, and no sample sees that.
 SETTLED = 30.0
@@ -61,7 +57,6 @@ class Distribution(nn.Module):
         self._labels_of: dict[Law, list[str]] = {}
         for label, law in self.laws.items():
             self._labels_of.setdefault(law, []).append(label)
-        self._copies: deque[HostCopy] = deque(maxlen=2)
         self.joint_sample = JointSample()
         # A list, not a ParameterDict: labels may contain dots, names of parameters may not.
         self._logits = nn.ParameterList(nn.Parameter(torch.zeros(law.size)) for law in self.laws.values())
@@ -79,6 +74,11 @@ class Distribution(nn.Module):
         """``(n,)`` float32 per label, the natural parameters of its law."""
         # Asked for many times a step: a ParameterList takes its time to name its entries.
         return dict(zip(self.variables, self._logits._parameters.values()))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the logits are."""
+        return next(iter(self.logits.values())).device
 
     # -- what is decided -------------------------------------------------------------------------
 
@@ -99,11 +99,6 @@ class Distribution(nn.Module):
         self._put_at(architecture)
         self.refresh_rows()
 
-    @torch.no_grad()
-    def _put_at(self, architecture: Mapping[str, Any]) -> None:
-        for label, outcome in self._outcomes(architecture).items():
-            self.logits[label].copy_(SETTLED * (2 * outcome - 1))
-
     @contextmanager
     def certain_of(self, architecture: Mapping[str, Any]) -> Iterator[None]:
         """Have all probability at one network for a while.
@@ -111,20 +106,19 @@ class Distribution(nn.Module):
         Args:
             architecture: an NNI sample that names every label.
         """
-        logits = self.logits
-        kept = {label: tensor.detach().clone() for label, tensor in logits.items()}
+        kept = [logits.detach().clone() for logits in self.logits.values()]
         self._put_at(architecture)
         try:
             yield
         finally:
             with torch.no_grad():
-                for label, tensor in kept.items():
-                    logits[label].copy_(tensor)
+                for logits, before in zip(self.logits.values(), kept):
+                    logits.copy_(before)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the logits are."""
-        return next(iter(self.logits.values())).device
+    @torch.no_grad()
+    def _put_at(self, architecture: Mapping[str, Any]) -> None:
+        for label, outcome in self._outcomes(architecture).items():
+            self.logits[label].copy_(SETTLED * (2 * outcome - 1))
 
     @torch.no_grad()
     def refresh_rows(self) -> None:
@@ -144,71 +138,14 @@ class Distribution(nn.Module):
             estimator: see :mod:`nni_gumbel.relaxation.estimators`; all but ``soft`` draw single networks.
             uniform: as if all logits were 0: every outcome of a choice is equally likely; no gradient.
         """
-        logits = self._zeros() if uniform else self.logits
-        if estimator == "soft":
-            self.joint_sample.set(self._soft(logits, temperature), self._all_rows)
-            return
-        if torch.is_grad_enabled() and any(logit.requires_grad for logit in logits.values()):
-            draws = {
-                label: estimate(law, logits[label], temperature, estimator)
-                for label, law in self.laws.items()
-            }
-            # Of a hard draw with derivatives all candidates run: those of weight 0 have a derivative, too.
-            self.joint_sample.set(draws, self._all_rows)
-            return
-        self._check(temperature, estimator)
-        self._use_outcomes(self._drawn(self._zeros("cpu") if uniform else self._on_host()))
-
-    def sample_network(self, temperature: float, uniform: bool = False) -> None:
-        """Draw a single network, from which no gradient reaches the logits, and make it the current sample.
-
-        Args:
-            temperature: > 0, of :func:`~nni_gumbel.relaxation.partial.tempered`: the networks are near uniform while
-                it is high, and follow the law itself from 1 on.
-            uniform: every network is equally likely instead.
-        """
-        logits = self._zeros("cpu") if uniform else self._on_host()
-        tempered_logits = {label: tempered(tensor, temperature) for label, tensor in logits.items()}
-        self._use_outcomes(self._drawn(tempered_logits))
-
-    def sample_pairs(self, temperature: float) -> None:
-        """Draw two candidates of every choice of one, and a soft sample of every other choice.
-
-        See :func:`~nni_gumbel.relaxation.partial.weights_of_pair`; the other candidates do not run.
-
-        Args:
-            temperature: > 0, dimensionless.
-        """
-        on_host, logits = self._on_host(), self.logits
-        draws, pairs, noises = {}, {}, {}
-        for label, law in self.laws.items():
-            if law.is_softmax:
-                pairs[label], noises[label] = draw_pair(on_host[label], temperature)
-            else:
-                draws[label] = estimate(law, logits[label], temperature)
-        moved = self._on_device(pairs), self._on_device(noises)
-        for label in pairs:
-            draws[label] = weights_of_pair(logits[label], temperature, *(of[label] for of in moved))
-        rows = self._all_rows | (nonzero_rows(pairs) if pairs else {})
-        self.joint_sample.set({label: draws[label] for label in self.laws}, rows)
-
-    def sample_alone(self, temperature: float, estimator: str) -> None:
-        """Draw a single network whose weights have derivatives, as the estimator has them; no other candidate runs.
-
-        See :func:`~nni_gumbel.relaxation.partial.estimate_sampled`, also for what is lost with the others.
-
-        Args:
-            temperature: > 0, dimensionless.
-            estimator: see :mod:`nni_gumbel.relaxation.estimators`.
-        """
-        on_host = self._on_host()
-        outcomes = self._drawn(on_host)
-        moved = self._on_device(outcomes)
-        draws = {
-            label: estimate_sampled(law, self.logits[label], temperature, estimator, moved[label])
-            for label, law in self.laws.items()
-        }
-        self.joint_sample.set(draws, self._rows_of(outcomes))
+        draws = self._per_label(
+            lambda law, logits: estimate(
+                law, torch.zeros_like(logits) if uniform else logits, temperature, estimator
+            )
+        )
+        # Of a hard draw with derivatives all candidates run: those of weight 0 have a derivative, too.
+        is_network = estimator != "soft" and not any(draw.requires_grad for draw in draws.values())
+        self.joint_sample.set(draws, None if is_network else self._all_rows, is_network)
 
     def check_estimator(self, estimator: str) -> None:
         """Refuse an estimator that is not derived for one of the choices.
@@ -219,87 +156,17 @@ class Distribution(nn.Module):
         for label, law in self.laws.items():
             check_supported(law, estimator, label)
 
-    def _check(self, temperature: float, estimator: str) -> None:
-        for law in self._labels_of:
-            check_supported(law, estimator)
-        check_temperature(temperature)
-
-    def _soft(self, logits: Mapping[str, Tensor], temperature: float) -> dict[str, Tensor]:
-        """Soft draws; the noise is drawn label after label, the choices of one are then computed together."""
-        draws, noise = {}, {}
-        for label, law in self.laws.items():
-            if law.is_softmax:
-                noise[label] = torch.empty_like(logits[label], dtype=torch.float64, requires_grad=False)
-                noise[label].exponential_()
-            else:
-                draws[label] = estimate(law, logits[label], temperature)
-        for law, labels in self._labels_of.items():
-            if law.is_softmax:
-                together, exponential = (
-                    torch.stack([of[label] for label in labels]) for of in (logits, noise)
-                )
-                relaxed = relaxed_categorical(together, temperature, exponential=exponential)
-                draws.update(zip(labels, relaxed.unbind()))
-        return {label: draws[label] for label in self.laws}
-
-    def copy_to_host(self) -> None:
-        """Order a copy of the logits, after each of their steps, so that draws need not wait for a device.
-
-        From then on single networks on a GPU are drawn from the logits of one step before: their own would have
-        to be waited for. On a CPU nothing changes.
-        """
-        if self.device.type == "cuda":
-            self._copies.append(HostCopy(torch.cat([*self.logits.values()])))
-
-    def copies_on_host(self) -> list[Tensor]:
-        """The latest copies that :meth:`copy_to_host` ordered, oldest first: what draws go by, for a checkpoint."""
-        return [copy.read() for copy in self._copies]
-
-    def restore_copies(self, copies: Iterable[Tensor]) -> None:
-        """Go on with :meth:`copies_on_host`."""
-        self._copies.clear()
-        self._copies.extend(map(HostCopy, copies))
-
-    def _on_host(self) -> dict[str, Tensor]:
-        """The logits that draws go by: see :meth:`copy_to_host`."""
-        logits = self.logits
-        if self.device.type != "cuda":
-            return {label: tensor.detach() for label, tensor in logits.items()}
-        is_pending = len(self._copies) == 2
-        flat = self._copies[0].read() if is_pending else torch.cat([*logits.values()]).detach().cpu()
-        return dict(zip(self.laws, flat.split([law.size for law in self.laws.values()])))
-
-    def _drawn(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Outcomes, ``(n,)`` of 0 and 1 a label, where the logits are."""
-        return {label: law.draw(logits[label]) for label, law in self.laws.items()}
-
-    def _on_device(self, outcomes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        device = self.device
-        if all(outcome.device == device for outcome in outcomes.values()):
-            return dict(outcomes)
-        flat = to_device(torch.cat([*outcomes.values()]), device)
-        return dict(zip(outcomes, flat.split([len(outcome) for outcome in outcomes.values()])))
-
     def use_probabilities(self) -> None:
         """Make the probabilities themselves the current weights: the noise-free mixture."""
         self.joint_sample.set(self._per_label(lambda law, logits: law.exact(logits)), self._all_rows)
 
     def use_architecture(self, architecture: Mapping[str, Any]) -> None:
         """Make a single network the current sample: weights 0 and 1 at an NNI sample that names every label."""
-        self._use_outcomes(self._outcomes(architecture))
-
-    def _use_outcomes(self, outcomes: Mapping[str, Tensor]) -> None:
-        moved = self._on_device(outcomes)
-        draws = {label: law.hard(moved[label]) for label, law in self.laws.items()}
-        self.joint_sample.set(draws, self._rows_of(outcomes), is_network=True)
-
-    def _rows_of(self, outcomes: Mapping[str, Tensor]) -> dict[str, Rows]:
-        """What runs at outcomes, ``(n,)`` of 0 and 1 a label."""
-        members = nonzero_rows(outcomes)
-        return {label: law.rows(members[label][0]) for label, law in self.laws.items()}
-
-    def _zeros(self, device: str | None = None) -> dict[str, Tensor]:
-        return {label: torch.zeros_like(logits, device=device) for label, logits in self.logits.items()}
+        draws, rows = {}, {}
+        for label, outcome in self._outcomes(architecture).items():
+            law, members = self.laws[label], self.members(label, architecture[label])
+            draws[label], rows[label] = law.hard(outcome), law.rows(list(members))
+        self.joint_sample.set(draws, rows, is_network=True)
 
     # -- what is reported ------------------------------------------------------------------------
 
@@ -325,10 +192,8 @@ class Distribution(nn.Module):
 
     def log_prob(self, architecture: Mapping[str, Any]) -> Tensor:
         """Scalar: log-probability of an NNI sample that names every label; differentiable."""
-        outcomes = self._outcomes(architecture)
-        return torch.stack(
-            [law.log_prob(self.logits[label], outcomes[label]) for label, law in self.laws.items()]
-        ).sum()
+        outcomes, logits = self._outcomes(architecture), self.logits
+        return sum(law.log_prob(logits[label], outcomes[label]) for label, law in self.laws.items())
 
     def mode(self) -> dict[str, Any]:
         """The most probable network, as an NNI sample: one entry per label."""

@@ -8,9 +8,8 @@ becomes a value and a weight.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,21 +68,24 @@ class Tabulated:
                 f"{owner}: it depends on {math.prod(sizes):,} combinations of the choices "
                 f"{self.told}; let it depend on fewer (at most {LARGEST_TABLE:,} combinations)"
             )
-        columns = {name: self._column(name, expression) for name, expression in expressions.items()}
         self.index = np.empty(sizes, dtype=np.int64)
         self.distinct: list[dict[str, Any]] = []
         self.samples: list[dict[str, Any]] = []
         positions: dict[tuple[Any, ...], int] = {}
+        known: dict[Any, Any] = {}  # of each expression its values at the candidates of its own labels
         for place in np.ndindex(*sizes):
             at = dict(zip(self.candidates, place))
-            values = {
-                name: column[tuple(at[label] for label in self.labels_of[name])]
-                for name, column in columns.items()
-            }
+            sample = {label: self.candidates[label][k] for label, k in at.items()}
+            values = {}
+            for name, expression in expressions.items():
+                key = name, *(at[label] for label in self.labels_of[name])
+                if key not in known:
+                    known[key] = self._evaluated(name, expression, sample)
+                values[name] = known[key]
             self.index[place] = positions.setdefault(tuple(map(_comparable, values.values())), len(positions))
             if len(positions) > len(self.distinct):
                 self.distinct.append(values)
-                self.samples.append({label: self.candidates[label][k] for label, k in at.items()})
+                self.samples.append(sample)
         self._latest: tuple[Any, list[int], Tensor | None] = (None, [], None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tabulated:
@@ -104,20 +106,15 @@ class Tabulated:
         chosen = tuple(candidates.index(sample[label]) for label, candidates in self.candidates.items())
         return int(self.index[chosen])
 
-    def active(self, joint_sample: JointSample) -> list[tuple[dict[str, Any], Tensor]]:
+    def weighted(self, joint_sample: JointSample) -> tuple[list[int], Tensor]:
         """The values that have to be computed with, each once, and their weights.
 
         ``weight(v) = sum over combinations c with value v of prod over labels l of weight_l(c_l)``
 
         Returns:
-            Values of the combinations whose candidates are all active, in the order of their first
-            appearance, each with a scalar in the dtype of the weights; differentiable.
+            The positions in ``distinct`` of the values of combinations whose candidates are all active, ascending,
+            and ``(n,)`` in the dtype of the weights; differentiable.
         """
-        positions, weights = self.weighted(joint_sample)
-        return [(self.distinct[k], weight) for k, weight in zip(positions, weights.unbind())]
-
-    def weighted(self, joint_sample: JointSample) -> tuple[list[int], Tensor]:
-        """As :meth:`active`: positions in ``distinct``, ascending, and their weights, ``(n,)``."""
         if not self.labels:
             return [0], torch.ones(1)
         if joint_sample.is_network:
@@ -167,15 +164,7 @@ class Tabulated:
                 )
         return choices
 
-    def _column(self, name: str, expression: Any) -> dict[tuple[int, ...], Any]:
-        """The values of one expression, by the indices of the candidates of its own labels."""
-        own = {label: self.candidates[label] for label in self.labels_of[name]}
-        return {
-            place: self._evaluate(name, expression, {x: own[x][k] for x, k in zip(own, place)})
-            for place in itertools.product(*(range(len(values)) for values in own.values()))
-        }
-
-    def _evaluate(self, name: str, expression: Any, sample: dict[str, Any]) -> Any:
+    def _evaluated(self, name: str, expression: Any, sample: dict[str, Any]) -> Any:
         if not isinstance(expression, Mutable):
             return expression
         try:
@@ -183,7 +172,7 @@ class Tabulated:
             evaluate = expression.evaluate if isinstance(expression, MutableExpression) else expression.freeze
             return evaluate(sample)
         except Exception as error:  # whatever a person's expression raises
-            at = ", ".join(f"{label}={value!r}" for label, value in sample.items())
+            at = ", ".join(f"{label}={sample[label]!r}" for label in self.labels_of[name])
             raise UsageError(
                 f"{self._owner}: {name!r} = {expression} cannot be evaluated at {at}: {first_line(error)}"
             ) from error
@@ -204,14 +193,10 @@ def _comparable(value: Any) -> Any:
     return type(value), value
 
 
-def _mutables_inside(value: Any) -> Iterator[Mutable]:
+def _mutables_inside(value: Any) -> list[Mutable]:
     """Mutables in the entries of a container."""
     if isinstance(value, Mapping):
         value = value.values()
     elif not isinstance(value, (list, tuple, set, frozenset)):
-        return
-    for entry in value:
-        if isinstance(entry, Mutable) and not isinstance(entry, torch.nn.Module):
-            yield entry
-        else:
-            yield from _mutables_inside(entry)
+        return [value] if isinstance(value, Mutable) and not isinstance(value, torch.nn.Module) else []
+    return [mutable for entry in value for mutable in _mutables_inside(entry)]

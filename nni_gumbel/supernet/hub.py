@@ -5,7 +5,7 @@ wide it is, follows from the cells before it.
 
 - A stage of chosen depth is mixed like any ``Repeat``. After a stage of one cell NNI builds another kind of layer
   (``nasnet.py``, ``last_cell_reduce`` and ``C_pprev``). As in NNI's own supernet, a layer gives what a single cell
-  passes on the shape that it has in deeper stages (:class:`MixedStage`), and an export has it, too.
+  passes on the shape that it has in deeper stages, and an export has it, too (:class:`ShortStage`).
 - With ``merge_op="loose_end"`` the layer after a cell is as wide as the loose nodes need. In the supernet it
   is as wide as all nodes, and a node counts by the weight that it is loose; since these layers are linear
   in what they take in, a network's narrower layer is the part of it that reads the loose nodes.
@@ -13,15 +13,12 @@ wide it is, follows from the cells before it.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterator
-from typing import Any
 
 from nni.mutable import Mutable
 from nni.nas.hub.pytorch.nasnet import NDS, NDSStage
 from nni.nas.nn.pytorch import Cell, ModelSpace
-from nni.nas.nn.pytorch.base import recursive_freeze
 from torch import Tensor, nn
 
 from nni_gumbel.errors import UsageError
@@ -44,7 +41,7 @@ def mix_of_hub(module: nn.Module, name: str, joint_sample: JointSample) -> nn.Mo
         UsageError: a stage may have no cell at all.
     """
     if type(module) is Cell and module.merge_op == "loose_end":
-        return FullWidthCell(module, joint_sample)
+        return MixedCell(module, joint_sample, is_of_hub=True)
     if not (isinstance(module, NDSStage) and isinstance(module.depth_choice, Mutable)):
         return None
     labels = ", ".join(map(repr, module.depth_choice.simplify()))
@@ -60,20 +57,10 @@ def mix_of_hub(module: nn.Module, name: str, joint_sample: JointSample) -> nn.Mo
         "network that is built anew at such a sample is not exactly the one that was searched",
         labels, name,
     )  # fmt: skip
-    return MixedStage(module, joint_sample)
-
-
-class FullWidthCell(MixedCell):
-    """A cell with loose ends whose output has a place for every node; a node that is not loose is 0."""
-
-    def __init__(self, cell: Cell, joint_sample: JointSample) -> None:
-        super().__init__(cell, joint_sample)
-        self.is_full_width = True
-
-    @property
-    def runs_frozen(self) -> bool:
-        """``True``: :func:`fit_to_loose_ends` narrows what follows."""
-        return True
+    transformation = module.first_cell_transformation_factory()
+    like = next(module.parameters(), None)
+    transformation = transformation and transformation.to(like).train(module.training)
+    return MixedRepeat(module, joint_sample, transformation)
 
 
 class ShortStage(nn.Module):
@@ -97,53 +84,24 @@ class ShortStage(nn.Module):
         return [self.transformation(before), own]
 
 
-class MixedStage(MixedRepeat):
-    """A stage of chosen depth that may have a single cell.
-
-    Attributes:
-        transformation: NNI's layer for what a single cell passes on; ``None`` where it has the right shape.
-    """
-
-    def __init__(self, stage: NDSStage, joint_sample: JointSample) -> None:
-        super().__init__(stage, joint_sample)
-        transformation = stage.first_cell_transformation_factory()
-        like = next(stage.parameters(), None)
-        self.transformation = transformation and transformation.to(like).train(stage.training)
-
-    def of_depth(self, depth: int, states: list[Tensor]) -> list[Tensor]:
-        """What a stage of some depth returns, from what its last cell does."""
-        if depth != 1 or self.transformation is None:
-            return states
-        return [self.transformation(states[0]), states[1]]
-
-    def freeze(self, sample: dict[str, Any]) -> nn.Module:
-        """The cells at a sample; a single one with its transformation, which NNI's own network has not."""
-        cells = super().freeze(sample)
-        if len(cells) != 1 or self.transformation is None:
-            return cells
-        frozen = copy.deepcopy(recursive_freeze(self.transformation, sample)[0])
-        return ShortStage(cells[0], frozen)
-
-
 def fit_to_loose_ends(network: NDS) -> None:
     """Narrow the layers after the cells of a frozen network to the nodes that are loose, in place.
 
     Args:
-        network: an ``NDS`` whose choices have been replaced, its cells and itself not shared with a supernet.
+        network: an ``NDS`` whose choices have been replaced; it shares nothing with the supernet.
     """
     if network.merge_op != "loose_end":
         return
     before: list[Cell | None] = [None, None]  # the stem gives both inputs of the first cell
     for stage in network.stages:
         for cell in stage:
-            cell.preprocessor = copy.deepcopy(cell.preprocessor)
             _narrow(cell.preprocessor.pre0, before[-2])
             _narrow(cell.preprocessor.pre1, before[-1])
             before.append(cell)
         if isinstance(stage, ShortStage):
             _narrow(stage.transformation, before[-2])
             before[-2] = None  # the transformation passes on all that it makes
-    network.classifier = classifier = copy.deepcopy(network.classifier)
+    classifier = network.classifier
     classifier.weight, classifier.in_features = _read_only(before[-1], classifier.weight)
 
 

@@ -5,7 +5,6 @@ So two modules that share a label always agree.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -47,16 +46,16 @@ class JointSample:
         self._is_told = False
         self._draws: dict[str, Tensor] = {}
         self._weights: dict[str, Tensor] = {}
+        self._rows: dict[str, Rows] = {}
         self._active: dict[str, list[int]] = {}
-        self._active_slots: dict[str, Rows] = {}
         self.is_network = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> JointSample:
         # Torch copies no tensors with a history; a copy has the numbers, and nothing that leads back to the logits.
-        memo[id(self)] = copied = JointSample()
+        memo[id(self)] = twin = JointSample()
         draws = {label: draw.detach().clone() for label, draw in self._draws.items()}
-        copied.set(draws, copy.deepcopy(self._active_slots), self.is_network)
-        return copied
+        twin.set(draws, self._rows, self.is_network)
+        return twin
 
     def set(
         self,
@@ -75,11 +74,8 @@ class JointSample:
         self.tell_unread()
         self._draws = dict(draws)
         self._weights = {label: draw.sum(0) if draw.dim() == 2 else draw for label, draw in draws.items()}
-        self._active_slots = dict(nonzero_rows(draws) if rows is None else rows)
-        self._active = {
-            label: rows[0] if len(rows) == 1 else sorted(set().union(*rows))
-            for label, rows in self._active_slots.items()
-        }
+        self._rows = dict(nonzero_rows(draws) if rows is None else rows)
+        self._active = {label: sorted({k for row in rows for k in row}) for label, rows in self._rows.items()}
         self.is_network = is_network
 
     def tell_unread(self) -> None:
@@ -124,7 +120,7 @@ class JointSample:
         The j-th of the chosen inputs, in the order of the inputs, stands at place j.
         """
         self._read.add(label)
-        return list(map(self._with_weights, self._active_slots[label], self._draws[label]))
+        return list(map(self._with_weights, self._rows[label], self._draws[label]))
 
     def _with_weights(self, active: list[int], weights: Tensor) -> dict[int, Tensor | None]:
         if self.is_network:

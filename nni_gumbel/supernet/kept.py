@@ -9,23 +9,17 @@ over what was added to it (:func:`additions`); what cannot be handed over is ref
 
 from __future__ import annotations
 
-import copy
-import functools
-import types
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from nni.nas.nn.pytorch import ParametrizedModule
-from nni.nas.nn.pytorch.base import recursive_freeze
-from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from nni_gumbel.supernet.variants import plain_attributes
 
-Mixin = TypeVar("Mixin", bound=BaseSuperNetModule)
-
 _ENTRIES = ("_parameters", "_buffers", "_modules")
+_COPYING = ("__getstate__", "__deepcopy__")
 
 
 def additions(module: nn.Module, fresh: nn.Module) -> dict[str, list[str]]:
@@ -54,11 +48,12 @@ def keep_weights(module: ParametrizedModule) -> nn.Module:
     """What NNI would freeze a module without choices in its arguments to, with this module's weights.
 
     ``MutableConv2d`` becomes ``nn.Conv2d``. Its attributes are those that it was built with from its arguments: an
-    ``eps`` that was changed on it afterwards is not in NNI's frozen module either. Choices in submodules stay choices.
+    ``eps`` that was changed on it afterwards is not in NNI's frozen module either. A module of a person's own class
+    stays, and so do choices in submodules.
     """
     kind = module._bound_type
     if kind is None:
-        return instance(derived(KeptModule, type(module)), vars(module))
+        return module
     if is_parametrized(module):
         # Torch gave it a class of its own, whose properties compute what the parametrizations say.
         own = vars(type(module))
@@ -67,43 +62,8 @@ def keep_weights(module: ParametrizedModule) -> nn.Module:
     return instance(kind, vars(module) | plain_attributes(module))
 
 
-_COPYING = ("__getstate__", "__deepcopy__")
-
-
-class KeptModule(BaseSuperNetModule):
-    """A ``ParametrizedModule`` of a person's own class, with its weights."""
-
-    def freeze(self, sample: dict[str, Any]) -> nn.Module:
-        """A copy, of the person's class, with every choice inside frozen."""
-        frozen, replaced = recursive_freeze(self, sample, include_root=False)
-        return self.as_built(frozen if replaced else copy.deepcopy(self))
-
-    def as_built(self, frozen: nn.Module) -> nn.Module:
-        """A module of the person's class with the state of another one."""
-        return instance(type(self).__bases__[1], vars(frozen))
-
-    def __reduce_ex__(self, protocol: Any) -> tuple:
-        return reduced(self, KeptModule)
-
-
-@functools.cache
-def derived(mixin: type[Mixin], kind: type[nn.Module]) -> type[Mixin]:
-    """A type that is a mixin of ours and a module of a given type at once."""
-    keywords = {"disable_init_wrapper": True} if issubclass(kind, ParametrizedModule) else {}
-    return types.new_class(f"{mixin.__name__}[{kind.__name__}]", (mixin, kind), keywords)
-
-
 def instance(kind: type[nn.Module], state: Mapping[str, Any]) -> Any:
     """A module with the state of another, whose parameters it shares; no ``__init__`` runs."""
     module = object.__new__(kind)
     vars(module).update(state)
     return module
-
-
-def reduced(module: BaseSuperNetModule, mixin: type[BaseSuperNetModule]) -> tuple:
-    """How an instance of a :func:`derived` type is copied and pickled: such a type has no importable name."""
-    return _restored, (mixin, type(module).__bases__[1]), module.__getstate__()
-
-
-def _restored(mixin: type[BaseSuperNetModule], kind: type[nn.Module]) -> BaseSuperNetModule:
-    return object.__new__(derived(mixin, kind))

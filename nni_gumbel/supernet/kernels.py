@@ -8,7 +8,7 @@ window. Those of a convolution are ``range(-padding, -padding + dilation * size,
 ``range(0, 1)``; those of a canvas are the smallest range that contains all of them.
 
 - *Candidates* of a choice (:mod:`~nni_gumbel.supernet.candidates`) have kernels of their own, which are weighted and
-  added on the canvas: ``Conv1d`` to ``Conv3d`` with zero padding, a convolution followed by a pointwise one,
+  added on the canvas: ``Conv1d`` to ``Conv3d`` with zero padding, a depthwise convolution followed by a pointwise one,
   ``Linear``, ``Identity``, average pooling that divides by a constant, and NNI's ``Zero``. Types are compared exactly:
   a subclass computes what it likes.
 - *Sizes* of one module (:mod:`~nni_gumbel.supernet.sizes`) are nested parts of one kernel, which is weighted entry by
@@ -18,19 +18,16 @@ window. Those of a convolution are ``range(-padding, -padding + dilation * size,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from nni.nas.nn.pytorch import ParametrizedModule
 from torch import Tensor, nn
 from torch.nn import functional
 
 from nni_gumbel.supernet.slicing import Shape
-
-Taps = tuple[range, ...]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 POOLS = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}
@@ -71,21 +68,10 @@ class Kernel:
     """
 
     shape: Shape
-    taps: Taps
+    taps: tuple[range, ...]
     groups: int
     cost: int
     value: float | None = None
-
-
-def built_type(module: nn.Module) -> type[nn.Module]:
-    """The type that decides what a module computes: of NNI's ``MutableConv2d`` without choices ``nn.Conv2d``."""
-    kind = type(module)
-    bound = kind._bound_type if isinstance(module, ParametrizedModule) and not module.mutables else None
-    if bound is not None and all(
-        getattr(kind, name, None) is getattr(bound, name, None) for name in ("forward", "_conv_forward")
-    ):
-        return bound
-    return kind
 
 
 def is_zero_of_nni(module: nn.Module) -> bool:
@@ -94,9 +80,8 @@ def is_zero_of_nni(module: nn.Module) -> bool:
     That of NAS-Bench-201 may give another number of channels.
     """
     kind = type(module)
-    return (kind.__module__, kind.__qualname__) in _ZEROS and (
-        getattr(module, "C_in", None) == getattr(module, "C_out", None)
-    )
+    is_zero = (kind.__module__, kind.__qualname__) in _ZEROS
+    return is_zero and getattr(module, "C_in", None) == getattr(module, "C_out", None)
 
 
 # -- one operation -----------------------------------------------------------------------------------
@@ -120,17 +105,22 @@ def of_layer(layer: nn.Module) -> tuple[Frame, Kernel]:
 
 def of_candidate(module: nn.Module) -> tuple[Frame, Kernel] | None:
     """The frame and the kernel of a candidate with parameters; ``None`` for all others."""
-    layers = _layers_of(module)
-    if not layers:
+    if type(module) is nn.Linear or (type(module) in CONVOLUTIONS and module.padding_mode == "zeros"):
+        return of_layer(module)
+    kinds = {*map(type, module)} if type(module) is nn.Sequential and len(module) == 2 else set()
+    if len(kinds) != 1 or not kinds <= {*CONVOLUTIONS}:
         return None
-    frame, kernel = of_layer(layers[0])
-    if len(layers) == 1:
-        return frame, kernel
-    inputs, outputs = frame.channels[0], layers[1].out_channels
-    whole = Kernel(
-        (outputs, inputs, *kernel.shape[2:]), kernel.taps, 1, kernel.cost + layers[1].weight.numel()
-    )
-    return Frame((inputs, outputs), frame.stride, frame.growth), whole
+    (frame, kernel), (then, pointwise) = map(of_layer, module)
+    channels, ones = frame.channels[0], (1,) * len(frame.stride)
+    is_depthwise = kernel.groups == channels == frame.channels[1]
+    is_pointwise = (pointwise.groups, pointwise.shape[2:], then.stride) == (1, ones, ones)
+    # With a padding of its own it would not add the first one's bias to every place of the output.
+    is_unpadded = not any(then.growth) and frame.padding_mode == then.padding_mode == "zeros"
+    if not (is_depthwise and is_pointwise and is_unpadded):
+        return None
+    shape = (*pointwise.shape[:2], *kernel.shape[2:])
+    whole = Kernel(shape, kernel.taps, 1, kernel.cost + pointwise.cost)
+    return Frame((channels, shape[0]), frame.stride, frame.growth), whole
 
 
 def in_frame(module: nn.Module, frame: Frame) -> Kernel | None:
@@ -139,20 +129,19 @@ def in_frame(module: nn.Module, frame: Frame) -> Kernel | None:
     if own is not None:
         return own[1] if own[0] == frame else None
     dims, (inputs, outputs) = len(frame.stride), frame.channels
-    cost, is_pool = 0, type(module) in POOLS
-    if built_type(module) is nn.Identity:
-        size, stride, pad, value = (1,) * dims, (1,) * dims, (0,) * dims, 1.0
-    elif is_zero_of_nni(module) and (module.stride == 1 or dims == 2):
-        size, stride, pad, value = (1,) * dims, (module.stride,) * dims, (0,) * dims, 0.0
-    elif is_pool and not module.ceil_mode and getattr(module, "divisor_override", None) is None:
+    size, stride, pad, cost, value = (1,) * dims, (1,) * dims, (0,) * dims, 0, 1.0
+    if is_zero_of_nni(module) and (module.stride == 1 or dims == 2):
+        stride, value = (module.stride,) * dims, 0.0
+    elif type(module) in POOLS:
         size, stride, pad = (
             (entry,) * POOLS[type(module)] if isinstance(entry, int) else tuple(entry)
             for entry in (module.kernel_size, module.stride, module.padding)
         )
-        if any(pad) and not module.count_include_pad:
-            return None  # the divisor varies
+        is_varying = any(pad) and not module.count_include_pad
+        if is_varying or module.ceil_mode or getattr(module, "divisor_override", None) is not None:
+            return None
         cost, value = inputs * math.prod(size), 1 / math.prod(size)
-    else:
+    elif type(module) is not nn.Identity:
         return None
     taps, growth = _placed(size, [(n, n) for n in pad], (1,) * len(size))
     if inputs != outputs or frame != Frame(frame.channels, stride, growth):
@@ -160,55 +149,21 @@ def in_frame(module: nn.Module, frame: Frame) -> Kernel | None:
     return Kernel((outputs, 1, *size), taps, inputs, cost, value)
 
 
-def kernel_tensor(module: nn.Module) -> Tensor:
-    """``(out, in / groups, *size)``: the kernel of a candidate that has parameters; differentiable."""
+def kernel_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """The kernel, ``(out, in / groups, *size)``, and the bias, ``(out,)``, of a candidate that has parameters."""
     if not isinstance(module, nn.Sequential):
-        return module.weight
+        return module.weight, module.bias
     first, last = module
-    pointwise, outputs, middle, groups = last.weight, last.out_channels, first.out_channels, first.groups
-    if first.weight.shape[:2] == (groups, 1):
-        return pointwise * first.weight.transpose(0, 1)
-    return torch.einsum(
-        "ogm,gmik->ogik",
-        pointwise.reshape(outputs, groups, middle // groups),
-        first.weight.reshape(groups, middle // groups, first.in_channels // groups, -1),
-    ).reshape(outputs, first.in_channels, *first.kernel_size)
-
-
-def bias_tensor(module: nn.Module) -> Tensor | None:
-    """``(out,)``: the bias of a candidate that has parameters, ``None`` if it adds none; differentiable."""
-    if not isinstance(module, nn.Sequential):
-        return module.bias
-    first, last = module
-    if first.bias is None:
-        return last.bias
-    through = (last.weight.flatten(1) * first.bias).sum(1)
-    return through if last.bias is None else through + last.bias
-
-
-def _layers_of(module: nn.Module) -> Sequence[nn.Module]:
-    """The convolution or the linear layer that a candidate is, or a convolution and the pointwise one after it.
-
-    The pointwise one has no padding of its own: what the first one's bias adds reaches every place of the output.
-    """
-    kind = built_type(module)
-    if kind is nn.Linear or (kind in CONVOLUTIONS and module.padding_mode == "zeros"):
-        return (module,)
-    if kind is not nn.Sequential or len(module) != 2:
-        return ()
-    first, last = module
-    if not (built_type(first) is built_type(last) in CONVOLUTIONS):
-        return ()
-    frame, kernel = of_layer(last)
-    ones = (1,) * len(frame.stride)
-    is_pointwise = (kernel.groups, kernel.shape[2:], frame.stride) == (1, ones, ones)
-    is_unpadded = not any(frame.growth) and first.padding_mode == last.padding_mode == "zeros"
-    return (first, last) if is_pointwise and is_unpadded else ()
+    kernel, bias = last.weight * first.weight.transpose(0, 1), last.bias
+    if first.bias is not None:
+        through = (last.weight.flatten(1) * first.bias).sum(1)
+        bias = through if bias is None else through + bias
+    return kernel, bias
 
 
 def _placed(
     size: Sequence[int], pads: Sequence[tuple[int, int]], dilation: Sequence[int]
-) -> tuple[Taps, tuple[int, ...]]:
+) -> tuple[tuple[range, ...], tuple[int, ...]]:
     """The taps and the growth of a kernel."""
     taps = tuple(
         range(-left, -left + (d * n if n > 1 else 1), d if n > 1 else 1)
@@ -228,40 +183,20 @@ def canvas(kernels: Sequence[Kernel]) -> Kernel:
     return Kernel(shape, taps, groups, math.prod(shape))
 
 
-@dataclass(frozen=True)
 class Place:
-    """Where a kernel lies on its canvas.
+    """Where a kernel lies on its canvas."""
 
-    Args:
-        entries: of the canvas, per dimension.
-        groups: of the canvas.
-        ratio: how many groups of the kernel there are in one group of the canvas, as blocks on its diagonal.
-    """
-
-    entries: tuple[slice, ...]
-    groups: int
-    ratio: int
-
-    @classmethod
-    def of(cls, kernel: Kernel, whole: Kernel) -> Place:
-        """The place of a kernel on a canvas."""
-        entries = tuple(map(_slice, kernel.taps, whole.taps))
-        return cls(entries, whole.groups, kernel.groups // whole.groups)
+    def __init__(self, kernel: Kernel, whole: Kernel) -> None:
+        self._entries = tuple(map(_slice, kernel.taps, whole.taps))
+        # As many groups of the kernel are in one group of the canvas, as blocks on its diagonal.
+        self._groups, self._ratio = whole.groups, kernel.groups // whole.groups
 
     def on(self, whole: Tensor) -> Tensor:
-        """A view of the canvas: ``(out, in, *size)``, or ``(ratio, groups, out, in, *size)`` of blocks."""
-        if self.ratio > 1:
-            blocks = whole.unflatten(1, (self.ratio, -1)).unflatten(0, (self.groups, self.ratio, -1))
-            whole = blocks.diagonal(dim1=1, dim2=3).movedim(-1, 0)
-        return whole[(..., *self.entries)]
-
-    def blocks(self, kernel: Tensor) -> Tensor:
-        """A kernel in the shape of :meth:`on`."""
-        return kernel.unflatten(0, (self.groups, self.ratio, -1)).movedim(1, 0) if self.ratio > 1 else kernel
-
-    def kernel(self, blocks: Tensor) -> Tensor:
-        """The inverse of :meth:`blocks`."""
-        return blocks.movedim(0, 1).flatten(0, 2) if self.ratio > 1 else blocks
+        """A view of the canvas: ``(out, in, *size)``, or ``(groups, ratio, out, in, *size)`` of blocks."""
+        if self._ratio > 1:
+            blocks = whole.unflatten(0, (self._groups, self._ratio, -1)).unflatten(3, (self._ratio, -1))
+            whole = blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1)
+        return whole[(..., *self._entries)]
 
 
 def weighted_kernel(
@@ -293,7 +228,8 @@ class _WeightedKernel(torch.autograd.Function):
         ctx.save_for_backward(weights, *kernels)
         whole = kernels[0].new_zeros(shape)
         for place, weight, kernel in zip(places, weights.to(whole.dtype).unbind(), kernels):
-            place.on(whole).addcmul_(place.blocks(kernel), weight)
+            entries = place.on(whole)
+            entries.addcmul_(kernel.reshape(entries.shape), weight)
         return whole
 
     @staticmethod
@@ -303,16 +239,12 @@ class _WeightedKernel(torch.autograd.Function):
         of_weights, of_kernels = [], []
         each = weights.to(gradient.dtype).unbind()
         for place, weight, kernel, is_needed in zip(ctx.places, each, kernels, needs_kernels):
-            own = place.kernel(place.on(gradient))
+            own = place.on(gradient).reshape(kernel.shape)
             of_kernels.append(own * weight if is_needed else None)
             if needs_weights:
                 of_weights.append((own * kernel).sum())
-        return (
-            None,
-            None,
-            torch.stack(of_weights).to(weights.dtype) if needs_weights else None,
-            *of_kernels,
-        )
+        of_weights = torch.stack(of_weights).to(weights.dtype) if needs_weights else None
+        return None, None, of_weights, *of_kernels
 
 
 def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
@@ -332,36 +264,20 @@ def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, frame: Frame, whole
         x = functional.pad(x, [side for pair in reversed(pads) for side in pair], mode)
         padding = (0,) * len(pads)
     convolution = (functional.conv1d, functional.conv2d, functional.conv3d)[len(pads) - 1]
-    return convolution(
-        x, kernel, bias, frame.stride, padding, tuple(t.step for t in whole.taps), whole.groups
-    )
+    dilation = tuple(taps.step for taps in whole.taps)
+    return convolution(x, kernel, bias, frame.stride, padding, dilation, whole.groups)
 
 
-@contextmanager
-def full_precision(device: str) -> Iterator[None]:
+def full_precision(device: str) -> AbstractContextManager[Any]:
     """Kernels are summed in the precision in which they are kept; autocast rounds their sum at last."""
-    if not _is_autocast(device):
-        yield
-        return
-    with torch.autocast(device, enabled=False):
-        yield
-
-
-def _is_autocast(device: str) -> bool:
-    try:
-        return torch.is_autocast_enabled(device)
-    except RuntimeError:  # a device without autocast, such as meta
-        return False
-    except TypeError:  # Before torch 2.4 it was asked of each device by a function of its own.
-        return torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
+    # Asked first: a context of autocast takes as long as a small kernel.
+    return torch.autocast(device, enabled=False) if torch._C._is_any_autocast_enabled() else nullcontext()
 
 
 def _hull(ranges: Sequence[range]) -> range:
-    start = min(one.start for one in ranges)
-    last = max(one[-1] for one in ranges)
-    steps = [one.step for one in ranges if len(one) > 1]
-    step = math.gcd(*steps, *(one.start - start for one in ranges)) or 1
-    return range(start, last + 1, step)
+    start, last = min(taps.start for taps in ranges), max(taps[-1] for taps in ranges)
+    steps = [taps.step for taps in ranges if len(taps) > 1]
+    return range(start, last + 1, math.gcd(*steps, *(taps.start - start for taps in ranges)) or 1)
 
 
 def _slice(own: range, whole: range) -> slice:

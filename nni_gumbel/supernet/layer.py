@@ -6,14 +6,14 @@ modules of their own, with their parameters and their names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from nni.nas.nn.pytorch import LayerChoice
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from nni_gumbel.supernet.candidates import Plan, call_alone, plan
+from nni_gumbel.supernet.candidates import Plan, call_alone, is_untouched, plan
 from nni_gumbel.supernet.joint_sample import JointSample
 from nni_gumbel.supernet.mixture import mixture, unchanged
 
@@ -34,18 +34,17 @@ class MixedLayer(LayerChoice, BaseSuperNetModule):
         super().__init__(choice.candidates, label=choice.label)
         self._joint_sample = joint_sample
         self._merged = merged
-        self._plans: dict[tuple[tuple[int, ...], ...], Plan] = {}
+        self._plans: dict[tuple[Any, ...], Plan] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy plans with its own modules.
         return {**self.__dict__, "_plans": {}}
 
-    def plan(self, active: Sequence[int] | None = None) -> Plan:
-        """How candidates at these places, or all of them, are executed on one tensor."""
-        names = self.names if active is None else [self.names[place] for place in active]
+    def plan(self) -> Plan:
+        """How all candidates together are executed on one tensor."""
         if not self._merged:
-            return Plan((), dict.fromkeys(names, "merging is off"))
-        return plan({name: self[name] for name in names})
+            return Plan((), dict.fromkeys(self.names, "merging is off"))
+        return plan({name: self[name] for name in self.names})
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Accepts what the candidates accept; returns what they return.
@@ -53,41 +52,36 @@ class MixedLayer(LayerChoice, BaseSuperNetModule):
         Raises:
             UsageError: candidates return outputs of different shapes, or one changes its input in place.
         """
-        running = self._joint_sample.running(self.label)
-        weights = {self.names[k]: weight for k, weight in running.items()}
+        joint = self._joint_sample
+        weights = {self.names[k]: weight for k, weight in joint.running(self.label).items()}
         names, outputs, factors = [], [], []
-        if self._merged and len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-            (x,) = args
-            # Whole numbers have no gradients, and a convolution does not take them.
-            if x.is_floating_point() and not self._joint_sample.is_network:
-                for operation in self._plan_of(tuple(running)).operations:
-                    if operation.repays(x):
-                        names.append(", ".join(map(str, operation.names)))
-                        outputs.append(operation(x, weights))
-                        factors.append(None)
-                        weights = {name: w for name, w in weights.items() if name not in operation.names}
-            outputs += [self._called(name, x, call_alone, self[name], x) for name in weights]
-        else:
-            outputs = [self._called(name, (args, kwargs), self[name], *args, **kwargs) for name in weights]
-        return mixture(
-            outputs,
-            [*factors, *weights.values()],
-            f"choice {self.label!r}: its candidates give",
-            (f"{name!r} gives" for name in [*names, *weights]),
-            "make all of them equal, e.g. with padding",
-        )
+        is_alone = self._merged and len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
+        # Whole numbers have no gradients, and a convolution does not take them.
+        if is_alone and not joint.is_network and args[0].is_floating_point():
+            for operation in self._plan_of(tuple(weights)).operations:
+                if operation.repays(args[0]):
+                    names.append(", ".join(map(str, operation.names)))
+                    outputs.append(operation(args[0], weights))
+                    factors.append(None)
+                    weights = {name: w for name, w in weights.items() if name not in operation.names}
+        inputs = args if is_alone else tree_leaves((args, kwargs))
+        for name, weight in weights.items():
+            with unchanged(inputs, f"choice {self.label!r}: candidate {name!r}"):
+                outputs.append(call_alone(self[name], args[0]) if is_alone else self[name](*args, **kwargs))
+            names.append(name)
+            factors.append(weight)
+        remedy = "make all of them equal, e.g. with padding"
+        told = (f"{name!r} gives" for name in names)
+        return mixture(outputs, factors, f"choice {self.label!r}: its candidates give", told, remedy)
 
-    def _plan_of(self, active: tuple[int, ...]) -> Plan:
-        # A candidate that somebody replaced is another one.
-        key = active, tuple(map(id, self._modules.values()))
-        known = self._plans.get(key)
-        if known is not None and known.holds():
-            return known
-        if len(self._plans) >= _PLANS_KEPT:
-            self._plans.pop(next(iter(self._plans)))
-        self._plans[key] = self.plan(active)
+    def _plan_of(self, active: tuple[Any, ...]) -> Plan:
+        """The plan for the candidates of these names, made anew if one was replaced, or hooked into."""
+        candidates = {name: self[name] for name in active}
+        # Below a candidate and its children there is nothing that is replaced.
+        parts = (part for module in candidates.values() for part in (module, *module._modules.values()))
+        key = active, *((id(part), type(part), is_untouched(part)) for part in parts)
+        if key not in self._plans:
+            if len(self._plans) >= _PLANS_KEPT:
+                self._plans.pop(next(iter(self._plans)))
+            self._plans[key] = plan(candidates)
         return self._plans[key]
-
-    def _called(self, name: Any, inputs: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with unchanged(inputs, f"choice {self.label!r}: candidate {name!r}"):
-            return function(*args, **kwargs)

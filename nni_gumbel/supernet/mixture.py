@@ -12,17 +12,13 @@ behind them, and half of one mask and half of another is no mask. It passes thro
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, equal
-from torch.utils._pytree import tree_leaves
 
 from nni_gumbel.errors import UsageError
-
-
-class Different(Exception):
-    """How outputs differ (``outputs of different shapes``), and what each of them is."""
 
 
 def mixture(
@@ -48,21 +44,17 @@ def mixture(
     Raises:
         UsageError: the shapes differ, or entries that cannot be mixed.
     """
+    if len(outputs) == 1 and weights[0] is None:
+        return outputs[0]
     try:
-        return mixed(outputs, weights)
-    except Different as different:
+        return _mixed(outputs, weights)
+    except _Different as different:
         difference, found = different.args
-        given = ", ".join(f"{name} {output}" for name, output in zip(names, found))
+        first: dict[str, str] = {}  # of each of the different outputs who gives it first
+        for name, output in zip(names, found):
+            first.setdefault(output, f"{name} {output}")
+        given = ", ".join(first.values())
         raise UsageError(f"{owner} {difference} ({given}); {remedy}") from None
-
-
-def mixed(outputs: Sequence[Any], weights: Sequence[Tensor | None]) -> Any:
-    """As :func:`mixture`.
-
-    Raises:
-        Different: the shapes differ, or entries that cannot be mixed.
-    """
-    return outputs[0] if len(outputs) == 1 and weights[0] is None else _mixed(outputs, weights)
 
 
 def is_float(value: Any) -> bool:
@@ -75,85 +67,62 @@ def rebuilt(like: Sequence[Any], entries: Iterable[Any]) -> Any:
     return type(like)(*entries) if hasattr(like, "_fields") else type(like)(entries)
 
 
-class unchanged:
+@contextmanager
+def unchanged(inputs: Sequence[Any], owner: str) -> Iterator[None]:
     """Refuse a candidate that changes its input in place: the others would take the change for their input.
 
     Args:
-        inputs: what the candidate is given: tensors, also in tuples, lists and dicts.
+        inputs: what the candidate is given, tensors among it; nothing nested.
         owner: the candidate, in the words of the error.
 
     Raises:
         UsageError: a tensor has been written to.
     """
-
-    __slots__ = ("_owner", "_tensors", "_versions")
-
-    def __init__(self, inputs: Any, owner: str) -> None:
-        self._owner = owner
-        # Tensors of torch's inference mode count no writes; a step of training finds the candidate all the same.
-        self._tensors = [t for t in _leaves(inputs) if isinstance(t, Tensor) and not t.is_inference()]
-
-    def __enter__(self) -> None:
-        self._versions = [tensor._version for tensor in self._tensors]
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is None and [tensor._version for tensor in self._tensors] != self._versions:
-            raise UsageError(
-                f"{self._owner} changes its input in place, which the others get, too; let it make a new tensor "
-                "(x = x + y, not x += y)"
-            )
+    # Tensors of torch's inference mode count no writes; a step of training finds the candidate all the same.
+    tensors = [value for value in inputs if isinstance(value, Tensor) and not value.is_inference()]
+    versions = [tensor._version for tensor in tensors]
+    yield
+    if [tensor._version for tensor in tensors] != versions:
+        raise UsageError(
+            f"{owner} changes its input in place, which the others get, too; let it make a new tensor "
+            "(x = x + y, not x += y)"
+        )
 
 
-def _leaves(inputs: Any) -> Sequence[Any]:
-    """What nested inputs hold; the usual ones are found without the general walk, which takes ten times as long."""
-    if isinstance(inputs, Tensor):
-        return (inputs,)
-    args, kwargs = inputs if type(inputs) is tuple and len(inputs) == 2 else (None, None)
-    if type(args) is tuple and kwargs == {} and all(isinstance(value, Tensor) for value in args):
-        return args
-    return tree_leaves(inputs)
+class _Different(Exception):
+    """How outputs differ (``outputs of different shapes``), and what each of them is."""
 
 
 def _mixed(outputs: Sequence[Any], weights: Sequence[Tensor | None]) -> Any:
     first = outputs[0]
     if all(map(is_float, outputs)):
         if any(output.shape != first.shape for output in outputs):
-            raise Different("outputs of different shapes", [str(tuple(output.shape)) for output in outputs])
-        total = _scaled(first, weights[0])
-        for output, weight in zip(outputs[1:], weights[1:]):
-            total = total + _scaled(output, weight)
+            raise _Different("outputs of different shapes", [str(tuple(output.shape)) for output in outputs])
+        total = None
+        for output, weight in zip(outputs, weights):
+            scaled = output if weight is None else output * weight.to(output.dtype)
+            total = scaled if total is None else total + scaled
         return total
     for container in (dict, (tuple, list)):
         if all(isinstance(output, container) for output in outputs):
-            return _mixed_entries(outputs, weights)
+            keys = [set(output) if container is dict else len(output) for output in outputs]
+            if any(own != keys[0] for own in keys):
+                kinds = [f"a {_kind(output)} of {own}" for output, own in zip(outputs, keys)]
+                raise _Different("outputs of different shapes", kinds)
+            if container is not dict:
+                return rebuilt(first, [_mixed(entries, weights) for entries in zip(*outputs)])
+            whole = copy.copy(first)
+            whole.update({key: _mixed([output[key] for output in outputs], weights) for key in first})
+            return whole
     agrees = [_agree(output, first) for output in outputs]
     if all(agrees):
         return first
     found = [_kind(output) for output in outputs]
     if len(set(found)) == 1:
         found = [kind if agree else f"another {kind}" for kind, agree in zip(found, agrees)]
-    raise Different(
+    raise _Different(
         "outputs that differ in what cannot be mixed, which is all but floating-point tensors", found
     )
-
-
-def _mixed_entries(outputs: Sequence[Any], weights: Sequence[Tensor | None]) -> Any:
-    first = outputs[0]
-    keys = [set(output) if isinstance(output, dict) else len(output) for output in outputs]
-    if any(own != keys[0] for own in keys):
-        raise Different(
-            "outputs of different shapes", [f"a {_kind(o)} of {k}" for o, k in zip(outputs, keys)]
-        )
-    if not isinstance(first, dict):
-        return rebuilt(first, [_mixed(entries, weights) for entries in zip(*outputs)])
-    whole = copy.copy(first)
-    for key in first:
-        whole[key] = _mixed([output[key] for output in outputs], weights)
-    return whole
-
-
-def _scaled(output: Tensor, weight: Tensor | None) -> Tensor:
-    return output if weight is None else output * weight.to(output.dtype)
 
 
 def _agree(value: Any, first: Any) -> bool:

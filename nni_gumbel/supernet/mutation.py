@@ -24,7 +24,7 @@ from nni_gumbel.supernet.arguments import MixedArguments, mix_arguments
 from nni_gumbel.supernet.cell import MixedCell
 from nni_gumbel.supernet.depth import MixedRepeat
 from nni_gumbel.supernet.distribution import Distribution
-from nni_gumbel.supernet.hub import FullWidthCell, MixedStage, mix_of_hub, parts_of_hub
+from nni_gumbel.supernet.hub import mix_of_hub, parts_of_hub
 from nni_gumbel.supernet.inputs import MixedInput
 from nni_gumbel.supernet.kept import hand_over_hooks
 from nni_gumbel.supernet.layer import MixedLayer
@@ -196,5 +196,5 @@ def _refuse_call(path: str, module: MutableModule, *_: Any, **__: Any) -> None:
     )
 
 
-_CONTAINERS = (MixedLayer, MixedInput, MixedRepeat, MixedStage, MixedCell, FullWidthCell)
+_CONTAINERS = (MixedLayer, MixedInput, MixedRepeat, MixedCell)
 """Modules that are built anew in the place of others."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -68,10 +67,9 @@ class Sizes:
         self.members = tuple(members)
         self._variants, self._device = variants, device
         self._templates = [variants.templates[k] for k in members]
-        self._shares: dict[str, Shares] = {}
-        self._canvas: tuple[Frame, Kernel] | None = None
-        self._of_channels: Shares | None = None
-        if isinstance(self._templates[0], _BATCH_NORMS):
+        self._shares: dict[str, Shares | None] = {}
+        self._is_norm = isinstance(self._templates[0], _BATCH_NORMS)
+        if self._is_norm:
             widths = [(template.num_features,) for template in self._templates]
             self._of_channels = Shares(widths, max(widths), [False], device)
         elif len(members) > 1:
@@ -88,35 +86,33 @@ class Sizes:
             x: the input.
             runner: a variant without weights, as it runs now: in ``train()`` or ``eval()``.
         """
-        if self._of_channels is not None:
+        if self._is_norm:
             return self._norm(weights, state, x, runner)
         frame, whole = self._canvas
         x = restrict(x, [(-len(whole.taps) - 1, frame.channels[0])])
-        weight, bias = (self._expected(name, weights, state) for name in ("weight", "bias"))
-        return convolve(x, weight, bias, frame, whole)
+        expected: dict[str, Tensor | None] = {"weight": None, "bias": None}
+        for name in expected:
+            shares = self.shares(name)
+            if shares is not None:
+                tensor = self.part(name, state[name])
+                expected[name] = tensor * shares(weights).to(tensor)
+        return convolve(x, expected["weight"], expected["bias"], frame, whole)
 
     def shares(self, name: str) -> Shares | None:
         """The weights of the entries of one of the supernet's tensors; ``None`` if no member has it."""
         if name not in self._shares:
             shapes = [self._variants.shapes[k].get(name) for k in self.members]
-            if not any(shape is not None for shape in shapes):
-                return None
-            full = self._variants.full[name]
-            template = self._templates[next(i for i, shape in enumerate(shapes) if shape is not None)]
-            centred = [is_centred(template, name, dim) for dim in range(len(full))]
-            self._shares[name] = Shares(shapes, full, centred, self._device)
+            owner = next((t for t, shape in zip(self._templates, shapes) if shape is not None), None)
+            self._shares[name] = None
+            if owner is not None:
+                full = self._variants.full[name]
+                centred = [is_centred(owner, name, dim) for dim in range(len(full))]
+                self._shares[name] = Shares(shapes, full, centred, self._device)
         return self._shares[name]
 
     def part(self, name: str, tensor: Tensor) -> Tensor:
         """The part of one of the supernet's tensors that the largest members use."""
         return part(self._templates[0], name, tensor, self.shares(name).shape)
-
-    def _expected(self, name: str, weights: Tensor, state: Mapping[str, Tensor]) -> Tensor | None:
-        shares = self.shares(name)
-        if shares is None:
-            return None
-        tensor = self.part(name, state[name])
-        return tensor * shares(weights).to(tensor)
 
     def _norm(
         self, weights: Tensor, state: Mapping[str, Tensor], x: Tensor, runner: Callable[[int], nn.Module]
@@ -143,9 +139,8 @@ def _canvas(layers: Sequence[nn.Module]) -> tuple[Frame, Kernel]:
 class Shares:
     """``S``: for each entry of a tensor the weight of the sizes whose part contains it.
 
-    ``S_i = sum over sizes v that contain entry i of w_v`` falls from the beginning or the centre of a tensor outwards.
-    It is computed from a table with one cell per combination of extents, by sums from the large end: 300 sizes cost
-    what a few extents in each dimension cost.
+    ``S_i = sum over sizes v that contain entry i of w_v`` is constant on the cells between the extents of the sizes;
+    300 sizes of a few extents in each dimension have few cells.
 
     Args:
         shapes: of each size the shape of its part; ``None`` for one without this tensor.
@@ -162,37 +157,31 @@ class Shares:
     def __init__(
         self, shapes: Sequence[Shape | None], full: Shape, centred: Sequence[bool], device: torch.device
     ) -> None:
-        has = [shape for shape in shapes if shape is not None]
-        self.shape: Shape = tuple(map(max, zip(*has)))
-        # The parts are nested: an entry is in all parts from some extent on, in each dimension.
-        extents = [sorted(set(column)) for column in zip(*has)]
-        self._counts = [len(column) for column in extents]
-        places = [[column.index(n) for column, n in zip(extents, shape)] for shape in has]
-        index = partial(torch.as_tensor, device=device)
-        self._cells = index(np.ravel_multi_index(np.transpose(places), self._counts))
-        self._has = None
-        if len(has) < len(shapes):
-            self._has = index([k for k, shape in enumerate(shapes) if shape is not None])
-        self._ranks = [
-            index(_smallest_rank(*entry)[offset(entry[0], n, entry[2]) :][:n])
+        columns = list(zip(*(shape for shape in shapes if shape is not None)))
+        self.shape: Shape = tuple(map(max, columns))
+        extents = [sorted(set(column)) for column in columns]
+        self._counts = tuple(map(len, extents))
+        cells = np.array(list(np.ndindex(self._counts)))
+        ranks = [shape and [*map(list.index, extents, shape)] for shape in shapes]
+        contains = [np.zeros(len(cells)) if own is None else (own >= cells).all(-1) for own in ranks]
+        self._contains = torch.tensor(np.array(contains), dtype=torch.float32, device=device)
+        self._cells = [
+            torch.tensor(_smallest_rank(*entry)[offset(entry[0], n, entry[2]) :][:n], device=device)
             for *entry, n in zip(full, extents, centred, self.shape)
         ]
 
     def __call__(self, weights: Tensor) -> Tensor:
         """What broadcasts to ``shape``, in the dtype of the weights, ``(sizes,)``; differentiable."""
-        weights = weights if self._has is None else weights[self._has]
-        table = weights.new_zeros(math.prod(self._counts)).index_add(0, self._cells, weights)
-        table = table.view(self._counts)
-        for dim, ranks in enumerate(self._ranks):
+        # Not a product of matrices, which autocast would round.
+        table = (weights[:, None] * self._contains.to(weights)).sum(0).view(self._counts)
+        for dim, cells in enumerate(self._cells):
             if self._counts[dim] > 1:
-                table = table.flip(dim).cumsum(dim).flip(dim).index_select(dim, ranks)
+                table = table.index_select(dim, cells)
         return table
 
 
 def _smallest_rank(full: int, extents: Sequence[int], centred: bool) -> np.ndarray:
     """For each entry of a dimension the smallest extent, as its rank, whose part contains it."""
-    rank = np.zeros(full, dtype=np.int64)
-    for r in reversed(range(len(extents))):
-        start = offset(full, extents[r], centred)
-        rank[start : start + extents[r]] = r
-    return rank
+    starts, places = [offset(full, extent, centred) for extent in extents[:-1]], np.arange(full)
+    outside = [(places < start) | (places >= start + n) for start, n in zip(starts, extents)]
+    return np.sum(outside, 0, dtype=np.int64) if outside else np.zeros(full, dtype=np.int64)

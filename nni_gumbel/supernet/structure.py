@@ -17,13 +17,14 @@ import numpy as np
 from nni.mutable import Mutable
 from nni.nas.hub.pytorch.nasnet import NDS
 from nni.nas.nn.pytorch import Cell, LayerChoice, ModelSpace, MutableModule, ParametrizedModule, Repeat
+from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from torch import nn
 
 from nni_gumbel.copies import copied, shallow_copy
 from nni_gumbel.supernet.cell import MixedCell
+from nni_gumbel.supernet.depth import MixedRepeat
 from nni_gumbel.supernet.expressions import Tabulated
-from nni_gumbel.supernet.hub import MixedStage, fit_to_loose_ends
-from nni_gumbel.supernet.kept import KeptModule
+from nni_gumbel.supernet.hub import ShortStage, fit_to_loose_ends
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,7 @@ def children(module: nn.Module) -> Iterator[tuple[nn.Module, Condition | None]]:
         candidates, depths = depths_of(module)
         for number, block in enumerate(module.blocks):
             yield block, Condition(candidates, depths > number)
-        if isinstance(module, MixedStage) and module.transformation is not None:
+        if isinstance(module, MixedRepeat) and module.transformation is not None:
             yield module.transformation, Condition(candidates, depths == 1)
     elif isinstance(module, MixedCell) and module.op_candidates_factory is not None:
         variables = module.simplify()
@@ -161,27 +162,31 @@ def used_part(space: ModelSpace, sample: Mapping[str, Any]) -> dict[str, Any]:
 def freeze_with_weights(space: MutableModule, sample: Mapping[str, Any]) -> nn.Module:
     """The network of a sample, with a copy of the supernet's weights: each choice is replaced by what was chosen.
 
-    What is one tensor or one module in the supernet is one in the network. A space with a ``freeze`` of its own has
-    that build the network, which then gets the weights that the replacement keeps.
+    What is one tensor or one module in the supernet is one in the network. A space, or a module of it, with a
+    ``freeze`` of its own has that build the network, which then gets the weights that the replacement keeps.
 
     Args:
         space: a supernet.
         sample: an NNI sample that names the labels it uses.
 
     Raises:
-        RuntimeError: the space builds another network than the replacement of its choices gives.
+        RuntimeError: a ``freeze`` builds another network than the replacement of the choices gives.
     """
-    network = _Replacement(dict(sample)).of_space(space)
-    if type(space).freeze in _REPLACING:
-        return copied(network)
-    rebuilt = type(space).freeze(space, dict(sample)).to(next(network.parameters(), None))
-    rebuilt.load_state_dict(network.state_dict(), strict=True)
-    return rebuilt.train(space.training)
+    replacement = _Replacement(dict(sample))
+    network = copied(replacement.with_children(space, always=True))
+    for part in network.modules():
+        if isinstance(part, NDS):
+            fit_to_loose_ends(part)
+    return replacement.rebuilt(space, network)
 
 
-# What replaces the choices below a module (a ``Cell`` that is not mixed has no more to do), and the method of the hub's
-# ``NDS``: that builds its own class anew, whatever a person derived from it, and whatever was done to the instance.
-_REPLACING = (MutableModule.freeze, Cell.freeze, NDS.freeze)
+# What replaces the choices below a module (a ``Cell`` that is not mixed has no more to do), and the methods that build
+# a module anew without its weights: of a person's own ``ParametrizedModule``, which has no choice any more, and of the
+# hub's ``NDS``, which builds its own class, whatever a person derived from it.
+_REPLACING = (MutableModule.freeze, Cell.freeze, ParametrizedModule.freeze, NDS.freeze)
+
+
+_OF_CONTAINERS = (LayerChoice.freeze, Repeat.freeze)
 
 
 class _Replacement:
@@ -194,41 +199,44 @@ class _Replacement:
         self._sample = sample
         self._frozen: dict[nn.Module, nn.Module] = {}
 
-    def of_space(self, space: MutableModule) -> nn.Module:
-        network = self._with_children(space, always=True)
-        vars(network).pop("freeze", None)  # a supernet's own is bound to the supernet
-        return network
-
     def of(self, module: nn.Module) -> nn.Module:
         if module not in self._frozen:
             self._frozen[module] = self._of(module)
         return self._frozen[module]
 
     def _of(self, module: nn.Module) -> nn.Module:
-        own = type(module).freeze if isinstance(module, Mutable) else MutableModule.freeze
-        if own in (LayerChoice.freeze, Repeat.freeze):
+        if isinstance(module, (LayerChoice, Repeat)) and type(module).freeze in _OF_CONTAINERS:
             module.validate(self._sample)
-            kept = [self.of(child) for child, condition in children(module) if condition.at(self._sample)]
-            if own is LayerChoice.freeze:
-                return kept[0]
-            blocks = nn.Sequential(*kept)
+            kept = [child for child, condition in children(module) if condition.at(self._sample)]
+            if isinstance(module, LayerChoice):
+                return self.of(kept[0])
+            is_short = isinstance(module, MixedRepeat) and module.transformation in kept
+            blocks = (ShortStage if is_short else nn.Sequential)(*map(self.of, kept))
             blocks.training = module.training  # not train(), which would reach into the supernet
             return blocks
         if isinstance(module, MixedCell):
             return module.freeze(self._sample, self.of)
-        if isinstance(module, KeptModule):
-            return module.as_built(self._with_children(module))
-        return self._with_children(module) if own in _REPLACING else module.freeze(self._sample)
+        if isinstance(module, BaseSuperNetModule):
+            return module.freeze(self._sample)
+        return self.rebuilt(module, self.with_children(module))
 
-    def _with_children(self, module: nn.Module, always: bool = False) -> nn.Module:
+    def rebuilt(self, module: nn.Module, network: nn.Module) -> nn.Module:
+        """What the module's own ``freeze`` builds, with the weights of a network; the network if it has none."""
+        if not isinstance(module, Mutable) or type(module).freeze in _REPLACING:
+            return network
+        built = copied(type(module).freeze(module, self._sample)).to(next(network.parameters(), None))
+        built.load_state_dict(network.state_dict(), strict=True)
+        return built.train(module.training)
+
+    def with_children(self, module: nn.Module, always: bool = False) -> nn.Module:
+        """The module with its children frozen: itself if none of them has a choice, unless a copy is wanted anyway."""
         frozen = {name: child and self.of(child) for name, child in module._modules.items()}
         if not always and all(frozen[name] is child for name, child in module._modules.items()):
             return module
         network = shallow_copy(module)
         network._modules = frozen
+        vars(network).pop("freeze", None)  # a supernet's own is bound to the supernet
         for name, value in vars(network).items():
             if isinstance(value, types.MethodType) and value.__self__ is module:
                 vars(network)[name] = types.MethodType(value.__func__, network)  # its own, not the supernet's
-        if isinstance(network, NDS):
-            fit_to_loose_ends(network)
         return network

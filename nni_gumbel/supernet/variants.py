@@ -8,11 +8,8 @@ computes with the parts of the supernet's tensors (:mod:`nni_gumbel.supernet.sli
 
 from __future__ import annotations
 
-import copy
-import functools
-import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +20,7 @@ from nni.nas.space import model_context
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from nni_gumbel.copies import copied
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.supernet.expressions import Tabulated
 from nni_gumbel.supernet.slicing import Shape, part, paste, tensors_of
@@ -51,22 +49,20 @@ class Variants:
         self.is_of_torch = _is_of_torch(self.built_type)
         self.owner = f"module {name!r}"
         choices = choices_of(module)
-        self._positional = module.trace_args
+        self._positional = [key for key in _arguments(module) if key.startswith("*")]
         self._constants = {
             key: value.freeze({}) if isinstance(value, Mutable) else value
             for key, value in _arguments(module).items()
             if key not in choices
         }
-        for key in choices:
-            if key in ("device", "dtype"):
-                raise UsageError(f"{self.owner}: argument {key!r} cannot be a choice; give it a value")
+        for key in choices.keys() & {"device", "dtype"}:
+            raise UsageError(f"{self.owner}: argument {key!r} cannot be a choice; give it a value")
         self.table = Tabulated(choices, self.owner)
         self.templates = [self._construct(k, meta=True) for k in range(len(self.table.distinct))]
         self.shapes = [_shapes(template) for template in self.templates]
-        self._separate = {n for shapes in self.shapes for n in shapes if n.endswith("q_proj_weight")}
         self.full: dict[str, Shape] = {}
-        for k in range(len(self.templates)):
-            for key, shape in self._stored(self.shapes[k]):
+        for shapes in self.shapes:
+            for key, shape in shapes.items():
                 self.full[key] = tuple(map(max, shape, self.full.get(key, shape)))
 
     def describe(self, k: int) -> str:
@@ -75,20 +71,20 @@ class Variants:
 
     def parts(self, k: int, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of variant ``k``: parts of the supernet's; views of them wherever possible."""
-        return {name: self._part(k, name, state) for name in self.shapes[k]}
+        return {name: part(self.templates[k], name, state[name], own) for name, own in self.shapes[k].items()}
 
     def parameter_sizes(self) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
         """See :func:`nni_gumbel.supernet.arguments.parameter_sizes`."""
         counts: dict[str, np.ndarray] = {}
         for k, template in enumerate(self.templates):
-            for name, parameter in self._stored(dict(template.named_parameters())):
+            for name, parameter in template.named_parameters():
                 count = counts.setdefault(name, np.zeros(len(self.templates), dtype=np.int64))
                 count[k] = parameter.numel()
         return {name: (self.table.labels, count[self.table.index]) for name, count in counts.items()}
 
     def frozen(self, k: int, state: Mapping[str, Tensor]) -> nn.Module:
         """Variant ``k`` as a module of its own, with its parts of the supernet's tensors."""
-        module = copy.deepcopy(self.templates[k])
+        module = copied(self.templates[k])
         for name, value in self.parts(k, state).items():
             _put(module, name, value.detach(), self.templates[k], value.requires_grad)
         return module
@@ -101,7 +97,7 @@ class Variants:
         """
         shapes = _shapes(module)
         for k, built in enumerate(self.shapes):
-            if all(shapes.get(name) == shape for name, shape in built.items()):
+            if built.items() <= shapes.items():
                 return k
         missing = [name for name in self.shapes[0] if name not in shapes] or list(shapes)
         raise UsageError(
@@ -120,9 +116,9 @@ class Variants:
         """
         whole, default = self._built(), self.built_as(module)
         with torch.random.fork_rng([]):
-            built = dict(self._stored(tensors_of(self._construct(default))))
+            built = tensors_of(self._construct(default))
         state = tensors_of(whole)
-        for name, value in self._stored(tensors_of(module)):
+        for name, value in tensors_of(module).items():
             if name in built and _was_changed(value, built[name]):
                 with torch.no_grad():
                     if value.shape != state[name].shape:
@@ -138,21 +134,18 @@ class Variants:
         rest comes from the variants that are larger there, and is 0 where no variant has anything.
         """
         numels = [sum(map(math.prod, shapes.values())) for shapes in self.shapes]
-        base = self._construct(max(range(len(numels)), key=numels.__getitem__))
+        ascending = sorted(range(len(numels)), key=numels.__getitem__)
+        base = self._construct(ascending[-1])
         if _shapes(base) == self.full:
             return base
         state: dict[str, Tensor] = {}
         makers: dict[str, nn.Module] = {}
-        for k in sorted(range(len(numels)), key=numels.__getitem__):
-            variant = self._construct(k)
-            for name, value in self._stored(tensors_of(variant)):
+        for variant in map(self._construct, ascending):
+            for name, value in tensors_of(variant).items():
                 if name not in state:
                     state[name] = value.detach().new_zeros(self.full[name])
                     makers[name] = variant
                 paste(variant, name, state[name], value.detach())
-        for name in tensors_of(base).keys() - state.keys():
-            owner, entry = _place(base, name)
-            owner._parameters[entry] = None
         for name, value in state.items():
             _put(base, name, value, makers[name])
         return base
@@ -160,19 +153,17 @@ class Variants:
     def _construct(self, k: int, meta: bool = False) -> nn.Module:
         """Variant ``k`` as NNI would build it; as a template without storage."""
         arguments = self._constants | self.table.distinct[k]
-        positional = [arguments.pop(key) for key in _positional_names(self._positional)]
+        positional = [arguments.pop(key) for key in self._positional]
         try:
-            if not self.is_of_torch:
+            if meta and self.is_of_torch:
+                module = _template(self.built_type, positional, arguments)
+            else:
                 # A module of the user's own may do anything with its tensors, so they are real; its
                 # template draws no random numbers that others would miss.
                 with model_context(self.table.samples[k]), torch.random.fork_rng([], enabled=meta):
                     module = self.built_type(*positional, **arguments)
-                if isinstance(module, ParametrizedModule):
-                    module.save_init_arguments(*positional, **arguments)  # for its repr
-            elif meta:
-                module = _template(self.built_type, positional, arguments)
-            else:
-                module = self.built_type(*positional, **arguments)
+            if isinstance(module, ParametrizedModule):
+                module.save_init_arguments(*positional, **arguments)  # for its repr
         except Exception as error:  # whatever a constructor raises
             raise UsageError(
                 f"{self.owner}: {self.built_type.__name__} cannot be built with {self.describe(k)} "
@@ -183,27 +174,6 @@ class Variants:
                 f"{self.owner}: {self.built_type.__name__} cannot be relaxed; give its input size"
             )
         return module
-
-    def _part(self, k: int, name: str, state: Mapping[str, Tensor]) -> Tensor:
-        template, shape = self.templates[k], self.shapes[k][name]
-        if name in state:
-            return part(template, name, state[name], shape)
-        # An attention that takes queries, keys and values of one size keeps their weights in one tensor.
-        rows = shape[0] // 3, shape[1]
-        return torch.cat([part(template, n, state[n], rows) for n in _separate_names(name)])
-
-    def _stored(self, entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        """A variant's tensors, or their shapes, as the supernet keeps them.
-
-        An attention's ``in_proj_weight`` is kept as three tensors if some variant has them apart.
-        """
-        for name, entry in entries.items():
-            if name.endswith("in_proj_weight") and _separate_names(name)[0] in self._separate:
-                is_shape = isinstance(entry, tuple)
-                thirds = [(entry[0] // 3, entry[1])] * 3 if is_shape else entry.chunk(3)
-                yield from zip(_separate_names(name), thirds)
-            else:
-                yield name, entry
 
 
 def _was_changed(value: Tensor, built: Tensor) -> bool:
@@ -216,19 +186,16 @@ def _was_changed(value: Tensor, built: Tensor) -> bool:
     """
     if value._version > built._version:
         return True
-    value, built = (tensor.detach().double().cpu() for tensor in (value, built))
     if value.numel() < 2:
-        return value.dim() == 0 and not torch.equal(
-            value, built
-        )  # a counter; one random number tells nothing
-    if built.std() == 0 or value.std() == 0:
-        return not torch.equal(value, built)
-    # Six standard errors: of the difference of two means, and, for a uniform distribution, of two spreads.
-    error = 6 * math.sqrt(2 / value.numel())
-    spread = float(value.std() / built.std())
-    return abs(math.log(spread)) > error / 2 or float((value.mean() - built.mean()).abs()) > error * float(
-        built.std()
+        return value.dim() == 0 and bool(value != built)  # a counter; one random number tells nothing
+    (mean, spread), (expected, usual) = (
+        (float(tensor.mean()), float(tensor.std()))
+        for tensor in (value.detach().double(), built.detach().double())
     )
+    # Six standard errors: of the difference of two means, and, for a uniform distribution, of two spreads.
+    error = 6 * math.sqrt(2 / value.numel()) * usual
+    is_constant = (spread == 0) != (usual == 0)
+    return is_constant or abs(mean - expected) > error or abs(spread - usual) > error / 2
 
 
 def choices_of(module: ParametrizedModule) -> dict[str, Mutable]:
@@ -260,63 +227,41 @@ def plain_attributes(module: ParametrizedModule) -> dict[str, Any]:
     kind = module._bound_type
     if kind is None or not _is_of_torch(kind):
         return {}
-    names, values = _positional_names(module.trace_args), _arguments(module)
-    fresh = _template(kind, [values.pop(key) for key in names], values)
+    fresh = vars(_template(kind, module.trace_args, module.trace_kwargs))
     simple = (bool, int, float, str, tuple, type(None))
-    own = vars(fresh).keys() - vars(nn.Module()).keys()
-    return {key: value for key, value in vars(fresh).items() if key in own and isinstance(value, simple)}
+    own = fresh.keys() - vars(nn.Module()).keys()
+    return {key: value for key, value in fresh.items() if key in own and isinstance(value, simple)}
 
 
 def _arguments(module: ParametrizedModule) -> dict[str, Any]:
     """All arguments by name; NNI leaves those of a ``*args`` without one."""
-    return dict(zip(_positional_names(module.trace_args), module.trace_args)) | module.trace_kwargs
+    return {f"*args[{i}]": value for i, value in enumerate(module.trace_args)} | module.trace_kwargs
 
 
 def _is_of_torch(kind: type[nn.Module]) -> bool:
     return kind.__module__.startswith("torch.")
 
 
-def _positional_names(positional: tuple) -> list[str]:
-    return [f"*args[{i}]" for i in range(len(positional))]
-
-
-def _template(kind: type[nn.Module], positional: list[Any], arguments: dict[str, Any]) -> nn.Module:
+def _template(kind: type[nn.Module], positional: Sequence[Any], arguments: Mapping[str, Any]) -> nn.Module:
     """A module of ``torch.nn`` on the meta device."""
-    arguments = {name: value for name, value in arguments.items() if name != "device"}
-    if _takes_device(kind):  # faster than a context
-        return kind(*positional, **arguments, device="meta")
     with torch.device("meta"):
-        return kind(*positional, **arguments)
-
-
-@functools.cache
-def _takes_device(kind: type[nn.Module]) -> bool:
-    return "device" in inspect.signature(kind.__init__).parameters
+        return kind(*positional, **{name: v for name, v in arguments.items() if name != "device"})
 
 
 def _shapes(module: nn.Module) -> dict[str, Shape]:
     return {name: tuple(tensor.shape) for name, tensor in tensors_of(module).items()}
 
 
-def _separate_names(in_proj_weight: str) -> list[str]:
-    prefix = in_proj_weight.removesuffix("in_proj_weight")
-    return [f"{prefix}{letter}_proj_weight" for letter in "qkv"]
-
-
-def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    owner, _, entry = name.rpartition(".")
-    return module.get_submodule(owner), entry
-
-
 def _put(module: nn.Module, name: str, value: Tensor, like: nn.Module, requires_grad: bool = True) -> None:
     """Set a parameter or a buffer, whichever it is in ``like``, and at all places where it is one tensor there."""
-    owner, entry = _place(like, name)
+    path, _, entry = name.rpartition(".")
+    owner = like.get_submodule(path)
     if entry in owner._buffers:
-        owner, entry = _place(module, name)
-        owner._buffers[entry] = value
+        module.get_submodule(path)._buffers[entry] = value
         return
     parameter, tied = nn.Parameter(value, requires_grad=requires_grad), owner._parameters[entry]
     aliases = [alias for alias, other in like.named_parameters(remove_duplicate=False) if other is tied]
     for alias in aliases or [name]:
         # Recurrent layers keep a second list of their parameters, which setattr updates.
-        setattr(*_place(module, alias), parameter)
+        path, _, entry = alias.rpartition(".")
+        setattr(module.get_submodule(path), entry, parameter)

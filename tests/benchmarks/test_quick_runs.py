@@ -43,7 +43,7 @@ def assert_complete(script, folder, name, options):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("proxy", []), ("supernet", ["--ways", "fair", "pairs", "--no-affine"]), ("structure", [])],
+    [("proxy", []), ("supernet", ["--ways", "fair", "single", "--no-affine"]), ("structure", [])],
 )
 def test_an_instrument_on_nasbench201_runs_and_resumes(name, options, files, tmp_path):
     given = [*files[0], *([] if name == "structure" else files[1]), *options]

@@ -278,7 +278,7 @@ def test_candidates_that_run_as_one_operation_are_named():
     space = Linear()
     distribution = relax(space)
     (choice,) = inspecting._choices(space, distribution, {})
-    merged = "line, nothing as one linear layer; norm alone: neither linear nor elementwise"
+    merged = "line, nothing as one linear layer; norm alone: neither linear, with a padding of zeros, nor elementwise"
     assert choice.executions == (f"LayerChoice, merged: {merged}",)
 
 

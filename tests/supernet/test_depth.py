@@ -168,3 +168,4 @@ class _Shifted:
         self.blocks = [nn.Identity(), *repeat.blocks]
 
     of_depth = MixedRepeat.of_depth
+    transformation = None

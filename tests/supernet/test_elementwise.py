@@ -20,8 +20,6 @@ CANDIDATES = [
     nn.ReLU6(),
     nn.ELU(0.7),
     nn.ELU(-0.7),
-    nn.SELU(),
-    nn.CELU(1.3),
     nn.SiLU(),
     nn.GELU(),
     nn.GELU(approximate="tanh"),
@@ -29,11 +27,10 @@ CANDIDATES = [
     nn.Tanh(),
     nn.Sigmoid(),
     nn.Hardswish(),
-    nn.Hardsigmoid(),
     nn.Softplus(1.5, 10.0),
     Zero(3, 3, 1),
 ]
-OTHERS = [nn.PReLU(), nn.Dropout(0.0), nn.RReLU(0.2, 0.2), nn.BatchNorm2d(3), nn.Softmax(1)]
+OTHERS = [nn.SELU(), nn.PReLU(), nn.Dropout(0.0), nn.RReLU(0.2, 0.2), nn.BatchNorm2d(3), nn.Softmax(1)]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
 
@@ -73,8 +70,7 @@ def test_any_mixture_gives_the_outputs_and_gradients_of_the_plain_one(
     x[0, 0, 0] = torch.tensor([0.0, -0.5, 2.0, 6.0])
     weights = torch.rand(len(candidates), dtype=dtype) * (torch.rand(len(candidates)) < 0.8)
     assume(weights.any())
-    # Torch has no second derivative of the one, and that of the other overflows.
-    is_double = is_double and scale < 30 and not any(isinstance(c, nn.Hardsigmoid) for c in candidates)
+    is_double = is_double and scale < 30  # that of Softplus overflows
     found, expected = (results(candidates, way, weights, x, is_double) for way in (True, False))
     assert_equal(found, expected, TOLERANCE[dtype])
 

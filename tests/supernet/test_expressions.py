@@ -21,6 +21,11 @@ def joint_sample_of(**weights):
     return joint
 
 
+def active(table, joint):
+    positions, weights = table.weighted(joint)
+    return [(table.distinct[k], weight) for k, weight in zip(positions, weights.unbind())]
+
+
 def two_choices():
     return nni.choice("a", [1, 2, 3]), nni.choice("b", [2, 4])
 
@@ -53,7 +58,7 @@ def test_values_at_a_sample_are_those_of_nni():
 def test_combinations_with_one_value_are_one_entry_with_the_sum_of_their_weights():
     a, b = two_choices()
     joint = joint_sample_of(a=[0.5, 0.3, 0.2], b=[0.9, 0.1])
-    values = Tabulated({"product": a * b}).active(joint)
+    values = active(Tabulated({"product": a * b}), joint)
     assert [value["product"] for value, _ in values] == [2, 4, 8, 6, 12]
     expected = [0.45, 0.05 + 0.27, 0.03, 0.18, 0.02]
     assert torch.allclose(torch.stack([w for _, w in values]), torch.tensor(expected, dtype=torch.float64))
@@ -75,15 +80,15 @@ def test_active_values_have_the_law_of_the_expression(first, second, data):
     for (x, p), (y, q) in itertools.product(zip(first, weights[0]), zip(second, weights[1])):
         if p * q:
             law[x * y] = law.get(x * y, 0) + float(p * q)
-    got = {value["v"]: float(weight) for value, weight in Tabulated({"v": a * b}).active(joint)}
+    got = {value["v"]: float(weight) for value, weight in active(Tabulated({"v": a * b}), joint)}
     assert got == pytest.approx(law)
 
 
 def test_only_active_candidates_count_also_when_others_were_active_before():
     a, b = two_choices()
     table = Tabulated({"sum": a + b})
-    table.active(joint_sample_of(a=[0.2, 0.3, 0.5], b=[0.5, 0.5]))
-    ((value, weight),) = table.active(joint_sample_of(a=[0.0, 1.0, 0.0], b=[0.0, 1.0]))
+    active(table, joint_sample_of(a=[0.2, 0.3, 0.5], b=[0.5, 0.5]))
+    ((value, weight),) = active(table, joint_sample_of(a=[0.0, 1.0, 0.0], b=[0.0, 1.0]))
     assert value == {"sum": 6} and weight == 1
 
 
@@ -92,13 +97,13 @@ def test_weights_carry_gradients_to_every_label():
     logits = [torch.zeros(3, requires_grad=True), torch.zeros(2, requires_grad=True)]
     joint = JointSample()
     joint.set({"a": logits[0].softmax(0), "b": logits[1].softmax(0)})
-    values = Tabulated({"product": a * b}).active(joint)
+    values = active(Tabulated({"product": a * b}), joint)
     sum(value["product"] * weight for value, weight in values).backward()
     assert all(vector.grad.abs().sum() > 0 for vector in logits)
 
 
 def test_without_a_choice_there_is_one_value_of_weight_one():
-    ((value, weight),) = Tabulated({"width": 8}).active(JointSample())
+    ((value, weight),) = active(Tabulated({"width": 8}), JointSample())
     assert value == {"width": 8} and weight == 1
 
 

@@ -27,7 +27,7 @@ from torch import nn
 from nni_gumbel.complexity.params import count_parameters, expected_parameters
 from nni_gumbel.complexity.table import cost_of
 from nni_gumbel.errors import UsageError
-from nni_gumbel.supernet.hub import FullWidthCell
+from nni_gumbel.supernet.cell import MixedCell
 from nni_gumbel.supernet.mutation import relax
 from nni_gumbel.testing import assert_supernet_equals_frozen, random_samples
 
@@ -162,7 +162,7 @@ def test_the_exported_network_is_nnis_own_and_shares_no_weights_with_the_superne
 
 
 def test_the_check_finds_loose_ends_that_are_not_closed(monkeypatch):
-    monkeypatch.setattr(FullWidthCell, "loose_weights", lambda self: [None] * self.num_nodes)
+    monkeypatch.setattr(MixedCell, "loose_weights", lambda self: [None] * self.num_nodes)
     with pytest.raises(AssertionError, match="output in train"):
         assert_supernet_equals_frozen(cells("loose_end", num_nodes_per_cell=3), images(), 3)
 

@@ -228,9 +228,9 @@ def test_what_is_not_exact_runs_by_itself(candidate):
 
 
 def test_a_convolution_of_nni_without_choices_is_a_convolution():
-    assert names_that_merge({"nni": MutableConv2d(4, 4, 3, padding=1), "torch": nn.Conv2d(4, 4, 1)}) == [
-        ("nni", "torch")
-    ]
+    space = OneChoice({"nni": MutableConv2d(4, 4, 3, padding=1), "torch": nn.Conv2d(4, 4, 1)})
+    relax(space)
+    assert space.layer.plan().describe() == "nni, torch as one 3x3 convolution"
 
 
 def test_a_hook_on_a_candidate_is_obeyed_while_it_is_there():
@@ -317,11 +317,11 @@ def test_autocast_rounds_the_merged_kernel_and_nothing_before():
     ("candidate", "reason"),
     [
         (nn.Conv2d(4, 4, 7, padding=6, dilation=2), "a merged kernel would cost more, or there is none"),
-        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "its padding is not of zeros"),
+        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "neither linear, with a padding of zeros"),
         (nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)), "a batch norm is not linear in train mode"),
         (nn.AvgPool2d(3, 1, 1, ceil_mode=True), "joins only convolutions of its stride and size"),
         (nn.ReLU(), "no other is elementwise"),
-        (nn.MaxPool2d(3, 1, 1), "neither linear nor elementwise"),
+        (nn.MaxPool2d(3, 1, 1), "neither linear, with a padding of zeros, nor elementwise"),
     ],
 )
 def test_what_runs_alone_says_why(candidate, reason):
@@ -357,7 +357,8 @@ def test_the_log_says_once_a_choice_what_runs_as_one_and_what_alone_and_why(capl
         with caplog.at_level("INFO", logger="nni_gumbel.supernet"):
             relax(Twice(), merged=merged)
     assert [record.getMessage() for record in caplog.records] == [
-        "choice 'both': a, b as one 3x3 convolution; c alone: neither linear nor elementwise (2 modules)",
+        "choice 'both': a, b as one 3x3 convolution; c alone: neither linear, with a padding of zeros, nor elementwise "
+        "(2 modules)",
         "choice 'both': a, b, c alone: merging is off (2 modules)",
     ]
 

@@ -8,7 +8,7 @@ from one_choice import OneChoice
 from torch import nn
 
 from nni_gumbel import UsageError, relax
-from nni_gumbel.supernet.candidates import MergedLinear, plan
+from nni_gumbel.supernet.candidates import plan
 
 
 def convolutions(channels, kernels=(1, 3)):
@@ -119,8 +119,3 @@ def test_the_gradient_of_a_weight_is_summed_in_the_precision_of_the_weights(monk
     x = torch.ones(64 * 999, dtype=torch.bfloat16, requires_grad=True)
     space(x).sum().backward()
     assert float(weights.grad[0]) == pytest.approx(64 * 999, rel=1e-4)
-
-
-def test_merged_linear_says_how_much_it_saves():
-    (operation,) = plan(dict(zip("ab", convolutions(16, (3, 3))))).operations
-    assert isinstance(operation, MergedLinear) and operation.saved == 16 * 16 * 9

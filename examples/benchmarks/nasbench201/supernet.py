@@ -7,7 +7,6 @@ Trains the weights of NNI's NasBench201, relaxed by this plugin, its logits held
 
     mixture     all candidates, equally weighted
     gumbel:T    all candidates, weights of a Gumbel-softmax at temperature T
-    pairs       two candidates of every choice
     single      one network, drawn uniformly
     fair        five networks a step in which every candidate occurs once (FairNAS, arXiv 1907.01845)
     warmup      the mixture for a quarter of the steps, then single networks
@@ -39,7 +38,7 @@ from proxy import correlation
 from rich.console import Console
 from rich.table import Table
 
-WAYS = ("mixture", "gumbel:1", "gumbel:0.3", "pairs", "single", "fair", "warmup")
+WAYS = ("mixture", "gumbel:1", "gumbel:0.3", "single", "fair", "warmup")
 STEPS = (31, 62, 93, 124, 186, 372, 744)
 JUDGEMENTS = ("cells", "linear", "gradient", "normalised")
 CLIP = 5.0
@@ -245,10 +244,8 @@ def draws(distribution: Any, way: str, progress: float) -> Iterator[None]:
             return
         if way.startswith("gumbel"):
             distribution.sample(float(way.partition(":")[2]))
-        elif way == "pairs":
-            distribution.sample_pairs(1.0)
         elif way == "single" or (way == "warmup" and progress > _WARM_UP):
-            distribution.sample_network(1.0, uniform=True)
+            distribution.sample(1.0, "straight-through", uniform=True)
         else:
             distribution.use_probabilities()
         with torch.enable_grad():
