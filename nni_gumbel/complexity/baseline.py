@@ -6,6 +6,7 @@ rejection, exact in distribution. Costs are sums of tables, so that a hundred th
 
 from __future__ import annotations
 
+import itertools
 import logging
 from typing import Any
 
@@ -76,7 +77,9 @@ def random_network(
     sample = {}
     for label, law in distribution.laws.items():
         if label in nearest:
-            sample[label] = distribution.value_of(label, law.members_of(nearest[label]))
+            sample[label] = distribution.value_of(
+                label, next(itertools.islice(law.sets(), nearest[label], None))
+            )
         else:
             sample[label] = distribution.value(label, law.draw(torch.zeros(law.size), generator))
     return used_part(space, sample)

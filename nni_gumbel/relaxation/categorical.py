@@ -9,8 +9,8 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from nni_gumbel.relaxation.gumbel import gumbel_noise, perturbed_given_top, relaxed_categorical
-from nni_gumbel.relaxation.law import Law, check_temperature
+from nni_gumbel.relaxation.gumbel import gumbel_noise, relaxed_categorical
+from nni_gumbel.relaxation.law import Law
 
 
 @final
@@ -18,29 +18,12 @@ from nni_gumbel.relaxation.law import Law, check_temperature
 class Categorical(Law):
     """``P(candidate i) = softmax(theta)_i``; outcomes and draws are one-hot ``(..., n)``.
 
-    The relaxed sample is the Gumbel-softmax (Jang, Gu, Poole, arXiv 1611.01144): drawn at once by
-    :meth:`relaxed`, or by :meth:`draw` and then :meth:`soft`, which gives the same law.
+    The relaxed sample is the Gumbel-softmax (Jang, Gu, Poole, arXiv 1611.01144).
     """
 
-    estimators: ClassVar[tuple[str, ...]] = (
-        "soft",
-        "straight-through",
-        "straight-through-gumbel",
-        "reinmax",
-        "gumbel-rao",
-    )
-    hard_soft: ClassVar[str] = "straight-through-gumbel"
+    estimators: ClassVar[tuple[str, ...]] = ("soft", "straight-through", "straight-through-gumbel", "reinmax")
     is_softmax: ClassVar[bool] = True
-
-    @property
-    def least(self) -> int:
-        """``1``."""
-        return 1
-
-    @property
-    def most(self) -> int:
-        """``1``."""
-        return 1
+    least = most = 1
 
     @property
     def outcomes(self) -> int:
@@ -50,14 +33,6 @@ class Categorical(Law):
     def sets(self) -> Iterator[tuple[int, ...]]:
         """The candidates, one by one."""
         return ((index,) for index in range(self.size))
-
-    def index_of(self, members: tuple[int, ...]) -> int:
-        """The candidate."""
-        return members[0]
-
-    def members_of(self, index: int) -> tuple[int, ...]:
-        """The candidate, alone."""
-        return (index,)
 
     def log_partition(self, logits: Tensor) -> Tensor:
         """``(...)``, ``log sum_i exp(theta_i)``; differentiable."""
@@ -84,19 +59,8 @@ class Categorical(Law):
         """``(..., n)``, :meth:`probs`."""
         return self.probs(logits)
 
-    def soft(
-        self, logits: Tensor, outcome: Tensor, temperature: float, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """``(..., n)``, ``softmax(z / temperature)`` with ``z`` the perturbed logits given their argmax.
-
-        See :meth:`Law.soft` and :func:`~nni_gumbel.relaxation.gumbel.perturbed_given_top`.
-        """
-        check_temperature(temperature)
-        perturbed = perturbed_given_top(logits, outcome, 1, generator)
-        return torch.softmax(perturbed / temperature, -1).to(logits.dtype)
-
     def relaxed(self, logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
-        """``(..., n)``, :func:`~nni_gumbel.relaxation.gumbel.relaxed_categorical`: draws once, not twice."""
+        """``(..., n)``, :func:`~nni_gumbel.relaxation.gumbel.relaxed_categorical`."""
         return relaxed_categorical(logits, temperature, generator)
 
 

@@ -16,7 +16,6 @@ straight-through         1 of n  hard   exact marginals    0 for linear f       
 straight-through         k of n  hard   exact marginals    0 for linear f          0.09 0.24  0.09 0.24  5
 straight-through         any     hard   exact marginals    0 for linear f          0.39 1.42  0.39 1.42  3
 straight-through-gumbel  1 of n  hard   a soft draw        not 0 at any t          0.23 0.77  0.16 2.78  2.5
-gumbel-rao               1 of n  hard   mean of 100 soft   that of the line above  0.23 0.47  0.15 0.68  3.3
 reinmax                  1 of n  hard   2 J(q) - J(p) / 2  0 for quadratic f, t=1  0.14 0.64  0.86 1.02  1.6
 =======================  ======  =====  =================  ======================  =========  =========  ====
 
@@ -36,15 +35,11 @@ reinmax                  1 of n  hard   2 J(q) - J(p) / 2  0 for quadratic f, t=
 - ``reinmax`` (Liu et al., 2304.08612, algorithm 2): second-order in ``f`` at t = 1, by the trapezoidal rule;
   ``p = softmax(theta)``, ``q`` half way from ``softmax(theta / t)`` to the hard draw. Away from t = 1 the
   bias grows quickly on either side: keep t at 1.
-- ``gumbel-rao`` (Paulus, Maddison, Krause, 2010.04838): the mean of straight-through-gumbel over 100 soft
-  draws given the hard one. Its variance is smaller at every t, and about constant down to t = 0.1.
 
-The last three are derived for one candidate of n alone.
+The last two are derived for one candidate of n alone.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -55,9 +50,6 @@ from nni_gumbel.relaxation.law import Law, check_temperature
 
 ESTIMATORS = Categorical.estimators
 """All of them; for other laws than that of one candidate of n only some are derived."""
-
-GUMBEL_RAO_SAMPLES = 100
-"""Relaxed samples that Gumbel-Rao averages given one hard outcome."""
 
 
 def estimate(
@@ -94,29 +86,29 @@ def estimate(
     hard = law.hard(outcome)
     if not (logits.requires_grad and torch.is_grad_enabled()):
         return hard
-    tangent = surrogate(law, logits, outcome, temperature, estimator, generator)
+    tangent = surrogate(law, logits, outcome, temperature, estimator)
     # In this order: the difference is exactly 0, so the value is exactly 0 or 1.
     return hard + (tangent - tangent.detach())
 
 
-def surrogate(
-    law: Law,
-    logits: Tensor,
-    outcome: Tensor,
-    temperature: float,
-    estimator: str,
-    generator: torch.Generator | None = None,
-) -> Tensor:
+def surrogate(law: Law, logits: Tensor, outcome: Tensor, temperature: float, estimator: str) -> Tensor:
     """The function whose derivative a hard estimator uses, given the outcome that was drawn.
 
     Args:
-        law, logits, temperature, estimator, generator: as in :func:`estimate`; not ``soft``.
+        law, logits, temperature, estimator: as in :func:`estimate`; not ``soft``.
         outcome: ``(..., n)`` of 0 and 1, in the support of the law.
 
     Returns:
         Draw-shaped; differentiable.
     """
-    return _SURROGATES[estimator](law, logits, outcome, temperature, generator)
+    if estimator == "straight-through":
+        return law.exact(logits)
+    if estimator == "straight-through-gumbel":
+        return law.soft(logits, outcome, temperature)
+    theta = logits.double()
+    midpoint = (torch.softmax(theta.detach() / temperature, -1) + outcome) / 2
+    # Heun's method: the derivative at the midpoint twice, less half of that at the law itself.
+    return (2 * _softmax_at(midpoint, theta) - torch.softmax(theta, -1) / 2).to(logits.dtype)
 
 
 def check_supported(law: Law, estimator: str, label: str | None = None) -> None:
@@ -140,47 +132,7 @@ def check_supported(law: Law, estimator: str, label: str | None = None) -> None:
         )
 
 
-_Surrogate = Callable[[Law, Tensor, Tensor, float, torch.Generator | None], Tensor]
-
-
-def _straight_through(
-    law: Law, logits: Tensor, outcome: Tensor, temperature: float, generator: torch.Generator | None
-) -> Tensor:
-    return law.exact(logits)
-
-
-def _straight_through_gumbel(
-    law: Law, logits: Tensor, outcome: Tensor, temperature: float, generator: torch.Generator | None
-) -> Tensor:
-    return law.soft(logits, outcome, temperature, generator)
-
-
-def _reinmax(
-    law: Law, logits: Tensor, outcome: Tensor, temperature: float, generator: torch.Generator | None
-) -> Tensor:
-    theta = logits.double()
-    midpoint = (torch.softmax(theta.detach() / temperature, -1) + outcome) / 2
-    # Heun's method: the derivative at the midpoint twice, less half of that at the law itself.
-    return (2 * _softmax_at(midpoint, theta) - torch.softmax(theta, -1) / 2).to(logits.dtype)
-
-
-def _gumbel_rao(
-    law: Law, logits: Tensor, outcome: Tensor, temperature: float, generator: torch.Generator | None
-) -> Tensor:
-    outcomes = outcome.expand(GUMBEL_RAO_SAMPLES, *outcome.shape)
-    theta = logits.double()
-    return law.soft(theta, outcomes, temperature, generator).mean(0).to(logits.dtype)
-
-
 def _softmax_at(probs: Tensor, theta: Tensor) -> Tensor:
     """``probs``, with the derivative that softmax has where its value is ``probs``."""
     change = theta - theta.detach()
     return probs + probs * (change - (probs * change).sum(-1, keepdim=True))
-
-
-_SURROGATES: dict[str, _Surrogate] = {
-    "straight-through": _straight_through,
-    "straight-through-gumbel": _straight_through_gumbel,
-    "reinmax": _reinmax,
-    "gumbel-rao": _gumbel_rao,
-}

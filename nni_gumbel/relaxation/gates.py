@@ -13,7 +13,6 @@ that its noise can be drawn after the outcome is from Tucker et al. (arXiv 1703.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
@@ -25,7 +24,6 @@ from torch.nn.functional import logsigmoid
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.gumbel import gumbel_noise
 from nni_gumbel.relaxation.law import Law, check_temperature
-from nni_gumbel.relaxation.lexicographic import place_of, set_at
 
 
 @final
@@ -64,18 +62,6 @@ class OpenSubset(Law):
         """The empty set if it is one, the sets of one candidate, of two, … each in lexicographic order."""
         sizes = range(self.least, self.size + 1)
         return (members for size in sizes for members in itertools.combinations(range(self.size), size))
-
-    def index_of(self, members: tuple[int, ...]) -> int:
-        """The number of smaller sets, and the place among those of the same size."""
-        smaller = sum(math.comb(self.size, size) for size in range(self.least, len(members)))
-        return smaller + place_of(members, self.size)
-
-    def members_of(self, index: int) -> tuple[int, ...]:
-        """The set at its place among those of the same size."""
-        size = self.least
-        while index >= (number := math.comb(self.size, size)):
-            index, size = index - number, size + 1
-        return set_at(index, self.size, size)
 
     def log_partition(self, logits: Tensor) -> Tensor:
         """``(...)``, ``log(prod_i (1 + exp(theta_i)) - least)``; differentiable."""
@@ -119,6 +105,10 @@ class OpenSubset(Law):
         """``(..., n)``, :meth:`probs`."""
         return self.probs(logits)
 
+    def relaxed(self, logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
+        """Draw-shaped: :meth:`soft`, given an outcome from :meth:`draw`."""
+        return self.soft(logits, self.draw(logits, generator), temperature, generator)
+
     def soft(
         self, logits: Tensor, outcome: Tensor, temperature: float, generator: torch.Generator | None = None
     ) -> Tensor:
@@ -130,7 +120,11 @@ class OpenSubset(Law):
         ``outcome`` as the temperature tends to 0, to 1/2 as it grows; the open gates are never below 1/2,
         so the sum of all gates is at least that where one is open.
 
-        See :meth:`Law.soft`.
+        Args:
+            logits: ``(..., n)``.
+            outcome: ``(..., n)`` of 0 and 1, in the support of the law (not checked).
+            temperature: > 0, dimensionless.
+            generator: source of randomness; the global one if omitted.
         """
         check_temperature(temperature)
         theta = logits.double()

@@ -44,7 +44,6 @@ class Law(ABC):
 
     Attributes:
         estimators: names of the gradient estimators (:mod:`nni_gumbel.relaxation.estimators`) derived for the law.
-        hard_soft: the one of them with a hard value and the derivative of a soft draw, or what stands for it.
         is_softmax: whether a relaxed sample is the softmax of perturbed logits: that of one candidate of n.
 
     Raises:
@@ -53,7 +52,6 @@ class Law(ABC):
 
     size: int
     estimators: ClassVar[tuple[str, ...]] = ("soft", "straight-through")
-    hard_soft: ClassVar[str] = "straight-through"
     is_softmax: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -80,22 +78,6 @@ class Law(ABC):
         """Every outcome once, as the indices that are 1, ascending: the order in which tables list them."""
 
     @abstractmethod
-    def index_of(self, members: tuple[int, ...]) -> int:
-        """The position of an outcome in :meth:`sets`, without listing them.
-
-        Args:
-            members: the indices that are 1, ascending, an outcome of the law (not checked).
-        """
-
-    @abstractmethod
-    def members_of(self, index: int) -> tuple[int, ...]:
-        """The outcome at a position in :meth:`sets`, the inverse of :meth:`index_of`.
-
-        Args:
-            index: in ``[0, outcomes)`` (not checked).
-        """
-
-    @abstractmethod
     def log_partition(self, logits: Tensor) -> Tensor:
         """``(...)``, ``A(theta) = log sum_s exp(theta . s)``; differentiable."""
 
@@ -116,22 +98,27 @@ class Law(ABC):
         """Draw-shaped: the expectation of :meth:`hard` under the law, without noise; differentiable."""
 
     @abstractmethod
-    def soft(
-        self, logits: Tensor, outcome: Tensor, temperature: float, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Draw-shaped: a relaxed sample, given that the hard outcome was ``outcome``; differentiable.
+    def relaxed(self, logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
+        """Draw-shaped: a relaxed sample; differentiable.
 
-        Tends to ``hard(outcome)`` as the temperature tends to 0.
+        Rounded it follows the law at every temperature; it tends to a hard draw as the temperature tends to 0.
 
         Args:
             logits: ``(..., n)``.
-            outcome: ``(..., n)`` of 0 and 1, in the support of the law (not checked).
             temperature: > 0, dimensionless.
             generator: source of randomness; the global one if omitted.
 
         Raises:
             UsageError: ``temperature`` is not a positive number.
         """
+
+    def index_of(self, members: tuple[int, ...]) -> int:
+        """The position of an outcome in :meth:`sets`; lists them once.
+
+        Args:
+            members: the indices that are 1, ascending, an outcome of the law.
+        """
+        return _places(self)[members]
 
     def hard(self, outcome: Tensor) -> Tensor:
         """Draw-shaped: an outcome ``(..., n)`` as a draw."""
@@ -144,10 +131,6 @@ class Law(ABC):
     def weights(self, draw: Tensor) -> Tensor:
         """``(..., n)``: how much of each candidate is in a draw, in [0, 1]."""
         return draw
-
-    def relaxed(self, logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
-        """Draw-shaped: a relaxed sample, :meth:`soft` given an outcome from :meth:`draw`; differentiable."""
-        return self.soft(logits, self.draw(logits, generator), temperature, generator)
 
     def log_prob(self, logits: Tensor, outcome: Tensor) -> Tensor:
         """``(...)``, ``theta . s - A(theta)``; differentiable.
@@ -169,6 +152,11 @@ class Law(ABC):
         entropy = self.log_partition(theta) - (theta * self.probs(theta)).sum(-1)
         # The difference of two large numbers may leave -1e-13 where the law is all but certain.
         return entropy.clamp_min(0).to(logits.dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _places(law: Law) -> dict[tuple[int, ...], int]:
+    return {members: place for place, members in enumerate(law.sets())}
 
 
 @functools.lru_cache(maxsize=64)

@@ -8,11 +8,11 @@ For one of n candidates a step can do with all of them, with two, or with one:
   while the temperature is high, the law itself from temperature 1 on. (A warm-up of 40 % of a search takes the default
   temperatures, 3 to 0.1, below 1: what is fair is then the warm-up, whose networks are all equally likely.)
 - A *pair* (:func:`draw_pair`, :func:`weights_of_pair`) tells two candidates apart and leaves the others as they are.
-- The *sampled* one alone (:func:`estimate_sampled`) costs what a network costs. Its weight has the value 1 and the
-  derivative of a straight-through estimator, and what the others would have contributed to it counts as 0. With
-  ``g_k`` the derivative of the loss with respect to the weight of candidate k, the estimate is
-  ``g_d dw_d/dtheta`` and not ``sum_k g_k dw_k/dtheta``: biased also for a linear loss, and exactly 0 where scaling
-  the candidate's output does not change the loss, as in front of a batch norm (``g_d = 0``).
+- The *sampled* one alone, a hard draw with the derivative of a straight-through estimator, costs what a network costs.
+  What the others would have contributed to the derivative counts as 0. With ``g_k`` the derivative of the loss with
+  respect to the weight of candidate k, the estimate is ``g_d dw_d/dtheta`` and not ``sum_k g_k dw_k/dtheta``: biased
+  also for a linear loss, and exactly 0 where scaling the candidate's output does not change the loss, as in front of a
+  batch norm (``g_d = 0``).
 
 Sources: two paths, renormalised: ProxylessNAS (Cai, Zhu, Han, arXiv 1812.00332, section 3.2.2). The sampled one
 alone: GDAS (Dong, Yang, arXiv 1910.04465, section 3.2 and its code). What unfair training of weights does: FairNAS
@@ -26,9 +26,8 @@ import math
 import torch
 from torch import Tensor
 
-from nni_gumbel.relaxation.estimators import estimate
 from nni_gumbel.relaxation.gumbel import gumbel_noise
-from nni_gumbel.relaxation.law import Law, check_temperature
+from nni_gumbel.relaxation.law import check_temperature
 
 
 def tempered(logits: Tensor, temperature: float) -> Tensor:
@@ -80,27 +79,3 @@ def weights_of_pair(logits: Tensor, temperature: float, pair: Tensor, noise: Ten
     """
     perturbed = (logits.double() + noise) / temperature
     return torch.softmax(perturbed.masked_fill(pair == 0, -math.inf), -1).to(logits.dtype)
-
-
-def estimate_sampled(
-    law: Law,
-    logits: Tensor,
-    temperature: float,
-    estimator: str,
-    outcome: Tensor,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """A hard draw with the derivative of a straight-through estimator.
-
-    Args:
-        law, logits, temperature, generator: as in :func:`~nni_gumbel.relaxation.estimators.estimate`.
-        estimator: as there; ``soft`` stands for the hard estimator with the derivative of a soft draw,
-            ``straight-through-gumbel`` for one of n and ``straight-through`` for the other laws.
-        outcome: ``(..., n)`` of 0 and 1, drawn from the law.
-
-    Returns:
-        As there.
-    """
-    if estimator == "soft":
-        estimator = law.hard_soft
-    return estimate(law, logits, temperature, estimator, generator, outcome)

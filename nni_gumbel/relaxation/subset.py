@@ -26,7 +26,6 @@ from torch import Tensor
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.gumbel import gumbel_noise, perturbed_given_top
 from nni_gumbel.relaxation.law import Law, check_temperature
-from nni_gumbel.relaxation.lexicographic import place_of, set_at
 
 
 @final
@@ -57,10 +56,7 @@ class KSubset(Law):
         """``k``."""
         return self.k
 
-    @property
-    def most(self) -> int:
-        """``k``."""
-        return self.k
+    most = least
 
     @property
     def outcomes(self) -> int:
@@ -70,14 +66,6 @@ class KSubset(Law):
     def sets(self) -> Iterator[tuple[int, ...]]:
         """The sets of ``k`` candidates in lexicographic order."""
         return itertools.combinations(range(self.size), self.k)
-
-    def index_of(self, members: tuple[int, ...]) -> int:
-        """:func:`~nni_gumbel.relaxation.lexicographic.place_of`."""
-        return place_of(members, self.size)
-
-    def members_of(self, index: int) -> tuple[int, ...]:
-        """:func:`~nni_gumbel.relaxation.lexicographic.set_at`."""
-        return set_at(index, self.size, self.k)
 
     def log_partition(self, logits: Tensor) -> Tensor:
         """``(...)``, logarithm of the elementary symmetric polynomial ``e_k(exp(theta))``; differentiable."""
@@ -132,6 +120,10 @@ class KSubset(Law):
         """``(..., n)``, the column sums of the slots."""
         return draw.sum(-2)
 
+    def relaxed(self, logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
+        """Draw-shaped: :meth:`soft`, given an outcome from :meth:`draw`."""
+        return self.soft(logits, self.draw(logits, generator), temperature, generator)
+
     def soft(
         self, logits: Tensor, outcome: Tensor, temperature: float, generator: torch.Generator | None = None
     ) -> Tensor:
@@ -145,7 +137,13 @@ class KSubset(Law):
         A lift without noise (Fan et al., arXiv 2206.07235) has the same limits, but its derivative
         ``~ exp(-lift / temperature) / temperature`` dies out long before the temperature is at its end.
 
-        See :meth:`Law.soft`. Source: the marginals of Ahmed et al. (arXiv 2210.01941) at a lifted draw.
+        Args:
+            logits: ``(..., n)``.
+            outcome: ``(..., n)`` of 0 and 1, ``k`` of them 1 (not checked).
+            temperature: > 0, dimensionless.
+            generator: source of randomness; the global one if omitted.
+
+        Source: the marginals of Ahmed et al. (arXiv 2210.01941) at a lifted draw.
         """
         check_temperature(temperature)
         perturbed = perturbed_given_top(logits, outcome, self.k, generator)

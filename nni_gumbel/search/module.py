@@ -142,11 +142,8 @@ class GumbelSearchModule(WrappingModule):
         return self._temperature_at(self.progress)
 
     def _temperature_at(self, progress: float) -> float:
-        s, logits = self.settings, self.distribution.logits
-        choices = [(law, logits[label]) for label, law in self.distribution.laws.items()]
-        return temperature_at(
-            progress, s.temperature_start, s.temperature_end, s.temperature_schedule, choices
-        )
+        s = self.settings
+        return temperature_at(progress, s.temperature_start, s.temperature_end, s.temperature_schedule)
 
     # -- hooks around the training ---------------------------------------------------------------
 

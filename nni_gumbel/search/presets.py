@@ -29,7 +29,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "estimator": "soft", "temperature_start": 1.0, "temperature_end": 0.33,
         "temperature_schedule": "exponential", **_GRADIENT_ALONE,
     },
-    # arXiv 1910.04465: one sampled path; the temperatures of its code.
+    # arXiv 1910.04465, equations 3 and 4; temperatures of the authors' code.
     "gdas": {
         "estimator": "straight-through-gumbel", "temperature_start": 10.0, "temperature_end": 0.1,
         "temperature_schedule": "linear", **_GRADIENT_ALONE,

@@ -13,11 +13,9 @@ from nni_gumbel.errors import UsageError
 from nni_gumbel.search.presets import PRESETS
 from nni_gumbel.settings import Settings, setting
 
-Schedule = Literal["constant", "linear", "exponential", "cosine", "target-entropy"]
+Schedule = Literal["constant", "linear", "exponential", "cosine"]
 # Those of relaxation.estimators, and the noise-free probabilities themselves.
-Estimator = Literal[
-    "soft", "straight-through", "straight-through-gumbel", "reinmax", "gumbel-rao", "probabilities"
-]
+Estimator = Literal["soft", "straight-through", "straight-through-gumbel", "reinmax", "probabilities"]
 SCHEDULES, ESTIMATORS = get_args(Schedule), get_args(Estimator)
 BUDGETS = ("max_params", "max_flops", "max_latency_ms")
 PRIORS = ("uniform", "cost")

@@ -167,7 +167,7 @@ def test_outputs_that_are_not_finite_are_told_before_the_search(folder):
     "changes",
     [
         {"class_args": {"estimator": "reinmax"}},
-        {"searchSpace": {"preset": {"_type": "choice", "_value": ["snas", "gdas"]}}},
+        {"searchSpace": {"preset": {"_type": "choice", "_value": ["snas", "reinmax"]}}},
     ],
 )
 def test_an_estimator_that_a_choice_does_not_have_is_told(folder, changes):

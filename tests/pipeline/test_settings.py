@@ -149,9 +149,9 @@ def test_what_a_preset_fills_in_is_coupled_with_it():
 
 
 def test_a_preset_that_is_varied_fills_in_its_own_values():
-    settings = ExperimentSettings.from_flat({"preset": "gdas", "temperature_end": 0.5})
+    settings = ExperimentSettings.from_flat({"preset": "reinmax", "temperature_end": 1.0})
     varied = settings.with_values({"preset": "darts", "temperature_end": 1.0})
-    assert settings.search.estimator == "straight-through-gumbel" and settings.search.temperature_end == 0.5
+    assert settings.search.estimator == "reinmax" and settings.search.temperature_end == 1.0
     assert varied.search.estimator == "probabilities"
     assert ExperimentSettings.from_flat(settings.flat()).search == settings.search
 

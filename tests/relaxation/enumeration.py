@@ -28,6 +28,10 @@ LAWS = [
 ]
 
 
+# Of a choice of one the relaxed sample is drawn at once, not given an outcome.
+SUBSETS = [law for law in LAWS if not isinstance(law, Categorical)]
+
+
 def all_outcomes(law: Law) -> Tensor:
     """``(outcomes, n)``, float64."""
     sets = torch.tensor(list(itertools.product((0.0, 1.0), repeat=law.size)), dtype=torch.float64)

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from enumeration import LAWS, LOGITS, all_outcomes, counts, probabilities
+from enumeration import LAWS, LOGITS, SUBSETS, all_outcomes, counts, probabilities
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
@@ -62,9 +62,7 @@ def polynomial(law, degree):
 
 
 @pytest.mark.parametrize("law, estimator", HARD, ids=str)
-def test_hard_values_follow_the_law_and_are_exactly_0_and_1(law, estimator, monkeypatch):
-    # The value does not depend on them, and 10^7 relaxed samples take a while.
-    monkeypatch.setattr(estimators, "GUMBEL_RAO_SAMPLES", 2)
+def test_hard_values_follow_the_law_and_are_exactly_0_and_1(law, estimator):
     logits = LOGITS[: law.size].expand(100_000, -1).clone().requires_grad_()
     draws = estimate(law, logits, 0.5, estimator, torch.Generator().manual_seed(2)).detach()
     outcomes = law.weights(draws)
@@ -133,25 +131,11 @@ def test_the_gradient_is_that_of_the_surrogate_at_the_outcome_drawn(law, estimat
     assert torch.allclose(torch.autograd.grad(loss(draw), theta)[0], expected, atol=1e-14)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("temperature", [0.3, 1.0])
-def test_gumbel_rao_has_the_mean_of_straight_through_gumbel_and_a_smaller_variance(temperature):
-    slopes = torch.tensor([1.0, -0.5, 2.0, 0.3], dtype=torch.float64)
-    loss = lambda draw: (draw @ slopes + 1).exp()  # noqa: E731
-    plain = gradients(Categorical(4), FOUR, loss, "straight-through-gumbel", temperature, 40_000)
-    averaged = gradients(Categorical(4), FOUR, loss, "gumbel-rao", temperature, 4_000)
-    error = (plain.var(0) / len(plain) + averaged.var(0) / len(averaged)).sqrt()
-    # Four standard errors, while the means are more than twenty times that.
-    assert ((plain.mean(0) - averaged.mean(0)).abs() < 4 * error).all()
-    assert (averaged.var(0) < 0.9 * plain.var(0)).all()
-    assert averaged.mean(0).norm() > 20 * error.norm()
-
-
 def over_logistic_noise(function):
     return quad(lambda noise: function(noise) * logistic.pdf(noise), -40, 40, points=[0.0], limit=200)[0]
 
 
-@pytest.mark.parametrize("estimator", ["soft", "straight-through-gumbel", "gumbel-rao"])
+@pytest.mark.parametrize("estimator", ["soft", "straight-through-gumbel"])
 def test_of_two_candidates_the_mean_is_that_of_the_integral_over_the_noise(estimator):
     # y = sigmoid((gap + noise) / t), d y / d gap = y (1 - y) / t, and the loss is y^2 + 3 y.
     gap, temperature = 0.8, 0.5
@@ -198,7 +182,7 @@ def test_values_and_gradients_are_finite(law, estimator, data, log_temperature):
     assert draw.dtype == logits.grad.dtype == dtype
 
 
-@pytest.mark.parametrize("law", LAWS, ids=str)
+@pytest.mark.parametrize("law", SUBSETS, ids=str)
 @given(data=st.data(), log_temperature=st.floats(-3, 3))
 @settings(deadline=None, max_examples=12)
 def test_improbable_outcomes_relax_to_finite_values_and_gradients(law, data, log_temperature):
@@ -262,9 +246,7 @@ def test_the_figures_of_the_table_are_measured(law, estimator, temperature, bias
         return -(weights @ right / weights.sum(-1)).log()
 
     exact = exact_gradient(law, FOUR, loss)
-    estimates = gradients(
-        law, FOUR, loss, estimator, temperature, 4_000 if estimator == "gumbel-rao" else 40_000
-    )
+    estimates = gradients(law, FOUR, loss, estimator, temperature, 40_000)
     error = (spread / len(estimates) ** 0.5) * 4 + 0.005
     assert ((estimates.mean(0) - exact).norm() / exact.norm()).item() == pytest.approx(bias, abs=error)
     assert (estimates.var(0).sum().sqrt() / exact.norm()).item() == pytest.approx(spread, rel=0.05)

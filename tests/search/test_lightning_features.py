@@ -26,7 +26,7 @@ def healthy(module):
     "settings",
     [
         {"estimator": "reinmax"},
-        {"estimator": "gumbel-rao", "level": "single"},
+        {"estimator": "straight-through", "level": "single"},
         {"preset": "darts"},
         {"preset": "none"},
     ],

@@ -24,7 +24,7 @@ def test_the_defaults_are_valid():
         ("arc_learning_rate", "1e-3", "YAML reads 1e-3 as text; write 0.001 instead"),
         ("temperature_end", -1.0, "greater than 0"),
         ("temperature_end", float("nan"), "greater than 0"),
-        ("temperature_schedule", "cubic", "one of constant, linear, exponential, cosine, target-entropy"),
+        ("temperature_schedule", "cubic", "one of constant, linear, exponential, cosine"),
         ("warmup_epochs", -1, "at least 0"),
         ("warmup_epochs", 1.5, "not a whole number"),
         ("warmup_epochs", True, "not a whole number"),
@@ -91,16 +91,25 @@ def test_an_unknown_name_is_refused_with_the_nearest_one():
 
 
 def test_a_preset_fills_in_what_is_not_given():
-    gdas = SearchSettings(preset="gdas")
-    assert gdas.estimator == "straight-through-gumbel"
-    assert (gdas.temperature_start, gdas.temperature_end, gdas.temperature_schedule) == (10.0, 0.1, "linear")
-    assert gdas.entropy_weight_end == 0.0 and gdas.cost_weight == SearchSettings().cost_weight
+    known = SearchSettings(preset="reinmax")
+    assert known.estimator == "reinmax"
+    assert (known.temperature_start, known.temperature_end, known.temperature_schedule) == (
+        1.0,
+        1.0,
+        "constant",
+    )
+    assert known.entropy_weight_end == 0.0 and known.cost_weight == SearchSettings().cost_weight
 
 
 def test_what_is_given_wins_over_a_preset_even_where_it_is_the_default():
-    given = SearchSettings(preset="gdas", temperature_start=3.0, estimator="soft", entropy_weight_end=0.1)
-    assert (given.temperature_start, given.estimator, given.entropy_weight_end) == (3.0, "soft", 0.1)
-    assert given.temperature_schedule == "linear"
+    values = {
+        "temperature_start": 3.0,
+        "temperature_end": 3.0,
+        "estimator": "soft",
+        "entropy_weight_end": 0.1,
+    }
+    given = SearchSettings(preset="reinmax", **values)
+    assert values.items() <= vars(given).items() and given.temperature_schedule == "constant"
 
 
 @pytest.mark.parametrize("preset", PRESETS)

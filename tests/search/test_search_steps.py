@@ -293,21 +293,6 @@ def test_a_preset_makes_the_known_method(preset, monkeypatch):
         assert first[:3] == ("sample", 1.0, "reinmax") and last[1] == 1.0 and is_path
 
 
-def test_a_search_follows_a_target_entropy_to_its_end():
-    class Temperatures(pl.Callback):
-        seen = []
-
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            self.seen.append(module.temperature)
-
-    search(
-        evaluator(callbacks=[Temperatures()]), Factors, temperature_schedule="target-entropy",
-        arc_learning_rate=1e-6,
-    )  # fmt: skip
-    seen = Temperatures.seen
-    assert seen[0] == 3.0 and seen[-1] == 0.1 and seen == sorted(seen, reverse=True)
-
-
 def test_an_estimator_that_is_not_derived_for_a_choice_is_refused_before_the_search():
     class Subset(Factors):
         def __init__(self):

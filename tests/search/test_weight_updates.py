@@ -203,7 +203,9 @@ class ThreeCandidates(ModelSpace):
         return self.layer(x)
 
 
-@pytest.mark.parametrize(("estimator", "trained"), [("soft", 3), ("probabilities", 3), ("gumbel-rao", 1)])
+@pytest.mark.parametrize(
+    ("estimator", "trained"), [("soft", 3), ("probabilities", 3), ("straight-through", 1)]
+)
 def test_the_weight_step_trains_the_candidates_that_its_sample_contains(estimator, trained):
     space = ThreeCandidates()
     before = copy.deepcopy(space.state_dict())

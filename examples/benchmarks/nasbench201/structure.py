@@ -150,12 +150,8 @@ def _checked(named: strategies.Named) -> dict[str, Any]:
         )
     settings, plain = named.resolved(), vars(SearchSettings())
     odd = [name for name, value in settings.items() if value != plain[name] and name not in _USED]
-    if (
-        odd
-        or settings["estimator"] not in _ESTIMATORS
-        or settings["temperature_schedule"] == "target-entropy"
-    ):
-        what = ", ".join(odd) or f"{settings['estimator']}, {settings['temperature_schedule']}"
+    if odd or settings["estimator"] not in _ESTIMATORS:
+        what = ", ".join(odd) or settings["estimator"]
         raise UsageError(
             f"--strategies: {named.text!r} sets {what}, which this does not compute; leave it out"
         )
