@@ -295,8 +295,19 @@ def _strategy(mode: Mode) -> Any:
 
 
 def _watch_ours(module: Any, meter: Meter) -> None:
+    """What the structure does stands in front of Lightning's own step, inside of it: the weights begin behind that."""
+    begin_step, optimizer_step = module._begin_step, module.optimizer_step
     module._structure_step = meter.wrap("structure", module._structure_step)
-    module._weight_step = meter.wrap("weight", module._weight_step)
+
+    def begin(*args: Any, **kwargs: Any) -> None:
+        begin_step(*args, **kwargs)
+        meter.begin("weight")
+
+    def step(*args: Any, **kwargs: Any) -> None:
+        optimizer_step(*args, **kwargs)
+        meter.end("weight")
+
+    module._begin_step, module.optimizer_step = begin, step
 
 
 def _watch_nnis(module: Any, meter: Meter) -> None:

@@ -24,7 +24,7 @@ from nni_gumbel.pipeline.rehearsal import check_scores, output_of
 from nni_gumbel.pipeline.reporting import logged_metric
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.results.example import Example
-from nni_gumbel.search.randomness import unchanged_randomness
+from nni_gumbel.search.state import unchanged_randomness
 
 logger = logging.getLogger(__name__)
 

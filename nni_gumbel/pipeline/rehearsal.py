@@ -23,14 +23,11 @@ from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference, network_of
 from nni_gumbel.search.costs import SearchCosts
 from nni_gumbel.search.diagnosis import first_culprit
-from nni_gumbel.search.inputs import inputs_of
-from nni_gumbel.search.logs import logging_with, mute
-from nni_gumbel.search.misfit import misfit
 from nni_gumbel.search.module import check_estimator
 from nni_gumbel.search.objective import build_prior
-from nni_gumbel.search.randomness import unchanged_randomness
 from nni_gumbel.search.settings import SearchSettings
-from nni_gumbel.search.steps import training_step
+from nni_gumbel.search.state import unchanged_randomness
+from nni_gumbel.search.steps import inputs_of, logging_with, misfit, mute, training_step
 from nni_gumbel.supernet.cell import check_loose_ends
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.mutation import relax
@@ -46,7 +43,7 @@ class BeforeTheSearch(pl.Callback):
     network does not take place.
 
     Args:
-        evaluator: of the search, as :func:`~nni_gumbel.search.evaluator.take_over` made it.
+        evaluator: of the search, as :func:`~nni_gumbel.search.data.take_over` made it.
         do: is given the example, on the device of the search.
 
     Attributes:

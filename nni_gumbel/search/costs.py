@@ -7,7 +7,7 @@ are known as soon as the search has seen its first batch (:meth:`SearchCosts.com
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,8 +69,7 @@ class SearchCosts:
         needed = {self.priced, *(LIMITED[field] for field, most in self._maxima.items() if most is not None)}
         self._missing = [word for word in _OF_EXAMPLE if word in needed]
         self._largest: dict[str, float] = {}
-        self.check()
-        self._tell_idle(self.limits)
+        self._check()
 
     @property
     def budgets(self) -> tuple[str, ...]:
@@ -94,9 +93,8 @@ class SearchCosts:
     @property
     def scarce(self) -> tuple[str, ...]:
         """The budgets that leave out some network: one that the largest network meets has no effect."""
-        return tuple(
-            limit.field for limit in self.limits if limit.maximum < self.largest(LIMITED[limit.field])
-        )
+        limits = self.limits
+        return tuple(limit.field for limit in limits if limit.maximum < self.largest(LIMITED[limit.field]))
 
     def largest(self, word: str) -> float:
         """The cost of the most expensive network, in its unit; found when it is first asked for."""
@@ -121,20 +119,14 @@ class SearchCosts:
         for word in self._missing:
             self.by_word[word] = self._of_example(word, args, kwargs)
         self._missing = []
-        self.check()
-        self._tell_idle([limit for limit in self.limits if limit.field not in known])
+        self._check(known)
 
-    def check(self) -> None:
-        """Refuse budgets that no network can meet, as far as the costs are known.
-
-        Raises:
-            UsageError: names the budget and the smallest cost that is possible.
-        """
+    def _check(self, known: Collection[str] = ()) -> None:
+        """Refuse budgets that no network can meet, and say which ones limit nothing, of those not known before."""
         check_feasible(self._space, self._distribution, self.limits)
-
-    def _tell_idle(self, limits: Iterable[Limit]) -> None:
-        for limit in limits:
-            if limit.field not in self.scarce:
+        scarce = self.scarce
+        for limit in self.limits:
+            if limit.field not in (*scarce, *known):
                 _logger.warning(
                     "%s: every network of the space is within %g, so it limits nothing",
                     limit.field,
@@ -157,15 +149,6 @@ class SearchCosts:
         """Per budget, the expected cost relative to it; scalar, differentiable."""
         return {field: self.expected(LIMITED[field]) / self._maxima[field] for field in self.budgets}
 
-    def usage(self, sample: Mapping[str, Any]) -> float:
-        """The largest part of a budget that leaves out some network, as one network uses it.
-
-        Args:
-            sample: an NNI sample that names at least the labels that the network uses.
-        """
-        scarce = [limit for limit in self.limits if limit.field in self.scarce]
-        return max(cost_of(self._distribution, limit.cost, sample) / limit.maximum for limit in scarce)
-
     def used_by(self, sample: Mapping[str, Any]) -> dict[str, float]:
         """``<budget>_used`` for each budget: the part of it that a network uses, at most 1.
 
@@ -177,19 +160,23 @@ class SearchCosts:
             for limit in self.limits
         }
 
+    def usage(self, sample: Mapping[str, Any]) -> float:
+        """The largest part of a budget that leaves out some network, as one network uses it; see :meth:`used_by`."""
+        used = self.used_by(sample)
+        return max(used[f"{field}_used"] for field in self.scarce)
+
     def summary(self, chosen: Mapping[str, Any]) -> dict[str, float]:
         """``expected_<word>`` of every cost that is known, without noise; of a person's own, that of a network.
 
         Args:
             chosen: an NNI sample that names at least the labels that the network uses.
         """
-        numbers = {
-            f"expected_{word}": float(self.expected(word))
+        return {
+            "chosen_cost" if isinstance(cost, OwnCost) else f"expected_{word}": (
+                cost.at_sample(chosen) if isinstance(cost, OwnCost) else float(self.expected(word))
+            )
             for word, cost in self.by_word.items()
-            if not isinstance(cost, OwnCost)
         }
-        own = self.by_word.get(OWN)
-        return numbers | ({"chosen_cost": own.at_sample(chosen)} if isinstance(own, OwnCost) else {})
 
     def state_dict(self) -> dict[str, Any]:
         """What was found with an example: a resumed search takes it over, and measures nothing again."""

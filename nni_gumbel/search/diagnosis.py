@@ -17,30 +17,14 @@ from torch.utils._pytree import tree_leaves
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.host import HostCopy
-from nni_gumbel.search.logs import logging_with, mute
-from nni_gumbel.search.steps import training_step
-
-
-def loss_of(result: Any) -> Tensor:
-    """The loss in what an evaluator's ``training_step`` returned: itself, or under ``loss`` in a dict.
-
-    Raises:
-        UsageError: there is none.
-    """
-    loss = result.get("loss") if isinstance(result, dict) else result
-    if not isinstance(loss, Tensor):
-        raise UsageError(
-            f"training_step: it returned no loss but {type(result).__name__}; return a loss for every batch, "
-            "or a dict with it under 'loss'"
-        )
-    return loss
+from nni_gumbel.search.steps import logging_with, mute, training_step
 
 
 class LossCheck:
     """Whether a loss is finite: on a CPU seen at once, on a GPU when it is asked for.
 
-    A step asks after it has ordered its backward pass, and before it changes anything: the device is then busy
-    while the host waits for the loss, and all is as it was when the loss was computed.
+    A step asks when its backward pass is queued, and before it changes anything: the device is then busy while the host
+    waits for the loss, and all is as it was when the loss was computed.
 
     Args:
         loss: of a batch, at the current sample.
@@ -50,7 +34,7 @@ class LossCheck:
         batch_idx: number of the batch in its epoch.
 
     Raises:
-        UsageError: see :meth:`__call__`; on a CPU at once.
+        UsageError: it is not finite; the candidate that brought it about is named.
     """
 
     def __init__(self, loss: Tensor, where: str, batch: Any, module: LightningModule, batch_idx: int) -> None:
@@ -60,14 +44,10 @@ class LossCheck:
             self()
 
     def __call__(self) -> None:
-        """Refuse a loss that is not finite.
-
-        Raises:
-            UsageError: it is not; the candidate that brought it about is named.
-        """
         loss = self._loss.read()
         if torch.isfinite(loss).all():
             return
+        remedy = "lower learning_rate, or look for a candidate that divides by zero or grows without bound"
         if _not_finite(self._batch) is not None:
             remedy = "the batch itself holds numbers that are not finite; check the data"
         else:
@@ -76,11 +56,8 @@ class LossCheck:
                 culprit = first_culprit(
                     module.model, lambda: training_step(module, self._batch, self._batch_idx)
                 )
-            remedy = (
-                "lower learning_rate, or look for a candidate that divides by zero or grows without bound"
-                if culprit is None
-                else f"{culprit}; mend or remove it, or lower learning_rate"
-            )
+            if culprit is not None:
+                remedy = f"{culprit}; mend or remove it, or lower learning_rate"
         raise UsageError(f"loss: {float(loss):g} in the {self._where} is not finite; {remedy}")
 
 

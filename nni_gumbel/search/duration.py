@@ -10,11 +10,7 @@ from nni_gumbel.errors import UsageError
 
 
 def check_duration(trainer: Trainer, warmup_epochs: int) -> None:
-    """See that the structure gets its turn.
-
-    Raises:
-        UsageError: the warm-up takes all of the training, or the search would never end.
-    """
+    """Refuse a search that would never end, or whose warm-up takes all of it."""
     epochs = last_epoch(trainer) + 1
     if epochs <= warmup_epochs:
         raise UsageError(

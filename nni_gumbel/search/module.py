@@ -1,35 +1,37 @@
 """The Lightning module of a search: structure steps and weight steps.
 
-The structure step draws one joint sample, measures the evaluator's loss on a *validation* batch, adds
-what the structure costs and how undecided it is, and takes the gradient in the logits. The weight step draws another
-sample and trains the weights on a *training* batch, exactly as the evaluator says.
+The *weight step* is Lightning's own, as in a plain training of the evaluator: it trains the weights on a training
+batch, under a joint sample of all choices. What the structure learns stands in front of it, in ``training_step``:
+
+* a *structure step* draws a joint sample, measures the evaluator's loss on a *validation* batch, with dropout off, adds
+  what the structure costs and how undecided it is, and takes the gradient in the logits;
+* a *judgement* measures the losses of single networks.
 
 By default a search has a course (:mod:`~nni_gumbel.search.course`):
 
-1. In a round all candidates are trained by weight steps, from the weights that the search began with
-   (:mod:`~nni_gumbel.search.restart`). From a quarter of the round on, a structure step stands before each of them,
-   whose gradient is collected and moves nothing. At the end of the round the candidates are rejected for which the
-   gradients speak least (:mod:`~nni_gumbel.search.evidence`).
+1. In a round all candidates are trained, from the weights that the search began with
+   (:mod:`~nni_gumbel.search.restart`). From a quarter of the round on, structure steps collect gradients, which move
+   nothing. At the end of the round the candidates are rejected for which the gradients speak least
+   (:mod:`~nni_gumbel.search.evidence`).
 2. In a stage the weights are trained for single networks, drawn from the candidates left, one a step. In the last
-   quarter of the stage several of them are judged by their losses on validation batches. The logits follow, and the
-   temperature falls from one stage to the next (:mod:`~nni_gumbel.search.population`).
+   quarter of the stage several of them are judged. The logits follow, and the temperature falls from one stage to the
+   next (:mod:`~nni_gumbel.search.population`).
 3. A finalist is a network that is trained alone, and judged in the last quarter of its training. Which network comes
    next, and which one is found, follows from all that was judged (:mod:`~nni_gumbel.search.finals`). The network
    found is trained in the rest of the search.
 
-:mod:`~nni_gumbel.search.tournament` knows where in its course a search is. With ``stages: 0`` there is no course: a
-structure step stands before every weight step after the warm-up, its gradient moves the logits, and temperature and
+:mod:`~nni_gumbel.search.tournament` knows where in its course a search is. With ``stages: 0`` there is no course: every
+weight step after the warm-up has a structure step in front of it, whose gradient moves the logits, and temperature and
 entropy weight follow the progress of the search, step by step.
 
-The structure is judged on validation batches with dropout off, as the network will be used. The noise-free mixture is
-validated; in a stage the most probable network, and behind the stages the one that is trained alone.
-
-What the steps are made of stands in files of its own: :mod:`~nni_gumbel.search.objective`,
-:mod:`~nni_gumbel.search.structure`, :mod:`~nni_gumbel.search.weights`.
+At level ``single`` structure and weights learn from one pass through the network and one back, on the training batch.
+The noise-free mixture is validated; in a stage the most probable network, and behind the stages the one that is trained
+alone.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -42,47 +44,37 @@ from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.temperature import progress_of, temperature_at
 from nni_gumbel.search.costs import SearchCosts
 from nni_gumbel.search.course import segments, warn_if_short
-from nni_gumbel.search.diagnosis import LossCheck, loss_of
-from nni_gumbel.search.distributed import draw_own_samples, mean_over_ranks, of_all_ranks
-from nni_gumbel.search.dropout import dropout_off
+from nni_gumbel.search.diagnosis import LossCheck
 from nni_gumbel.search.duration import check_duration, total_batches
-from nni_gumbel.search.logs import Log, logging_with, mute, unchanged, under_structure
+from nni_gumbel.search.logits import LogitsUpdate
+from nni_gumbel.search.nni_arguments import Penalty
 from nni_gumbel.search.objective import StructureObjective
-from nni_gumbel.search.penalty import Penalty
-from nni_gumbel.search.randomness import continue_randomness, randomness_of_ranks
-from nni_gumbel.search.selection import warn_if_undecided
 from nni_gumbel.search.settings import SearchSettings
-from nni_gumbel.search.steps import training_step
-from nni_gumbel.search.structure import LogitsUpdate
-from nni_gumbel.search.tournament import Tournament
-from nni_gumbel.search.weights import (
-    check_weight_optimisation,
-    clip_weights,
-    refuse_second_pass,
-    scale_of_backward,
-    scales_losses,
-    update_weights,
+from nni_gumbel.search.state import (
+    continue_randomness,
+    draw_own_samples,
+    mean_over_ranks,
+    of_all_ranks,
+    random_state,
 )
+from nni_gumbel.search.steps import (
+    Log,
+    dropout_off,
+    logging_with,
+    loss_of,
+    mute,
+    training_step,
+    under_structure,
+)
+from nni_gumbel.search.tournament import Tournament
 from nni_gumbel.search.wrapping import WrappingModule
 from nni_gumbel.supernet.cell import check_loose_ends
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.structure import used_part
 
-
-def check_estimator(distribution: Distribution, settings: SearchSettings) -> None:
-    """Refuse settings whose estimator is not derived for a choice of the space.
-
-    Raises:
-        UsageError: names the preset, if it brought the estimator, and the choice.
-    """
-    if settings.estimator == "probabilities":
-        return
-    try:
-        distribution.check_estimator(settings.estimator)
-    except UsageError as error:
-        if settings.preset == "none":
-            raise
-        raise UsageError(f"preset: {settings.preset!r} does not fit the space: {error}") from error
+# A search has decided if what it chose has at least this mean probability.
+_DECIDED = 0.95
+_logger = logging.getLogger(__name__)
 
 
 class GumbelSearchModule(WrappingModule):
@@ -96,7 +88,8 @@ class GumbelSearchModule(WrappingModule):
         penalty: a further term of the structure's loss, in NNI's form.
 
     Raises:
-        UsageError: the estimator is not derived for a choice of the space.
+        UsageError: the estimator is not derived for a choice of the space, or the evaluator's module draws batches or
+            updates weights itself.
     """
 
     def __init__(
@@ -107,21 +100,34 @@ class GumbelSearchModule(WrappingModule):
         settings: SearchSettings,
         penalty: Penalty | None = None,
     ) -> None:
-        super().__init__(training_module)
+        super().__init__(training_module, settings.gradient_clip_val)
         check_estimator(distribution, settings)
         self.distribution = distribution
         self.costs = costs
         self.settings = settings
         self.objective = StructureObjective(distribution, costs, settings, penalty)
+        self._update = LogitsUpdate(distribution.logits, self._logits_optimizer(), settings.logits_clip_val)
         self._checks: list[LossCheck] = []  # of passes whose gradients are not used yet
-        self._step = 0
+        self._begun = -1  # the latest step that has begun
         self._total_steps = 1  # known when the training starts
-        self._update = LogitsUpdate(distribution.logits, settings.logits_clip_val)
-        self._randomness: list[dict[str, Any]] | None = None  # of a checkpoint, until the first step
+        self._joint: tuple[list[Tensor], Tensor] | None = None  # at level single, until the backward pass
         self._tournament: Tournament | None = None  # made when the length of the search is known
-        self._loaded: dict[str, Any] | None = None  # its state in a checkpoint, until then
+        self._loaded: dict[str, Any] | None = None  # of a checkpoint, until the first step
+
+    def _logits_optimizer(self) -> torch.optim.Optimizer:
+        """Adam, with the betas of DARTS (arXiv 1806.09055, appendix A.1.1)."""
+        return torch.optim.Adam(
+            list(self.distribution.logits.values()), lr=self.settings.arc_learning_rate, betas=(0.5, 0.999),
+            weight_decay=self.settings.logits_weight_decay,
+            foreach=True,  # the same numbers as one by one, for many small tensors in a fraction of the time
+        )  # fmt: skip
 
     # -- progress ------------------------------------------------------------------------------
+
+    @property
+    def _step(self) -> int:
+        """The number of the current batch, or of the last one, over all epochs."""
+        return self.trainer.fit_loop.total_batch_idx
 
     @property
     def progress(self) -> float:
@@ -142,56 +148,32 @@ class GumbelSearchModule(WrappingModule):
     # -- hooks around the training ---------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        trainer = self.trainer
-        check_duration(trainer, self.settings.warmup_epochs)
-        check_weight_optimisation(self.training_module, trainer)
-        self._total_steps = total_batches(trainer)
-        if scales_losses(trainer):
-            self._update.expect_half_precision()
-        draw_own_samples(trainer)
+        check_duration(self.trainer, self.settings.warmup_epochs)
+        self._total_steps = total_batches(self.trainer)
+        draw_own_samples(self.trainer)
         self._tournament = self._prepared_tournament()
-        self._load_tournament()
+        self._load()
         super().on_train_start()
 
     def on_train_epoch_start(self) -> None:
-        if self._randomness is not None:
-            continue_randomness(self.trainer, self._randomness)
+        if self._loaded is not None:
+            continue_randomness(self.trainer, self._loaded["randomness"])
         super().on_train_epoch_start()
 
-    def on_train_epoch_end(self) -> None:
-        self.log_dict(self.structure_summary())
-        super().on_train_epoch_end()
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        if self._tournament is not None and not self._warms_up:
+            self._tournament.advance(self._step)
+        super().on_train_batch_end(outputs, batch, *args, **kwargs)
 
-    def on_train_end(self) -> None:
+    def on_after_backward(self) -> None:
         self._check_losses()
-        if self._tournament is not None:
-            self._tournament.finish()
-        if self.trainer.is_global_zero:
-            warn_if_undecided(self.structure_summary()["chosen_probability"])
-        super().on_train_end()
+        if self._joint is not None:
+            self._end_joint_step()
+        super().on_after_backward()
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["gumbel_search"] = {
-            "step": self._step,
-            "update": self._update.state_dict(),
-            "objective": self.objective.state_dict(),
-            "randomness": randomness_of_ranks(self.trainer),
-            "tournament": None if self._tournament is None else self._tournament.state_dict(),
-        }
-        super().on_save_checkpoint(checkpoint)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint["gumbel_search"]
-        self._step, self._randomness = saved["step"], saved["randomness"]
-        self._update.load_state_dict(saved["update"])
-        self.objective.load_state_dict(saved["objective"])
-        self._loaded = saved["tournament"]
-        super().on_load_checkpoint(checkpoint)
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        self._check_losses()
-        super().on_before_optimizer_step(optimizer)
-        clip_weights(self.training_module, self.trainer, optimizer, self.settings.gradient_clip_val)
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if self._tournament is None:  # which sees to the schedules of its trainings
+            super().lr_scheduler_step(scheduler, metric)
 
     def on_validation_epoch_start(self) -> None:
         """Validate the noise-free mixture; behind the rounds a single network."""
@@ -203,37 +185,171 @@ class GumbelSearchModule(WrappingModule):
                 self.distribution.use_architecture(network)
         super().on_validation_epoch_start()
 
+    def on_train_epoch_end(self) -> None:
+        self.log_dict(self.structure_summary())
+        super().on_train_epoch_end()
+
+    def on_train_end(self) -> None:
+        self._check_losses()
+        if self._tournament is not None:
+            self._tournament.finish()
+        decided = self.structure_summary()["chosen_probability"]
+        if self.trainer.is_global_zero and decided < _DECIDED:
+            _logger.warning(
+                "the search ends undecided: what it chose has a mean probability of %.2f; "
+                "raise search_epochs (or max_epochs), entropy_weight_end or arc_learning_rate", decided,
+            )  # fmt: skip
+        super().on_train_end()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["gumbel_search"] = {
+            "update": self._update.optimizer.state_dict(),
+            "objective": self.objective.state_dict(),
+            "randomness": of_all_ranks(random_state(self.trainer.train_dataloader), self.trainer),
+            "tournament": None if self._tournament is None else self._tournament.state_dict(),
+        }
+        super().on_save_checkpoint(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._loaded = checkpoint["gumbel_search"]
+        self.objective.load_state_dict(self._loaded["objective"])  # of a search that is over, too
+        super().on_load_checkpoint(checkpoint)
+
+    def _load(self) -> None:
+        """Go on from a checkpoint, when the logits are on their device."""
+        if self._loaded is None:
+            return
+        self._update.optimizer.load_state_dict(self._loaded["update"])
+        saved = self._loaded["tournament"]
+        if (saved is None) != (self._tournament is None):
+            raise UsageError(
+                f"stages: the checkpoint is of a search {'without' if saved is None else 'with'} stages, this one has "
+                f"{self.settings.stages}; give it the settings of the checkpoint, or start anew without it"
+            )
+        if saved is not None:
+            self._tournament.load_state_dict(saved)
+
     # -- the steps -----------------------------------------------------------------------------
 
+    @property
+    def _warms_up(self) -> bool:
+        return self.trainer.current_epoch < self.settings.warmup_epochs
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
-        if self._step == 0:
-            check_loose_ends(
-                self.model,
-                self.distribution,
-                lambda: self._run(batch["train"], batch_idx, "first pass", mute),
-            )
-        self._prepare(batch["train"], batch_idx)
-        warms_up = self.trainer.current_epoch < self.settings.warmup_epochs
-        if self._tournament is not None and not warms_up and self._tournament.begins(self._step):
-            self._check_losses()  # before anything follows from them
-            self._tournament.enter(self._step)
-        temperature = self.temperature
-        if warms_up:
-            result = self._weight_step(batch["train"], batch_idx, temperature, uniform=True)
-        elif self._tournament is not None and not self._tournament.gathers(self._step):
-            result = self._weight_step(batch["train"], batch_idx, temperature)
-            if self._tournament.judges(self._step):
-                self._judge(batch, batch_idx)
-        elif self.settings.level == "single":
-            result = self._joint_step(batch["train"], batch_idx, temperature)
+        if self._begun == self._step:
+            self._refuse_second_pass()
         else:
-            self._structure_step(batch, batch_idx, temperature)
-            result = self._weight_step(batch["train"], batch_idx, temperature)
+            self._begin_step(batch, batch_idx)
+            self._begun, self._loaded = self._step, None
+        if self._learns_jointly:
+            return self._joint_pass(batch["train"], batch_idx)
+        return self._run(batch["train"], batch_idx, "weight step")[0]
+
+    def _begin_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """What the structure does in front of a weight step, and the joint sample of that."""
+        self._update.follow_scale(self.trainer)
+        self._prepare(batch["train"], batch_idx)
+        tournament = None if self._warms_up else self._tournament
+        if tournament is not None and tournament.begins(self._step):
+            tournament.enter(self._step)
+        if tournament is not None and tournament.judges(self._step):
+            self._judge(batch, batch_idx)
+        elif self._gathers and self.settings.level == "bilevel":
+            self._structure_step(batch["val"], batch_idx)
         every = self.settings.log_prob_every_n_step
         if self.loggers and every and self._step % every == 0:
             self.log_probs(self.export_probs())
-        self._step, self._randomness = self._step + 1, None
+        network = None if tournament is None else tournament.network(self._step)
+        if network is not None:
+            self.distribution.use_architecture(network)
+        else:
+            with torch.set_grad_enabled(self._learns_jointly):
+                self._draw(uniform=self._warms_up)
+
+    @property
+    def _gathers(self) -> bool:
+        """Whether the gradient of the structure is taken in the current step."""
+        return not self._warms_up and (self._tournament is None or self._tournament.gathers(self._step))
+
+    @property
+    def _learns_jointly(self) -> bool:
+        return self.settings.level == "single" and self._gathers
+
+    def _structure_step(self, batch: Any, batch_idx: int) -> None:
+        for _ in range(self.settings.samples_per_step):
+            self._draw()
+            loss = self._judged_loss(batch, batch_idx, "structure step")
+            gradients = self._update.gradients(self._objective(loss))
+            self._check_losses()
+            self._update.add(gradients)
+        self._move_logits(batch_idx)
+
+    def _judge(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """The losses of several networks on one batch, where the structure has its data."""
+        judged, losses = batch.get("val", batch["train"]), []
+        with torch.no_grad():
+            for network in self._tournament.judged():
+                self.distribution.use_architecture(network)
+                losses.append(self._judged_loss(judged, batch_idx, "judgement"))
+        self._check_losses()
+        # Each process has batches of its own, and all decide the same.
+        means = mean_over_ranks(torch.stack(losses).detach().float(), self.trainer)
+        self._tournament.judge(means.tolist())
+
+    def _joint_pass(self, batch: Any, batch_idx: int) -> Any:
+        """The pass of level ``single``, and what the structure needs of it beside the gradient of its loss.
+
+        The gradient of the objective in the logits is that at a constant loss, and ``d objective / d loss`` times that
+        of the loss, which the backward pass of the weights brings.
+        """
+        result, loss = self._run(batch, batch_idx, "joint step")
+        value = loss.detach().requires_grad_()
+        objective = self._objective(value)
+        beside = self._update.gradients(objective, retain_graph=True)
+        self._joint = beside, *torch.autograd.grad(objective, value)
         return result
+
+    def _end_joint_step(self) -> None:
+        (beside, factor), self._joint = self._joint, None
+        through_loss = self._update.left_by_backward()
+        self._update.add([b + factor * g for b, g in zip(beside, through_loss)])
+        self._move_logits(self.trainer.fit_loop.batch_idx)
+
+    def _refuse_second_pass(self) -> None:
+        """Refuse an optimiser that asks for the loss again, as SAM and LBFGS do, where there is one pass alone.
+
+        Raises:
+            UsageError: the structure learns from the same pass, or several batches belong together.
+        """
+        kind = type(self.trainer.optimizers[0]).__name__
+        if self.settings.level == "single":
+            raise UsageError(
+                f"level: 'single' takes one pass a step, and {kind} asks for the loss several times; give level "
+                "'bilevel', or another optimiser"
+            )
+        together = self.trainer.accumulate_grad_batches
+        if together > 1:
+            raise UsageError(
+                f"accumulate_grad_batches: {together} batches belong together, and {kind} asks for the loss of all of "
+                "them several times in a step; leave accumulate_grad_batches at 1, or give another optimiser"
+            )
+
+    # -- what the steps are made of ---------------------------------------------------------------
+
+    def _prepare(self, batch: Any, batch_idx: int) -> None:
+        """What has to be done before the first step, also of a search that is resumed."""
+        if self._begun >= 0:
+            return
+
+        def run() -> Any:
+            return self._run(batch, batch_idx, "first pass", mute)
+
+        if self._step == 0:
+            check_loose_ends(self.model, self.distribution, run)
+        known = self.costs.is_complete
+        self.objective.prepare(self.model, run)
+        if not known and self.trainer.world_size > 1:  # a time is measured differently by each process
+            self.costs.load_state_dict(of_all_ranks(self.costs.state_dict(), self.trainer)[0])
 
     def _prepared_tournament(self) -> Tournament | None:
         settings, trainer = self.settings, self.trainer
@@ -251,104 +367,26 @@ class GumbelSearchModule(WrappingModule):
             objective=self.objective.of_network, temperature=self._temperature_at,
         )  # fmt: skip
 
-    def _load_tournament(self) -> None:
-        """Go on with the tournament of a checkpoint."""
-        loaded, self._loaded = self._loaded, None
-        if self._randomness is not None and (loaded is None) != (self._tournament is None):
-            raise UsageError(
-                f"stages: the checkpoint is of a search {'without' if loaded is None else 'with'} stages, this one has "
-                f"{self.settings.stages}; give it the settings of the checkpoint, or start anew without it"
-            )
-        if loaded is not None:
-            self._tournament.load_state_dict(loaded)
-
     def _allowed(self, sample: Sample) -> Sample | None:
         """The labels that a network uses; ``None`` if it may not be found."""
         used = used_part(self.model, sample)
         return used if self.objective.allows(used) else None
 
-    def _judge(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """The losses of several networks on one batch, where the structure has its data."""
-        judged, losses = batch.get("val", batch["train"]), []
-        with torch.no_grad():
-            for network in self._tournament.judged():
-                self.distribution.use_architecture(network)
-                losses.append(self._judged_loss(judged, batch_idx, "judgement"))
-        self._check_losses()
-        # Each process has batches of its own, and all decide the same.
-        means = mean_over_ranks(torch.stack(losses).detach().float(), self.trainer)
-        self._tournament.judge(means.tolist())
-
-    def _structure_step(self, batch: dict[str, Any], batch_idx: int, temperature: float) -> None:
-        for _ in range(self.settings.samples_per_step):
-            self._draw(temperature)
-            loss = self._judged_loss(batch["val"], batch_idx, "structure step")
-            gradients = self._update.gradients(self._objective(loss))
-            self._check_losses()
-            self._update.add(gradients)
-        self._move_logits(batch_idx)
-
-    def _weight_step(self, batch: Any, batch_idx: int, temperature: float, uniform: bool = False) -> Any:
-        tournament = self._tournament
-        network = None if tournament is None or uniform else tournament.network(self._step)
-        with torch.no_grad():
-            if network is None:
-                self._draw(temperature, uniform)
-            else:
-                self.distribution.use_architecture(network)
-        result = update_weights(
-            self, lambda: self._run(batch, batch_idx, "weight step"), batch_idx, schedules=tournament is None
-        )
-        if tournament is not None and not uniform:
-            tournament.advance(self._step)
-        self._check_losses()  # no optimiser has stepped, where several batches belong together
-        return result
-
-    def _joint_step(self, batch: Any, batch_idx: int, temperature: float) -> Any:
-        """Structure and weights learn from one pass through the network and one back, on one batch."""
-        self._draw(temperature)
-        parts: list[Any] = []
-
-        def forward() -> tuple[Any, Tensor]:
-            if parts:
-                refuse_second_pass(self)
-            result, loss = self._run(batch, batch_idx, "joint step")
-            # d objective / d logits = the part beside the loss + (d objective / d loss) (d loss / d logits)
-            value = loss.detach().requires_grad_()
-            objective = self._objective(value)
-            beside = self._update.gradients(objective, retain_graph=True)
-            parts.extend((beside, *torch.autograd.grad(objective, value)))
-            return result, loss
-
-        with self._update.gradients_of_backward(scale_of_backward(self.trainer)) as through_loss:
-            result = update_weights(self, forward, batch_idx, schedules=self._tournament is None)
-        if self._tournament is not None:
-            self._tournament.advance(self._step)
-        beside, factor = parts
-        self._check_losses()
-        self._update.add([b + factor * g for b, g in zip(beside, through_loss)])
-        self._move_logits(batch_idx)
-        return result
-
-    # -- what the steps are made of ---------------------------------------------------------------
-
-    def _prepare(self, batch: Any, batch_idx: int) -> None:
-        """What has to be done before the first step, also of a search that is resumed."""
-        known = self.costs.is_complete
-        self.objective.prepare(self.model, lambda: self._run(batch, batch_idx, "first pass", mute))
-        if not known and self.trainer.world_size > 1:  # a time is measured differently by each process
-            self.costs.load_state_dict(of_all_ranks(self.costs.state_dict(), self.trainer)[0])
-
-    def _draw(self, temperature: float, uniform: bool = False) -> None:
+    def _draw(self, uniform: bool = False) -> None:
         """Draw the joint sample of a step of all candidates."""
         if self.settings.estimator == "probabilities":
             # During a warm-up they are uniform: no structure step has moved the logits from 0 yet.
             self.distribution.use_probabilities()
         else:
-            self.distribution.sample(temperature, self.settings.estimator, uniform)
+            self.distribution.sample(self.temperature, self.settings.estimator, uniform)
+
+    def _judged_loss(self, batch: Any, batch_idx: int, step: str) -> Tensor:
+        """The loss of the current sample, with dropout off: what it is good for shows in the weights."""
+        with dropout_off(self.training_module):
+            return self._run(batch, batch_idx, step, under_structure(self.trainer))[1]
 
     def _run(
-        self, batch: Any, batch_idx: int, step: str, log: Callable[[Log], Log] = unchanged
+        self, batch: Any, batch_idx: int, step: str, log: Callable[[Log], Log] = lambda log: log
     ) -> tuple[Any, Tensor]:
         """What the evaluator returns for a batch under the current sample, and the loss in it."""
         module = self.training_module
@@ -365,11 +403,6 @@ class GumbelSearchModule(WrappingModule):
         for check in checks:
             check()
 
-    def _judged_loss(self, batch: Any, batch_idx: int, step: str) -> Tensor:
-        """The loss of the current sample, with dropout off: what it is good for shows in the weights."""
-        with dropout_off(self.training_module):
-            return self._run(batch, batch_idx, step, under_structure(self.trainer))[1]
-
     def _objective(self, loss: Tensor) -> Tensor:
         objective, details = self.objective(loss, self.progress)
         if details:
@@ -383,7 +416,7 @@ class GumbelSearchModule(WrappingModule):
         if (batch_idx + 1) % together == 0 or self.trainer.is_last_batch or ends:
             gather = None if tournament is None else tournament.evidence.add
             self._update.step(self.trainer, self._step, gather)
-            self.objective.follow(self.progress, self.settings.batches_per_step / self._total_steps)
+            self.objective.follow(self.progress, together / self._total_steps)
 
     # -- what is reported ----------------------------------------------------------------------
 
@@ -415,10 +448,18 @@ class GumbelSearchModule(WrappingModule):
             label: {str(value): next(values) for value in variables[label].values} for label in probabilities
         }
 
-    def configure_architecture_optimizers(self) -> torch.optim.Optimizer:
-        """Adam on the logits, with the betas of DARTS (arXiv 1806.09055, appendix A.1.1)."""
-        return torch.optim.Adam(
-            list(self.distribution.logits.values()), lr=self.settings.arc_learning_rate, betas=(0.5, 0.999),
-            weight_decay=self.settings.logits_weight_decay,
-            foreach=True,  # the same numbers as one by one, for many small tensors in a fraction of the time
-        )  # fmt: skip
+
+def check_estimator(distribution: Distribution, settings: SearchSettings) -> None:
+    """Refuse settings whose estimator is not derived for a choice of the space.
+
+    Raises:
+        UsageError: names the preset, if it brought the estimator, and the choice.
+    """
+    if settings.estimator == "probabilities":
+        return
+    try:
+        distribution.check_estimator(settings.estimator)
+    except UsageError as error:
+        if settings.preset == "none":
+            raise
+        raise UsageError(f"preset: {settings.preset!r} does not fit the space: {error}") from error

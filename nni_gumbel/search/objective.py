@@ -11,18 +11,17 @@ from nni.mutable import Sample
 from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor
 
+from nni_gumbel.complexity.budget import best_within
 from nni_gumbel.complexity.own_cost import OwnCost
 from nni_gumbel.complexity.prior import Prior, prior_by_cost, prior_by_label
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.host import HostCopy
 from nni_gumbel.relaxation.temperature import linear
-from nni_gumbel.search.commitment import Commitment
+from nni_gumbel.search.budgets import SLACK, SPENT, Commitment, Multipliers, best_spending
 from nni_gumbel.search.costs import SearchCosts
-from nni_gumbel.search.inputs import inputs_of
-from nni_gumbel.search.multipliers import SLACK, Multipliers
-from nni_gumbel.search.penalty import Penalty
-from nni_gumbel.search.selection import SPENT, best_spending, best_within
+from nni_gumbel.search.nni_arguments import Penalty
 from nni_gumbel.search.settings import SearchSettings
+from nni_gumbel.search.steps import inputs_of
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.structure import used_part
 
@@ -37,14 +36,14 @@ class StructureObjective:
         ``penalty(loss) + cost_weight E[cost] / largest + lambda_H(t) entropy + kl_weight KL(q || prior)``
         ``+ sum_k psi(g_k)``
 
-    with ``g = E[cost] / budget - 1`` for each budget, and ``psi`` of :mod:`~nni_gumbel.search.multipliers`. Without a
+    with ``g = E[cost] / budget - 1`` for each budget, and ``psi`` of :mod:`~nni_gumbel.search.budgets`. Without a
     cost weight and a penalty, budgets that exclude some network are to be spent: the slack of the budget that is used
     most is limited by a further constraint, ``g = 0.95 - E[cost] / budget``. All terms are exact except the loss and,
     in a large space, a cost of one's own.
 
     In the last quarter, ``t`` in [3/4, 1], of a search whose budgets exclude some network, ``z`` is the network that
     the search would return. The objective has the further term ``lambda_H(t) (4 t - 3) distance(q, z)`` of
-    :mod:`~nni_gumbel.search.commitment`, and 0.95 becomes ``min(0.95, cost(z) / budget)``.
+    the same module, and 0.95 becomes ``min(0.95, cost(z) / budget)``.
 
     Args:
         distribution: of the structure.
@@ -79,7 +78,7 @@ class StructureObjective:
 
         Args:
             model: the supernet.
-            run: lets the evaluator make a training step; see :func:`~nni_gumbel.search.inputs.inputs_of`.
+            run: lets the evaluator make a training step; see :func:`~nni_gumbel.search.steps.inputs_of`.
         """
         self._space = model
         if not self._costs.is_complete:
@@ -131,10 +130,10 @@ class StructureObjective:
         """The loss with the penalty, the cost and the divergence from the prior, and the numbers of the penalty."""
         details: dict[str, Tensor] = {}
         distribution, settings = self._distribution, self._settings
+        objective = loss
         if self._penalty is not None:
             probabilities = distribution.outcome_probs(self._penalty.expected_cost.labels)
-            loss, details = self._penalty(loss, probabilities)
-        objective = loss
+            objective, details = self._penalty(loss, probabilities)
         if settings.cost_weight:
             objective = objective + settings.cost_weight * self._costs.relative()
         if settings.kl_weight:
@@ -162,7 +161,7 @@ class StructureObjective:
         """The network found: an NNI sample with the labels that it uses.
 
         The most probable one; with budgets, of those within; where budgets are to be spent, of those that spend
-        one: see :func:`~nni_gumbel.search.selection.best_spending`.
+        one: see :func:`~nni_gumbel.search.budgets.best_spending`.
         """
         limits = self._costs.limits
         scarce = [limit for limit in limits if limit.field in self._costs.scarce]
@@ -173,7 +172,7 @@ class StructureObjective:
     def likeliest(self, model: ModelSpace) -> Sample:
         """The most probable network within the budgets, whether it spends them or not; the labels that it uses.
 
-        As :func:`~nni_gumbel.search.selection.best_within` finds it, in less time where the mode is within.
+        As :func:`~nni_gumbel.complexity.budget.best_within` finds it, in less time where the mode is within.
         """
         sample = used_part(model, self._distribution.mode())
         if not self._costs.scarce or self._costs.usage(sample) <= 1:

@@ -15,7 +15,6 @@ from typing import Any
 from pytorch_lightning import LightningModule
 
 from nni_gumbel.search.duration import last_epoch, total_batches
-from nni_gumbel.search.structure import is_of_structure
 
 
 class ShortTrainings:
@@ -77,6 +76,4 @@ class ShortTrainings:
         }
 
     def _optimizer(self) -> Any:
-        return next(
-            optimizer for optimizer in self._search.trainer.optimizers if not is_of_structure(optimizer)
-        )
+        return self._search.trainer.optimizers[0]

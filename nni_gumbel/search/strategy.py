@@ -21,17 +21,16 @@ from nni.nas.space import RawFormatModelSpace
 from nni.nas.strategy import DARTS
 from torch import nn
 
+from nni_gumbel.complexity.budget import ranked_within
 from nni_gumbel.copies import copied
 from nni_gumbel.errors import UsageError
-from nni_gumbel.search.arguments_of_nni import settings_of
 from nni_gumbel.search.costs import SearchCosts
-from nni_gumbel.search.dropout import tell_dropout_rates
-from nni_gumbel.search.evaluator import take_over
+from nni_gumbel.search.data import take_over
 from nni_gumbel.search.module import GumbelSearchModule
-from nni_gumbel.search.penalty import Penalty, build_penalty, describe_penalty
-from nni_gumbel.search.resuming import checkpoints_of, last_checkpoint
-from nni_gumbel.search.selection import ranked_from
+from nni_gumbel.search.nni_arguments import Penalty, describe_penalty, settings_of
 from nni_gumbel.search.settings import SearchSettings, without_effect
+from nni_gumbel.search.state import checkpoints_of, last_checkpoint
+from nni_gumbel.search.steps import dropout_rates
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.mutation import relax
 
@@ -48,13 +47,13 @@ class GumbelSearch(DARTS):
         mutation_hooks: hooks of one's own, run before ours; see NNI's ``OneShotStrategy``. The modules that they
             return read the weights of their candidates from ``mutate_kwargs["joint_sample"]``.
         penalty: what the structure costs, as NNI's ``DARTS`` takes it; see
-            :func:`~nni_gumbel.search.penalty.describe_penalty`. With it, ``cost_weight`` is 0 unless it is given.
+            :func:`~nni_gumbel.search.nni_arguments.describe_penalty`. With it, ``cost_weight`` is 0 unless it is given.
         cost: what ``cost_weight`` prices: a word of the settings, or a function of one's own, see
             :class:`~nni_gumbel.complexity.own_cost.OwnCost`.
         latency_table: times of candidates, as ``cost="latency"`` and ``max_latency_ms`` need them; without one
             they are measured when the search begins.
         **settings: the fields of :class:`~nni_gumbel.search.settings.SearchSettings`, and NNI's ``temperature``;
-            see :func:`~nni_gumbel.search.arguments_of_nni.settings_of`.
+            see :func:`~nni_gumbel.search.nni_arguments.settings_of`.
 
     Raises:
         UsageError: an argument is unknown or out of its range, or the space has a choice that cannot be relaxed.
@@ -129,8 +128,13 @@ class GumbelSearch(DARTS):
             _logger.warning(line)
         if self.penalty is not None:
             parameters = self._costs.by_word["params"]
-            self._penalty = build_penalty(self.penalty, self._distribution.variables, parameters)
-        tell_dropout_rates(model, self.settings.stages)
+            self._penalty = Penalty(self.penalty, self._distribution.variables, parameters)
+        rates = [] if self.settings.stages else dropout_rates(model)
+        if rates:
+            _logger.warning(
+                "dropout rate %s: the gradient of the structure does not depend on it; leave rounds, stages and "
+                "finalists above 0, which train networks with each rate", ", ".join(map(repr, rates)),
+            )  # fmt: skip
         return model
 
     def configure_oneshot_module(self, training_module: LightningModule) -> GumbelSearchModule:
@@ -139,7 +143,7 @@ class GumbelSearch(DARTS):
         )
 
     def mutate_evaluator(self, evaluator: Lightning) -> Lightning:
-        """Wrap the evaluator for the search; see :func:`~nni_gumbel.search.evaluator.take_over`."""
+        """Wrap the evaluator for the search; see :func:`~nni_gumbel.search.data.take_over`."""
         return take_over(evaluator, self.configure_oneshot_module, self.settings)
 
     # -- resuming --------------------------------------------------------------------------------
@@ -200,7 +204,10 @@ class GumbelSearch(DARTS):
         first = module.finalists()
         if not first and self._costs.limits:
             first = [module.export()]
-        return ranked_from(self.supernet, self.distribution, self._costs.limits, first)
+        yield from map(dict, first)
+        for sample, _ in ranked_within(self.supernet, self.distribution, self._costs.limits):
+            if sample not in first:
+                yield sample
 
 
 class _Networks(RawFormatModelSpace):

@@ -15,11 +15,11 @@ from pytorch_lightning import LightningModule
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.temperature import progress_of
 from nni_gumbel.search.course import Kind, Segment
-from nni_gumbel.search.distributed import of_all_ranks
 from nni_gumbel.search.evidence import Evidence
 from nni_gumbel.search.finals import Finals
 from nni_gumbel.search.population import Population, plain
 from nni_gumbel.search.restart import ShortTrainings
+from nni_gumbel.search.state import of_all_ranks
 from nni_gumbel.supernet.distribution import Distribution
 
 

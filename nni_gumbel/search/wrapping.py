@@ -1,9 +1,8 @@
 """NNI's wrapper around an evaluator's module, with what it leaves out.
 
-``BaseOneShotLightningModule`` passes some of Lightning's hooks on to the evaluator's module. Here all of them
-reach it, with the signatures that it gives them, so that it lives as in a plain training. The wrapper also hands
-the evaluator's hooks a training batch instead of a pair, keeps the Trainer's options that Lightning refuses under
-manual optimisation, lets ``ddp`` know about the logits, and logs probabilities without a metric for each of them.
+``BaseOneShotLightningModule`` passes some of Lightning's hooks on to the evaluator's module. Here all of them reach it,
+with the signatures that it gives them, so that it lives as in a plain training. Lightning optimises the weights, as it
+does there; hooks around a batch get the training batch of a pair.
 """
 
 from __future__ import annotations
@@ -11,21 +10,24 @@ from __future__ import annotations
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from nni.mutable import Sample
 from nni.nas.evaluator.pytorch import LightningModule
 from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
+from pytorch_lightning.callbacks import StochasticWeightAveraging
 from pytorch_lightning.core.hooks import ModelHooks
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
-from nni_gumbel.search.batches import pass_on_batch_hooks
-from nni_gumbel.search.distributed import prepare_ddp
-from nni_gumbel.search.steps import check_steps, validation_step
-from nni_gumbel.search.weights import TrainerOptions
+from nni_gumbel.errors import UsageError
+from nni_gumbel.search.data import pass_on_batch_hooks
+from nni_gumbel.search.state import prepare_ddp
+from nni_gumbel.search.steps import check_module, validation_step
 
 # Hooks that Lightning may call on the evaluator's module as they are.
 _HOOKS = (
     *(name for name in vars(ModelHooks) if not name.startswith("_")),
     *("prepare_data", "backward", "test_dataloader", "test_step", "predict_dataloader", "predict_step"),
+    *("optimizer_step", "optimizer_zero_grad"),
 )
 
 
@@ -34,15 +36,18 @@ class WrappingModule(BaseOneShotLightningModule):
 
     Args:
         training_module: the evaluator's module.
+        clip_val: largest norm of the weights' gradient where the Trainer has no limit; 0 is none.
 
     Raises:
-        UsageError: its training step draws batches itself.
+        UsageError: the evaluator's module draws batches or updates its weights itself.
     """
 
-    def __init__(self, training_module: LightningModule) -> None:
+    automatic_optimization = True  # NNI's base class has it off
+
+    def __init__(self, training_module: LightningModule, clip_val: float) -> None:
         super().__init__(training_module)
-        self._options: TrainerOptions | None = None
-        check_steps(training_module)
+        check_module(training_module)
+        self._clip_val = clip_val
         pass_on_batch_hooks(training_module, self)
         for name in _HOOKS:
             if is_overridden(name, training_module, pl.LightningModule) and not self._has_own(name):
@@ -56,13 +61,10 @@ class WrappingModule(BaseOneShotLightningModule):
         return any(hook in vars(base) for base in bases)
 
     def configure_callbacks(self) -> Any:
-        # The last hook before Lightning refuses some of the Trainer's options; `setup` puts them back.
-        self._options = TrainerOptions.hide(self.trainer)
         self.training_module.trainer = self.trainer
         return self.training_module.configure_callbacks()
 
     def setup(self, stage: str | None = None) -> None:
-        self._options.show(self.trainer)
         prepare_ddp(self, self.trainer)
         super().setup(stage)
 
@@ -71,23 +73,35 @@ class WrappingModule(BaseOneShotLightningModule):
         # NNI's `setup` has put the log of the search in its place, and the module may be trained again.
         del self.training_module.log
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.training_module.on_save_checkpoint(checkpoint)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.training_module.on_load_checkpoint(checkpoint)
-
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
-        self.training_module.on_before_optimizer_step(optimizer)
-
-    def on_validation_epoch_start(self) -> None:
-        self.training_module.on_validation_epoch_start()
+    def on_train_start(self) -> None:
+        check_trainer(self.trainer)
+        super().on_train_start()
 
     def on_train_batch_start(self, batch: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         return self.training_module.on_train_batch_start(batch["train"], *args, **kwargs)
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         self.training_module.on_train_batch_end(outputs, batch["train"], *args, **kwargs)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:  # fmt: skip
+        limit = self._clip_val if gradient_clip_val is None else gradient_clip_val
+        self.training_module.configure_gradient_clipping(
+            optimizer, limit or None, gradient_clip_algorithm or "norm"
+        )
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        self.training_module.lr_scheduler_step(scheduler, metric)
+
+    def on_validation_epoch_start(self) -> None:
+        self.training_module.on_validation_epoch_start()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.training_module.on_save_checkpoint(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.training_module.on_load_checkpoint(checkpoint)
 
     def on_fit_end(self) -> None:
         # A finished search that was resumed has trained nothing, and NNI's evaluators have no metric to report.
@@ -99,3 +113,21 @@ class WrappingModule(BaseOneShotLightningModule):
         named = {f"prob/{label}/{value}": p for label, ps in probs.items() for value, p in ps.items()}
         for logger in self.loggers:
             logger.log_metrics(named, step=self.trainer.global_step)
+
+
+def check_trainer(trainer: pl.Trainer) -> None:
+    """Refuse, when the training starts, what cannot follow a search.
+
+    Raises:
+        UsageError: a scheduler that follows the loss, or averages of weights.
+    """
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+    if any(isinstance(config.scheduler, plateau) for config in trainer.lr_scheduler_configs):
+        raise UsageError(
+            "lr_scheduler: ReduceLROnPlateau cannot follow a search, whose loss changes with the temperature; "
+            "give a scheduler that follows steps or epochs"
+        )
+    if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):
+        raise UsageError(
+            "callbacks: StochasticWeightAveraging would average the weights of different networks; leave it out"
+        )

@@ -10,7 +10,7 @@ from nni.nas.profiler import ExpressionProfiler
 from nni.nas.strategy import DARTS, GumbelDARTS
 
 from nni_gumbel import GumbelSearch, UsageError
-from nni_gumbel.search.arguments_of_nni import settings_of
+from nni_gumbel.search.nni_arguments import settings_of
 
 
 def temperatures(**arguments):

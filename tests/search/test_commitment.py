@@ -6,7 +6,7 @@ from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from torch import nn
 
 from nni_gumbel import relax
-from nni_gumbel.search.commitment import Commitment
+from nni_gumbel.search.budgets import Commitment
 
 
 class Two(ModelSpace):

@@ -24,7 +24,7 @@ from small_searches import Records, regression
 from torch import nn
 
 from nni_gumbel import GumbelSearch, UsageError
-from nni_gumbel.search.resuming import last_checkpoint
+from nni_gumbel.search.state import last_checkpoint
 
 
 class Space(ModelSpace):

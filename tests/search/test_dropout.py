@@ -7,7 +7,7 @@ from nni.nas.nn.pytorch import ModelSpace, MutableDropout
 from small_searches import Minimal, evaluator, loader, search
 from torch import nn
 
-from nni_gumbel.search.dropout import dropout_off
+from nni_gumbel.search.steps import dropout_off
 
 
 class Dropped(ModelSpace):

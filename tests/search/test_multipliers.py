@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.search.multipliers import SLACK, Multipliers
+from nni_gumbel.search.budgets import SLACK, Multipliers
 
 
 def optimum(pull, budget=1.0, steps=400):

@@ -14,9 +14,9 @@ from nni_gumbel.complexity.budget import Limit
 from nni_gumbel.complexity.flops import count_flops
 from nni_gumbel.complexity.params import count_parameters, expected_parameters
 from nni_gumbel.complexity.table import ExpectedSum, Table
+from nni_gumbel.search.budgets import best_spending
 from nni_gumbel.search.costs import SearchCosts
 from nni_gumbel.search.objective import StructureObjective
-from nni_gumbel.search.selection import best_spending
 from nni_gumbel.search.settings import SearchSettings
 
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from nni_gumbel import UsageError
 from nni_gumbel.complexity.expression import expectation_of
-from nni_gumbel.search.penalty import build_penalty, describe_penalty
+from nni_gumbel.search.nni_arguments import Penalty, describe_penalty
 
 
 class Space(ModelSpace):
@@ -169,7 +169,7 @@ def test_the_penalty_is_nnis_formula(nonlinear, aggregate, baseline):
     choice = nni.choice("a", [1, 2, 4])
     words = dict(baseline=baseline, scale=0.7, nonlinear=nonlinear, aggregate=aggregate)
     description = describe_penalty({"profiler": Profile(choice * 1.0), **words})
-    penalty = build_penalty(description, {"a": choice}, lambda probabilities: torch.zeros(()))
+    penalty = Penalty(description, {"a": choice}, lambda probabilities: torch.zeros(()))
     probabilities = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
     loss, details = penalty(torch.tensor(2.0, dtype=torch.float64), {"a": probabilities})
     nnis, nnis_details = ExpectationProfilerPenalty(Profile(choice * 1.0), **words)(
@@ -188,7 +188,7 @@ def test_nnis_own_penalty_still_has_no_gradient_so_that_ours_is_needed():
     # What NNI's search hands over: DifferentiableMixedLayer.export_probs ends in tolist().
     loss, _ = nnis(torch.tensor(2.0), {"a": dict(zip([1, 2, 4], torch.softmax(logits, -1).tolist()))})
     assert not loss.requires_grad
-    ours = build_penalty(nnis, {"a": choice}, lambda probabilities: torch.zeros(()))
+    ours = Penalty(nnis, {"a": choice}, lambda probabilities: torch.zeros(()))
     ours(torch.tensor(2.0), {"a": torch.softmax(logits, -1)})[0].backward()
     assert logits.grad.abs().min() > 0
 
@@ -201,10 +201,10 @@ def test_the_number_of_parameters_is_counted_exactly(space):
     profiler = NumParamsProfiler(space, torch.zeros(1, 3, 8, 8))
     for named in ("params", profiler):
         description = describe_penalty({"profiler": named, "baseline": 1e4})
-        assert build_penalty(description, variables, exact).expected_cost is exact
+        assert Penalty(description, variables, exact).expected_cost is exact
     without_norms = NumParamsProfiler(space, torch.zeros(1, 3, 8, 8), count_normalization=False)
     description = describe_penalty({"profiler": without_norms, "baseline": 1e4})
-    assert build_penalty(description, variables, exact).expected_cost is not exact
+    assert Penalty(description, variables, exact).expected_cost is not exact
 
 
 class Latency(Profiler):

@@ -90,7 +90,7 @@ def test_a_schedule_by_epoch_runs_through_once_a_training():
 def test_after_a_warm_up_every_training_begins_with_what_it_has_learned():
     begins = recorded(warmup_epochs=1)
     ((first, _), *others) = course(warm_up=BATCHES)
-    assert begins[first][1] > 0
+    assert begins[first][1] > 0 and {rate for *_, rate in begins[: first + 1]} == {RATE}
     for later, _ in others:
         assert all(torch.equal(begins[first][0][name], value) for name, value in begins[later][0].items())
         assert begins[later][1] == begins[first][1]

@@ -11,7 +11,7 @@ from small_searches import Minimal, evaluator, loader, numbers, search
 from torch.utils.data import Dataset
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.search.randomness import random_state, restore_random_state, unchanged_randomness
+from nni_gumbel.search.state import random_state, restore_random_state, unchanged_randomness
 
 EPOCHS = 3
 

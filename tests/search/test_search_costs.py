@@ -9,8 +9,7 @@ from torch import nn
 
 from nni_gumbel import GumbelSearch, UsageError
 from nni_gumbel.complexity.latency import LatencyTable
-from nni_gumbel.search.dropout import dropout_off
-from nni_gumbel.search.inputs import inputs_of
+from nni_gumbel.search.steps import dropout_off, inputs_of
 
 
 def known(**settings):

@@ -10,7 +10,7 @@ from small_searches import Minimal, Nested, evaluator, loader, search
 from torch.utils.data import IterableDataset, TensorDataset, WeightedRandomSampler
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.search.evaluator import split_training_data, take_over
+from nni_gumbel.search.data import split_training_data, take_over
 from nni_gumbel.search.settings import SearchSettings
 
 
@@ -109,7 +109,7 @@ def test_without_validation_data_the_training_set_is_split_and_the_split_is_logg
     with caplog.at_level(logging.INFO, "nni_gumbel"):
         marks = seen(**data)
     assert len(marks.pairs) == 2 and len(marks.validated) == 2
-    (line,) = [r.getMessage() for r in caplog.records if r.name == "nni_gumbel.search.evaluator"]
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "nni_gumbel.search.data"]
     assert "16 of its 32 training examples become validation data" in line
 
 

@@ -54,7 +54,7 @@ def plain_sgd(monkeypatch):
     def configure(self):
         return torch.optim.SGD(list(self.distribution.logits.values()), lr=1.0)
 
-    monkeypatch.setattr(GumbelSearchModule, "configure_architecture_optimizers", configure)
+    monkeypatch.setattr(GumbelSearchModule, "_logits_optimizer", configure)
 
 
 def logits_after(batches=1, module=None, space=Factors, trainer=None, val=None, **settings):
@@ -220,7 +220,7 @@ def test_the_logits_gradient_is_limited_and_their_weight_decays():
     # Adam divides by the gradient's size, unless that is below its epsilon.
     assert free.abs().max() > 0.05 and limited.abs().max() < 1e-3
     decayed = search(evaluator(max_epochs=1), Factors, logits_weight_decay=0.5)
-    assert decayed.trainer.optimizers[1].param_groups[0]["weight_decay"] == 0.5
+    assert decayed._update.optimizer.param_groups[0]["weight_decay"] == 0.5
 
 
 # -- warm-up ----------------------------------------------------------------------------------

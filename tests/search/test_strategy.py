@@ -96,9 +96,8 @@ def test_the_structure_step_leaves_the_weights_alone_and_the_weight_step_the_log
     weights = [p for p in module.training_module.parameters()]
     logits = list(module.distribution.logits.values())
     assert not set(map(id, weights)) & set(map(id, logits))
-    optimised = [
-        {id(p) for group in o.param_groups for p in group["params"]} for o in module.trainer.optimizers
-    ]
+    optimizers = [*module.trainer.optimizers, module._update.optimizer]
+    optimised = [{id(p) for group in o.param_groups for p in group["params"]} for o in optimizers]
     assert optimised == [set(map(id, weights)), set(map(id, logits))]
 
 

@@ -146,22 +146,6 @@ def test_the_trainers_limit_on_gradients_wins_over_that_of_the_search(trainer):
 
 
 @pytest.mark.parametrize(
-    ("optimizers", "words"),
-    [
-        (lambda parameters: [sgd(parameters), adam(parameters)], "it gives 2 optimisers of the weights; give one"),
-        (lambda parameters: [], "it gives 0 optimisers of the weights; give one"),
-    ],
-)  # fmt: skip
-def test_other_than_one_optimiser_of_the_weights_is_refused(optimizers, words):
-    class Own(Minimal):
-        def configure_optimizers(self):
-            return optimizers(list(self.parameters()))
-
-    with pytest.raises(UsageError, match=f"configure_optimizers: {words}"):
-        search(evaluator(Own()))
-
-
-@pytest.mark.parametrize(
     ("trainer", "settings", "words"),
     [({"accumulate_grad_batches": 2}, {}, "accumulate_grad_batches: 2 batches belong together, and Sam asks"),
      ({}, {"level": "single"}, "level: 'single' takes one pass a step, and Sam asks")],
@@ -169,15 +153,6 @@ def test_other_than_one_optimiser_of_the_weights_is_refused(optimizers, words):
 def test_an_optimiser_that_needs_several_passes_is_refused_where_there_is_one(trainer, settings, words):
     with pytest.raises(UsageError, match=words):
         searched(sam, trainer, **settings)
-
-
-def test_an_optimizer_step_that_computes_no_loss_is_refused_in_one_line():
-    class Own(Minimal):
-        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
-            optimizer.step()
-
-    with pytest.raises(UsageError, match="optimizer_step: it does not call its optimizer_closure"):
-        search(evaluator(Own()), OneCandidate)
 
 
 def test_an_optimizer_step_of_ones_own_gets_a_closure_as_from_lightning():
@@ -188,6 +163,28 @@ def test_an_optimizer_step_of_ones_own_gets_a_closure_as_from_lightning():
     before, module = OneCandidate(), Own()
     search(evaluator(module, max_epochs=1), OneCandidate)
     assert not torch.equal(before.head.weight, module.model.head.weight)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "callbacks", "words"),
+    [
+        (torch.optim.lr_scheduler.ReduceLROnPlateau, [], "lr_scheduler: ReduceLROnPlateau cannot follow"),
+        (None, [pl.callbacks.StochasticWeightAveraging(0.1)], "callbacks: StochasticWeightAveraging would"),
+    ],
+)
+def test_what_cannot_follow_a_search_is_refused_in_one_line(schedule, callbacks, words):
+    class Own(Minimal):
+        def configure_optimizers(self):
+            optimizer = sgd(self.parameters())
+            if schedule is None:
+                return optimizer
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": schedule(optimizer), "monitor": "val_loss"},
+            }
+
+    with pytest.raises(UsageError, match=words):
+        search(evaluator(Own(), callbacks=callbacks))
 
 
 def test_a_module_that_updates_its_weights_by_itself_is_refused():

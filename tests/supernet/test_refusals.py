@@ -10,7 +10,7 @@ from nni.nas.nn.pytorch import LayerChoice, ModelSpace, MutableLinear, Repeat
 from torch import nn
 
 from nni_gumbel import UsageError, relax
-from nni_gumbel.search.misfit import misfit
+from nni_gumbel.search.steps import misfit
 
 X = torch.ones(2, 4)
 

@@ -1,8 +1,9 @@
-"""An evaluator made ready for a search: its module wrapped, its loaders paired.
+"""The data of a search: loaders in pairs, for a step needs a training batch and a batch for the structure.
 
-Every step needs a training batch and a batch for the structure. The latter comes from the validation data;
-where an evaluator has none, its training set is split. NNI's ``OneShotStrategy.mutate_evaluator`` does the
-pairing alone, changes the data module that it is given, and refuses an evaluator without validation data.
+The latter comes from the validation data; where an evaluator has none, its training set is split. NNI's
+``OneShotStrategy.mutate_evaluator`` does the pairing alone, changes the data module that it is given, and refuses an
+evaluator without validation data. Hooks on batches (``on_after_batch_transfer``, for example: augmentation on a GPU)
+are handed the batches of a pair one after the other.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from nni.mutable import Mutable
 from nni.nas.evaluator.pytorch import Lightning, LightningModule
@@ -20,19 +22,25 @@ from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
 
+from nni_gumbel.copies import shallow_copy
 from nni_gumbel.errors import UsageError
-from nni_gumbel.search.batches import pass_on_batch_hooks
-from nni_gumbel.search.module import GumbelSearchModule
 from nni_gumbel.search.settings import SearchSettings
 
 _logger = logging.getLogger(__name__)
 
 Loaders = Callable[[], Any]
 
+# What a part of a loader's data is loaded by, besides its batch size and order.
+_KEPT = (
+    "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "generator", "multiprocessing_context",
+    "prefetch_factor", "persistent_workers",
+)  # fmt: skip
+_BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+
 
 def take_over(
     evaluator: Lightning,
-    wrap: Callable[[LightningModule], GumbelSearchModule],
+    wrap: Callable[[LightningModule], LightningModule],
     settings: SearchSettings,
 ) -> Lightning:
     """The evaluator of a search: the same training, of structure and weights together.
@@ -66,7 +74,7 @@ def take_over(
             "sync_batchnorm: it replaces every BatchNorm of the supernet by one that knows no choices; leave it out"
         )
     if evaluator.datamodule is not None:
-        data = _shallow_copy(evaluator.datamodule)
+        data = shallow_copy(evaluator.datamodule)  # whose loaders are replaced
         train, validation = data.train_dataloader, None
         if is_overridden("val_dataloader", data, LightningDataModule):
             validation = data.val_dataloader
@@ -159,17 +167,29 @@ def split_training_data(loader: Any, fraction: float) -> tuple[DataLoader, DataL
 
 
 def _loader_like(loader: DataLoader, indices: list[int], shuffle: bool, drop_last: bool) -> DataLoader:
+    kept = {name: getattr(loader, name) for name in _KEPT}
     return DataLoader(
-        Subset(loader.dataset, indices), loader.batch_size, shuffle=shuffle, drop_last=drop_last,
-        num_workers=loader.num_workers, collate_fn=loader.collate_fn, pin_memory=loader.pin_memory,
-        timeout=loader.timeout, worker_init_fn=loader.worker_init_fn, generator=loader.generator,
-        multiprocessing_context=loader.multiprocessing_context, prefetch_factor=loader.prefetch_factor,
-        persistent_workers=loader.persistent_workers,
-    )  # fmt: skip
+        Subset(loader.dataset, indices), loader.batch_size, shuffle=shuffle, drop_last=drop_last, **kept
+    )
 
 
-def _shallow_copy(data: LightningDataModule) -> LightningDataModule:
-    """The same data module, whose loaders can be replaced without the person's own changing."""
-    twin = object.__new__(type(data))
-    twin.__dict__.update(vars(data))
-    return twin
+def pass_on_batch_hooks(owner: LightningModule | LightningDataModule, search: Any) -> None:
+    """Let ``search`` call those hooks on batches of ``owner`` that are its own, for each batch of a pair.
+
+    Args:
+        owner: the evaluator's module, or a data module.
+        search: what takes its place in a search, which may be itself; asked for its ``trainer`` when a hook is called.
+    """
+    kind = LightningDataModule if isinstance(owner, LightningDataModule) else pl.LightningModule
+    for name in _BATCH_HOOKS:
+        if is_overridden(name, owner, kind):
+            setattr(search, name, _for_each_batch(getattr(owner, name), search))
+
+
+def _for_each_batch(hook: Callable[..., Any], search: Any) -> Callable[..., Any]:
+    def applied(batch: Any, *args: Any, **kwargs: Any) -> Any:
+        if search.trainer.training:
+            return {name: hook(part, *args, **kwargs) for name, part in batch.items()}
+        return hook(batch, *args, **kwargs)
+
+    return applied

@@ -1,0 +1,203 @@
+"""The arguments of NNI's ``DARTS`` and ``GumbelDARTS``, told as settings of this search; and their ``penalty``.
+
+A script that used NNI's strategies changes its import and nothing else: what NNI takes under a name, in any of the
+types that it takes, means here what NNI's documentation says about it.
+
+NNI documents the penalty as the *expectation* of a profiler's result over the distribution of networks, set against a
+baseline. Its own code reads that expectation from detached numbers, so that nothing of it reaches the logits. Here it
+is a differentiable function of the probabilities.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from nni.nas.oneshot.pytorch.differentiable import LinearTemperatureScheduler
+from nni.nas.oneshot.pytorch.profiler import ExpectationProfilerPenalty
+from nni.nas.profiler import ExpressionProfiler
+from nni.nas.profiler.pytorch.flops import FlopsParamsCounterConfig, NumParamsProfiler
+from torch import Tensor
+
+from nni_gumbel.complexity.expression import expectation_of
+from nni_gumbel.complexity.table import ExpectedSum
+from nni_gumbel.errors import UsageError, nearest
+from nni_gumbel.search.settings import SCHEDULES, SearchSettings
+
+_TEMPERATURE_SETTINGS = ("temperature_start", "temperature_end", "temperature_schedule")
+_TEMPERATURE_FORMS = (
+    "give a number, a pair (first, last), a dict with init and min, NNI's LinearTemperatureScheduler, "
+    f"or one of {', '.join(SCHEDULES)}"
+)
+_PENALTY_WORDS = {
+    "nonlinear": ("linear", "positive", "negative", "absolute"),
+    "aggregate": ("add", "mul"),
+}
+
+
+def settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of :class:`~nni_gumbel.search.settings.SearchSettings` for arguments of either strategy.
+
+    Args:
+        arguments: settings by their own names, and of NNI's: ``temperature`` (a number; a pair; a dict with ``init``,
+            ``min`` and, if wanted, ``schedule``; a ``LinearTemperatureScheduler``; or the word of a schedule),
+            ``gradient_clip_val`` (``None`` is no limit), ``arc_learning_rate``, ``log_prob_every_n_step``,
+            ``warmup_epochs``.
+
+    Raises:
+        UsageError: a name is unknown, or ``temperature`` is none of these or given together with a setting that
+            says the same.
+    """
+    known = [*SearchSettings.model_fields, "temperature", "penalty", "mutation_hooks"]
+    for name in arguments:
+        if name not in known:
+            raise UsageError(f"{name}: there is no such setting{nearest(name, known)}")
+    settings = {name: value for name, value in arguments.items() if name != "temperature"}
+    if "gradient_clip_val" in settings and settings["gradient_clip_val"] is None:
+        settings["gradient_clip_val"] = 0.0
+    if arguments.get("temperature") is not None:
+        given = [name for name in _TEMPERATURE_SETTINGS if name in settings]
+        if given:
+            raise UsageError(
+                f"temperature: given together with {given[0]}, which says the same; give one of the two"
+            )
+        settings.update(_temperature_settings(arguments["temperature"]))
+    return settings
+
+
+def _temperature_settings(temperature: Any) -> dict[str, Any]:
+    """``temperature_start``, ``temperature_end`` and ``temperature_schedule``, as far as they are told."""
+    start, end, schedule = temperature, temperature, None
+    if isinstance(temperature, str):
+        if temperature not in SCHEDULES:
+            raise UsageError(f"temperature: {temperature!r} is no schedule; {_TEMPERATURE_FORMS}")
+        return {"temperature_schedule": temperature}
+    if isinstance(temperature, LinearTemperatureScheduler):
+        if type(temperature).step is not LinearTemperatureScheduler.step:
+            raise UsageError(
+                f"temperature: {type(temperature).__name__} has a step of its own, per epoch, while the temperature "
+                f"falls with every step here; {_TEMPERATURE_FORMS}"
+            )
+        start, end = temperature.init, temperature.min
+    elif isinstance(temperature, Mapping):
+        if not {"init", "min"} <= set(temperature) <= {"init", "min", "schedule"}:
+            raise UsageError(
+                f"temperature: a dict with {', '.join(map(str, temperature)) or 'nothing'}; {_TEMPERATURE_FORMS}"
+            )
+        start, end, schedule = temperature["init"], temperature["min"], temperature.get("schedule")
+    elif isinstance(temperature, (tuple, list)) and len(temperature) == 2:
+        start, end = temperature
+    for value in (start, end):
+        if not _is_number(value):
+            raise UsageError(f"temperature: {temperature!r} is no temperature; {_TEMPERATURE_FORMS}")
+        if value <= 0:
+            raise UsageError(
+                f"temperature: {value:g} is not above 0, and no gradient passes at 0; give e.g. 0.1 as the last one"
+            )
+    if start < end:
+        raise UsageError(f"temperature: it would rise from {start:g} to {end:g}; give the higher one first")
+    constant = start == end and schedule is None
+    return {
+        "temperature_start": float(start),
+        "temperature_end": float(end),
+        "temperature_schedule": "constant" if constant else schedule or "linear",
+    }
+
+
+class Penalty:
+    """The loss together with what the structure is expected to cost.
+
+    ``aggregate(loss, nonlinear(E[cost] / baseline - 1))``; ``nonlinear``, ``aggregate`` and ``scale`` are NNI's own
+    functions, see ``ProfilerPenalty``. NNI's ``NumParamsProfiler`` in its default configuration, and the word
+    ``params``, stand for the number of parameters as it is counted here: NNI's own expression has 0 parameters for a
+    ``LayerNorm`` and counts a shared module twice.
+
+    Args:
+        description: from :func:`describe_penalty`.
+        variables: the NNI variable of each label of the space.
+        expected_parameters: the expected number of parameters of the space.
+
+    Attributes:
+        expected_cost: ``E[cost]``, differentiable, from the probabilities of the outcomes of its labels.
+
+    Raises:
+        UsageError: see :func:`~nni_gumbel.complexity.expression.expectation_of`.
+    """
+
+    def __init__(
+        self, description: ExpectationProfilerPenalty, variables: Mapping[str, Any], expected_parameters: ExpectedSum
+    ) -> None:  # fmt: skip
+        self._description, profiler = description, description.profiler
+        counts_parameters = profiler == "params" or (
+            isinstance(profiler, NumParamsProfiler) and profiler.profiler.config == FlopsParamsCounterConfig()
+        )
+        self.expected_cost = (
+            expected_parameters if counts_parameters else expectation_of(profiler.expression, variables)
+        )
+
+    def __call__(self, loss: Tensor, probabilities: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss with the penalty, and the numbers that NNI logs under ``penalty/``.
+
+        Args:
+            loss: scalar.
+            probabilities: ``(K,)`` per label, on the simplex, float.
+
+        Returns:
+            The new loss, scalar in the dtype of ``loss``, and ``loss_original``, ``penalty`` (the expected cost),
+            ``normalized_penalty`` and ``loss_final``.
+        """
+        cost = self.expected_cost(probabilities)
+        normalised = self._description.nonlinear_fn(cost / self._description.baseline - 1)
+        total = self._description.aggregate_fn(loss, normalised.to(loss.dtype))
+        details = {
+            "loss_original": loss, "penalty": cost, "normalized_penalty": normalised, "loss_final": total,
+        }  # fmt: skip
+        return total, {name: value.detach() for name, value in details.items()}
+
+
+def describe_penalty(penalty: Any) -> ExpectationProfilerPenalty | None:
+    """Check what was given as ``penalty``, in any of NNI's forms.
+
+    Args:
+        penalty: ``None``; a dict with ``profiler``, ``baseline`` and, if wanted, ``scale``, ``nonlinear``,
+            ``aggregate``; or an ``ExpectationProfilerPenalty``. ``profiler`` may also be the word ``params``.
+
+    Raises:
+        UsageError: a field is missing, unknown or out of its range.
+    """
+    if penalty is None:
+        return None
+    if isinstance(penalty, dict):
+        fields = ("profiler", "baseline", "scale", "nonlinear", "aggregate")
+        wrong = [f"{key} is unknown" for key in penalty if key not in fields]
+        wrong += [f"{key} is missing" for key in fields[:2] if key not in penalty]
+        if wrong:
+            raise UsageError(
+                f"penalty: {', '.join(wrong)}; give profiler and baseline, and if wanted {', '.join(fields[2:])}"
+            )
+        penalty = ExpectationProfilerPenalty(**penalty)
+    if not isinstance(penalty, ExpectationProfilerPenalty):
+        raise UsageError(
+            f"penalty: {type(penalty).__name__} has no expectation over networks; "
+            "give a dict with profiler and baseline, or an ExpectationProfilerPenalty"
+        )
+    if not _is_number(penalty.baseline) or penalty.baseline <= 0:
+        raise UsageError(f"penalty: baseline is {penalty.baseline!r}; give a number greater than 0")
+    if not _is_number(penalty.scale):
+        raise UsageError(f"penalty: scale is {penalty.scale!r}; give a number")
+    for name, words in _PENALTY_WORDS.items():
+        if getattr(penalty, name) not in words:
+            raise UsageError(f"penalty: {name} is {getattr(penalty, name)!r}; give one of {', '.join(words)}")
+    profiler = penalty.profiler
+    if profiler != "params" and not isinstance(profiler, ExpressionProfiler):
+        told = repr(profiler) if isinstance(profiler, str) else type(profiler).__name__
+        raise UsageError(
+            f"penalty: profiler {told} is no expression in the choices, so it has no exact expectation; "
+            "give FlopsProfiler, NumParamsProfiler, another ExpressionProfiler, or the word params"
+        )
+    return penalty
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,193 @@
+"""The state of a search beside its weights: random numbers, processes, and the checkpoint that it goes on from.
+
+A search draws from the global generators (samples, dropout, the seeds of shuffles) and from the generators of its own
+that a loader may have: all of them together are the random state. It is made of plain numbers and tensors, so that a
+checkpoint that contains it is read without running code.
+
+On several processes (Lightning's ``ddp``) there is one distribution, and a sample and a batch for each process. DDP
+averages the weights' gradients. The logits are kept out of it, because their step takes a gradient with respect to them
+alone, which DDP would wait for in vain; their gradients are averaged explicitly, so that all processes hold the same
+logits at every step.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.strategies import DDPStrategy
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DistributedSampler
+
+from nni_gumbel.errors import UsageError
+
+# -- random numbers --------------------------------------------------------------------------------
+
+
+def random_state(loaders: Any) -> dict[str, Any]:
+    """The state of every generator: Python's, NumPy's, torch's on each device, and those of the loaders.
+
+    Args:
+        loaders: a loader, or loaders in nested lists and dicts.
+    """
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        # Devices that were not used have no state, and asking would start them.
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "loaders": [generator.get_state() for generator in _generators(loaders)],
+        "samplers": [sampler.seed for sampler in _distributed_samplers(loaders)],
+    }
+
+
+def restore_random_state(state: dict[str, Any], loaders: Any) -> None:
+    """Bring every generator back to a state from :func:`random_state`, given the same loaders."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+    for generator, one in zip(_generators(loaders), state["loaders"]):
+        generator.set_state(one.cpu())
+    for sampler, seed in zip(_distributed_samplers(loaders), state["samplers"]):
+        sampler.seed = seed
+
+
+@contextmanager
+def unchanged_randomness(loaders: Any = None) -> Iterator[None]:
+    """Whatever is drawn inside, the random state is afterwards what it was."""
+    state = random_state(loaders)
+    try:
+        yield
+    finally:
+        restore_random_state(state, loaders)
+
+
+def continue_randomness(trainer: Trainer, states: list[dict[str, Any]]) -> None:
+    """At the start of an epoch, draw from here on what the search that saved the states drew next.
+
+    Args:
+        trainer: about to begin the epoch after the one at whose end the states were saved.
+        states: one for each process.
+
+    Raises:
+        UsageError: another number of processes saved them.
+    """
+    if len(states) != trainer.world_size:
+        raise UsageError(
+            f"devices: the checkpoint is of {len(states)} processes, this search has {trainer.world_size}; "
+            f"give the Trainer {len(states)} again"
+        )
+    restore_random_state(states[trainer.global_rank], trainer.train_dataloader)
+    loop = trainer.fit_loop
+    # Lightning makes iterators at the start of an epoch, but for the first one before: from other random numbers.
+    made_before = getattr(loop, "is_resuming", False) or loop.epoch_loop.restarting
+    if made_before or trainer.current_epoch == 0:
+        iter(loop._data_fetcher)
+
+
+def _generators(loaders: Any) -> list[torch.Generator]:
+    """The loaders' own generators, each once, in the order of the loaders."""
+    found: dict[int, torch.Generator] = {}
+    for loader in tree_leaves(loaders):
+        batch_sampler = getattr(loader, "batch_sampler", None)
+        owners = (
+            loader,
+            getattr(loader, "sampler", None),
+            batch_sampler,
+            getattr(batch_sampler, "sampler", None),
+        )
+        generators = (getattr(owner, "generator", None) for owner in owners)
+        found.update((id(one), one) for one in generators if isinstance(one, torch.Generator))
+    return list(found.values())
+
+
+def _distributed_samplers(loaders: Any) -> list[DistributedSampler]:
+    """The samplers that share a data set out to processes; each epoch's order follows from their seed."""
+    samplers = (getattr(loader, "sampler", None) for loader in tree_leaves(loaders))
+    return [sampler for sampler in samplers if isinstance(sampler, DistributedSampler)]
+
+
+# -- processes -------------------------------------------------------------------------------------
+
+
+def prepare_ddp(search: LightningModule, trainer: Trainer) -> None:
+    """Tell DDP, before it wraps the module, to leave the logits out and to expect candidates that did not run.
+
+    Args:
+        search: the module to be wrapped, with a child ``distribution`` that holds the logits.
+        trainer: with any strategy; only ``ddp`` is touched.
+    """
+    if isinstance(trainer.strategy, DDPStrategy):
+        search._ddp_params_and_buffers_to_ignore = [
+            f"distribution.{name}" for name, _ in search.distribution.named_parameters()
+        ]
+        trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
+
+
+def draw_own_samples(trainer: Trainer) -> None:
+    """Let each process draw samples of its own: they start with one seed, and so with the same draws."""
+    if trainer.global_rank > 0:
+        torch.manual_seed(torch.initial_seed() + trainer.global_rank)
+
+
+def mean_over_ranks(tensor: Tensor, trainer: Trainer) -> Tensor:
+    """The mean of a tensor over all processes, the same on each; the tensor itself if there is one process."""
+    return tensor if trainer.world_size == 1 else trainer.strategy.reduce(tensor, reduce_op="mean")
+
+
+def of_all_ranks(value: object, trainer: Trainer) -> list:
+    """What each process holds, in the order of their ranks; must be called by all of them."""
+    if trainer.world_size == 1:
+        return [value]
+    values: list = [None] * trainer.world_size
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+# -- checkpoints -----------------------------------------------------------------------------------
+
+
+def checkpoints_of(trainer: Trainer, resumed_from: str | None) -> dict[str, Any]:
+    """A state that leads to the last checkpoint of a search, now and if the search is killed later.
+
+    The state of a search is in the checkpoints that a ``ModelCheckpoint`` callback writes; where they are is all that
+    NNI's experiment keeps.
+
+    Args:
+        trainer: of the search; not started, running or done.
+        resumed_from: the checkpoint that the search itself goes on from.
+
+    Returns:
+        ``ckpt_path``, the last checkpoint so far. Before the first one is written also ``folder``, where it will be,
+        and ``older``, the names of the files that are there already. Empty without a callback.
+    """
+    callback = trainer.checkpoint_callback
+    path = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
+    if path:
+        return {"ckpt_path": path}
+    state = {"ckpt_path": resumed_from} if resumed_from else {}
+    folder = getattr(callback, "dirpath", None)
+    if folder:
+        state |= {"folder": str(folder), "older": [file.name for file in Path(folder).glob("*.ckpt")]}
+    return state
+
+
+def last_checkpoint(state: Mapping[str, Any]) -> str | None:
+    """The newest checkpoint that a state leads to; ``None`` if it leads to none."""
+    files = Path(state["folder"]).glob("*.ckpt") if "folder" in state else ()
+    new = [file for file in files if file.name not in state["older"]]
+    if new:
+        return str(max(new, key=lambda file: file.stat().st_mtime_ns))
+    return state.get("ckpt_path")
