@@ -46,6 +46,7 @@ from torch import Tensor
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.categorical import Categorical
+from nni_gumbel.relaxation.gumbel import perturbed_given_top
 from nni_gumbel.relaxation.law import Law, check_temperature
 
 ESTIMATORS = Categorical.estimators
@@ -104,7 +105,8 @@ def surrogate(law: Law, logits: Tensor, outcome: Tensor, temperature: float, est
     if estimator == "straight-through":
         return law.exact(logits)
     if estimator == "straight-through-gumbel":
-        return law.soft(logits, outcome, temperature)
+        perturbed = perturbed_given_top(logits, outcome, 1)
+        return torch.softmax(perturbed / temperature, -1).to(logits.dtype)
     theta = logits.double()
     midpoint = (torch.softmax(theta.detach() / temperature, -1) + outcome) / 2
     # Heun's method: the derivative at the midpoint twice, less half of that at the law itself.
