@@ -15,6 +15,7 @@ from nni.common.serializer import is_traceable
 from torch import nn
 
 _Module = TypeVar("_Module", bound=nn.Module)
+_Object = TypeVar("_Object")
 
 
 def copied(module: _Module, kept: Mapping[int, Any] = {}) -> _Module:
@@ -33,8 +34,8 @@ def copied(module: _Module, kept: Mapping[int, Any] = {}) -> _Module:
     return copy.deepcopy(module, memo)
 
 
-def instance(kind: type[_Module], state: Mapping[str, Any]) -> _Module:
-    """A module with the ``vars`` of another, whose parameters and hooks it shares; no ``__init__`` runs."""
+def instance(kind: type[_Object], state: Mapping[str, Any]) -> _Object:
+    """An object with the ``vars`` of another, a module's parameters and hooks shared; no ``__init__`` runs."""
     module = object.__new__(kind)
     vars(module).update(state)  # not by __setstate__: that of a parametrised module refuses
     return module

@@ -22,7 +22,7 @@ from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
 
-from nni_gumbel.copies import shallow_copy
+from nni_gumbel.copies import instance
 from nni_gumbel.errors import UsageError
 from nni_gumbel.search.settings import SearchSettings
 
@@ -74,7 +74,7 @@ def take_over(
             "sync_batchnorm: it replaces every BatchNorm of the supernet by one that knows no choices; leave it out"
         )
     if evaluator.datamodule is not None:
-        data = shallow_copy(evaluator.datamodule)  # whose loaders are replaced
+        data = instance(type(evaluator.datamodule), vars(evaluator.datamodule))  # whose loaders are replaced
         train, validation = data.train_dataloader, None
         if is_overridden("val_dataloader", data, LightningDataModule):
             validation = data.val_dataloader
