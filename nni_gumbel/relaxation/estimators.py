@@ -87,16 +87,23 @@ def estimate(
     hard = law.hard(outcome)
     if not (logits.requires_grad and torch.is_grad_enabled()):
         return hard
-    tangent = surrogate(law, logits, outcome, temperature, estimator)
+    tangent = surrogate(law, logits, outcome, temperature, estimator, generator)
     # In this order: the difference is exactly 0, so the value is exactly 0 or 1.
     return hard + (tangent - tangent.detach())
 
 
-def surrogate(law: Law, logits: Tensor, outcome: Tensor, temperature: float, estimator: str) -> Tensor:
+def surrogate(
+    law: Law,
+    logits: Tensor,
+    outcome: Tensor,
+    temperature: float,
+    estimator: str,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """The function whose derivative a hard estimator uses, given the outcome that was drawn.
 
     Args:
-        law, logits, temperature, estimator: as in :func:`estimate`; not ``soft``.
+        law, logits, temperature, estimator, generator: as in :func:`estimate`; not ``soft``.
         outcome: ``(..., n)`` of 0 and 1, in the support of the law.
 
     Returns:
@@ -105,7 +112,7 @@ def surrogate(law: Law, logits: Tensor, outcome: Tensor, temperature: float, est
     if estimator == "straight-through":
         return law.exact(logits)
     if estimator == "straight-through-gumbel":
-        perturbed = perturbed_given_top(logits, outcome, 1)
+        perturbed = perturbed_given_top(logits, outcome, 1, generator)
         return torch.softmax(perturbed / temperature, -1).to(logits.dtype)
     theta = logits.double()
     midpoint = (torch.softmax(theta.detach() / temperature, -1) + outcome) / 2
