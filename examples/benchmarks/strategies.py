@@ -209,10 +209,10 @@ def _one_shot(
     whole = len(data.train_dataloader())
     data.batches = min(_MEASURED_BATCHES, whole)
     watch = _Epochs(now)
-    # The last epoch is behind a warm-up, whose steps are cheaper. A course of rounds and finalists is measured whole.
+    # The last epoch is behind a warm-up, whose steps are cheaper. A course is measured whole.
     measured = _MEASURED_EPOCHS + named.resolved().get("warmup_epochs", 0)
     _run(named, space, data, settings, seed, measured, watch)
-    seconds_an_epoch = mean(watch.seconds) if named.resolved().get("rounds") else watch.seconds[-1]
+    seconds_an_epoch = mean(watch.seconds) if named.resolved().get("stages") else watch.seconds[-1]
     a_batch = seconds_an_epoch / data.batches
     epochs, data.batches = length(seconds - (now() - began), a_batch, whole)
 

@@ -145,6 +145,10 @@ class SearchCosts:
         most = self.largest(self.priced)
         return self.expected(self.priced) / (most if most > 0 else 1.0)
 
+    def capacity(self) -> Tensor:
+        """Scalar in (0, 1]: the expected parameters, relative to the most that a network has; differentiable."""
+        return (1 + self.expected("params")) / (1 + self.largest("params"))
+
     def used(self) -> dict[str, Tensor]:
         """Per budget, the expected cost relative to it; scalar, differentiable."""
         return {field: self.expected(LIMITED[field]) / self._maxima[field] for field in self.budgets}

@@ -7,7 +7,7 @@ the weights would be a third of the work - and so never passes the machinery tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from pytorch_lightning import Trainer
@@ -72,15 +72,12 @@ class LogitsUpdate:
         self._sums = list(gradients) if self._sums is None else [s + g for s, g in zip(self._sums, gradients)]
         self._count += 1
 
-    def step(
-        self, trainer: Trainer, step: int, use: Callable[[Sequence[Tensor]], None] | None = None
-    ) -> None:
-        """Take the mean of what was added, over all processes, and begin a new mean.
+    def step(self, trainer: Trainer, step: int) -> None:
+        """Move the logits along the mean of what was added, over all processes, and begin a new mean.
 
         Args:
             trainer: of the search.
             step: number of the step, for the message.
-            use: what is done with the mean, by label; left out, the optimiser moves the logits along it.
 
         Raises:
             UsageError: the gradient is not finite; in fp16, in many steps in a row.
@@ -100,9 +97,6 @@ class LogitsUpdate:
             self.check()
         if self._clip_val:
             flat = flat * (self._clip_val / norm.clamp_min(1e-12)).clamp_max(1)
-        if use is not None:
-            use(self._by_label(flat))
-            return
         for logits, gradient in zip(self._logits.values(), self._by_label(flat)):
             logits.grad = gradient.to(logits.dtype)
         self.optimizer.step()

@@ -9,16 +9,13 @@ batch, under a joint sample of all choices. What the structure learns stands in 
 
 By default a search has a course (:mod:`~nni_gumbel.search.course`):
 
-1. In a round all candidates are trained, from the weights that the search began with
-   (:mod:`~nni_gumbel.search.restart`). From a quarter of the round on, structure steps collect gradients, which move
-   nothing. At the end of the round the candidates are rejected for which the gradients speak least
-   (:mod:`~nni_gumbel.search.evidence`).
-2. In a stage the weights are trained for single networks, drawn from the candidates left, one a step. In the last
-   quarter of the stage several of them are judged. The logits follow, and the temperature falls from one stage to the
-   next (:mod:`~nni_gumbel.search.population`).
-3. A finalist is a network that is trained alone, and judged in the last quarter of its training. Which network comes
-   next, and which one is found, follows from all that was judged (:mod:`~nni_gumbel.search.finals`). The network
-   found is trained in the rest of the search.
+1. In a stage the weights are trained for single networks, drawn from the distribution, one a step. Towards its end
+   several of them are judged. The logits follow, and the temperature falls from one stage to the next
+   (:mod:`~nni_gumbel.search.population`).
+2. A finalist is a network that is trained alone, from the weights that the search began with
+   (:mod:`~nni_gumbel.search.restart`), and judged at the end of its training. Which network comes next, and which one
+   is found, follows from all that was judged (:mod:`~nni_gumbel.search.finals`). The network found is trained in the
+   rest of the search.
 
 :mod:`~nni_gumbel.search.tournament` knows where in its course a search is. With ``stages: 0`` there is no course: every
 weight step after the warm-up has a structure step in front of it, whose gradient moves the logits, and temperature and
@@ -176,8 +173,8 @@ class GumbelSearchModule(WrappingModule):
             super().lr_scheduler_step(scheduler, metric)
 
     def on_validation_epoch_start(self) -> None:
-        """Validate the noise-free mixture; behind the rounds a single network."""
-        network = None if self._tournament is None else self._tournament.likely
+        """Validate the noise-free mixture; in a search with stages a single network."""
+        network = None if self._tournament is None or self._warms_up else self._tournament.likely
         with torch.no_grad():
             if network is None:
                 self.distribution.use_probabilities()
@@ -186,7 +183,8 @@ class GumbelSearchModule(WrappingModule):
         super().on_validation_epoch_start()
 
     def on_train_epoch_end(self) -> None:
-        self.log_dict(self.structure_summary())
+        of_penalty = {f"penalty/{name}": value for name, value in self.objective.details.items()}
+        self.log_dict({**self.structure_summary(), **of_penalty})
         super().on_train_epoch_end()
 
     def on_train_end(self) -> None:
@@ -269,7 +267,7 @@ class GumbelSearchModule(WrappingModule):
     @property
     def _gathers(self) -> bool:
         """Whether the gradient of the structure is taken in the current step."""
-        return not self._warms_up and (self._tournament is None or self._tournament.gathers(self._step))
+        return not self._warms_up and self._tournament is None
 
     @property
     def _learns_jointly(self) -> bool:
@@ -279,7 +277,7 @@ class GumbelSearchModule(WrappingModule):
         for _ in range(self.settings.samples_per_step):
             self._draw()
             loss = self._judged_loss(batch, batch_idx, "structure step")
-            gradients = self._update.gradients(self._objective(loss))
+            gradients = self._update.gradients(self.objective(loss, self.progress))
             self._check_losses()
             self._update.add(gradients)
         self._move_logits(batch_idx)
@@ -304,7 +302,7 @@ class GumbelSearchModule(WrappingModule):
         """
         result, loss = self._run(batch, batch_idx, "joint step")
         value = loss.detach().requires_grad_()
-        objective = self._objective(value)
+        objective = self.objective(value, self.progress)
         beside = self._update.gradients(objective, retain_graph=True)
         self._joint = beside, *torch.autograd.grad(objective, value)
         return result
@@ -357,7 +355,7 @@ class GumbelSearchModule(WrappingModule):
             return None
         epochs = settings.warmup_epochs
         warm_up = epochs and int(epochs * trainer.num_training_batches)
-        wanted = (settings.rounds, settings.stages, settings.finalists)
+        wanted = (settings.stages, settings.finalists)
         course = segments(self._total_steps - warm_up, *wanted)
         if trainer.is_global_zero:
             warn_if_short(course, *wanted)
@@ -403,19 +401,11 @@ class GumbelSearchModule(WrappingModule):
         for check in checks:
             check()
 
-    def _objective(self, loss: Tensor) -> Tensor:
-        objective, details = self.objective(loss, self.progress)
-        if details:
-            self.log_dict({f"penalty/{name}": value for name, value in details.items()})
-        return objective
-
     def _move_logits(self, batch_idx: int) -> None:
         """Step, unless more batches belong to the step."""
-        tournament, together = self._tournament, self.settings.batches_per_step
-        ends = tournament is not None and tournament.begins(self._step + 1)
-        if (batch_idx + 1) % together == 0 or self.trainer.is_last_batch or ends:
-            gather = None if tournament is None else tournament.evidence.add
-            self._update.step(self.trainer, self._step, gather)
+        together = self.settings.batches_per_step
+        if (batch_idx + 1) % together == 0 or self.trainer.is_last_batch:
+            self._update.step(self.trainer, self._step)
             self.objective.follow(self.progress, together / self._total_steps)
 
     # -- what is reported ----------------------------------------------------------------------

@@ -33,10 +33,13 @@ _AIM = 0.95
 class StructureObjective:
     """The objective of the logits, and the network that is best by it.
 
-        ``penalty(loss) + cost_weight E[cost] / largest + lambda_H(t) entropy + kl_weight KL(q || prior)``
-        ``+ sum_k psi(g_k)``
+        ``penalty(loss (E[params] / largest)^-a) + cost_weight E[cost] / largest + lambda_H(t) entropy``
+        ``+ kl_weight KL(q || prior) + sum_k psi(g_k)``
 
-    with ``g = E[cost] / budget - 1`` for each budget, and ``psi`` of :mod:`~nni_gumbel.search.budgets`. Without a
+    ``a`` is the ``capacity_exponent``: the trainings of a search are short, which favours small networks, and long ones
+    end at losses that fall with a small power of the parameters (Kaplan et al., arXiv 2001.08361, equation 1.1).
+
+    For each budget ``g = E[cost] / budget - 1``, with ``psi`` of :mod:`~nni_gumbel.search.budgets`. Without a
     cost weight and a penalty, budgets that exclude some network are to be spent: the slack of the budget that is used
     most is limited by a further constraint, ``g = 0.95 - E[cost] / budget``. All terms are exact except the loss and,
     in a large space, a cost of one's own.
@@ -50,6 +53,9 @@ class StructureObjective:
         costs: of the structure; completed by :meth:`prepare`.
         settings: of the search.
         penalty: NNI's, if one was given.
+
+    Attributes:
+        details: the latest numbers of the penalty, by NNI's names.
 
     Raises:
         UsageError: the prior does not fit the space or the cost.
@@ -66,6 +72,7 @@ class StructureObjective:
         self._settings, self._penalty = settings, penalty
         self._spends = bool(costs.budgets) and not settings.cost_weight and penalty is None
         self.multipliers = Multipliers((*costs.budgets, *([SLACK] if self._spends else [])))
+        self.details: dict[str, Tensor] = {}
         self._space: ModelSpace | None = None
         self._commitment = Commitment(distribution, lambda: self.best(self._space), costs.usage)
         self._pending_copy: HostCopy | None = None  # of the violations
@@ -98,21 +105,21 @@ class StructureObjective:
         s = self._settings
         return linear(s.entropy_weight_start, s.entropy_weight_end + s.kl_weight, progress)
 
-    def __call__(self, loss: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective, scalar and differentiable, and the numbers to log for the penalty.
+    def __call__(self, loss: Tensor, progress: float) -> Tensor:
+        """The objective, scalar and differentiable.
 
         Args:
             loss: scalar, that of a batch under the current sample.
             progress: of the search, in [0, 1].
         """
         distribution = self._distribution
-        objective, details = self._priced(loss)
+        objective = self._priced(loss)
         entropy_weight = self.entropy_weight(progress)
         objective = objective + entropy_weight * distribution.entropy()
         if self._costs.scarce and self._commitment.has_begun(progress):
             strength = max(entropy_weight, 0.0) * self._commitment.strength(progress)
             objective = objective + strength * self._commitment.distance(progress)
-        return objective + self.multipliers.term(self._violations(progress)), details
+        return objective + self.multipliers.term(self._violations(progress))
 
     @torch.no_grad()
     def of_network(self, loss: float, network: Mapping[str, Any]) -> float:
@@ -123,22 +130,23 @@ class StructureObjective:
             network: an NNI sample that names at least the labels that it uses.
         """
         with self._distribution.certain_of(self._distribution.mode() | dict(network)):
-            objective, _ = self._priced(torch.tensor(loss, device=self._distribution.device))
-        return float(objective)
+            return float(self._priced(torch.tensor(loss, device=self._distribution.device)))
 
-    def _priced(self, loss: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss with the penalty, the cost and the divergence from the prior, and the numbers of the penalty."""
-        details: dict[str, Tensor] = {}
+    def _priced(self, loss: Tensor) -> Tensor:
+        """The loss with the penalty, the cost and the divergence from the prior."""
         distribution, settings = self._distribution, self._settings
+        if settings.capacity_exponent:
+            # A loss below 0 must become larger, too.
+            loss = loss + loss.detach().abs() * (self._costs.capacity() ** -settings.capacity_exponent - 1)
         objective = loss
         if self._penalty is not None:
             probabilities = distribution.outcome_probs(self._penalty.expected_cost.labels)
-            objective, details = self._penalty(loss, probabilities)
+            objective, self.details = self._penalty(loss, probabilities)
         if settings.cost_weight:
             objective = objective + settings.cost_weight * self._costs.relative()
         if settings.kl_weight:
             objective = objective + settings.kl_weight * self._prior.divergence(distribution)
-        return objective, details
+        return objective
 
     def follow(self, progress: float, share: float) -> None:
         """Move the multipliers of the budgets after a step of the logits.

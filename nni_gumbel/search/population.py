@@ -41,7 +41,7 @@ class Population:
     """The networks of the current stage, and what follows from those of all stages.
 
     Args:
-        distribution: of the networks that are left; its logits follow what is known.
+        distribution: of the networks; its logits follow what is known.
         likeliest: the most probable network within the budgets, an NNI sample with the labels that it uses.
 
     Attributes:
@@ -59,7 +59,7 @@ class Population:
         self.ages: list[int] = []
         self._totals = np.zeros(0)
         self._counts = np.zeros(0, dtype=int)
-        self._turn = 0
+        self._turn, self._sum = 0, 0.0
 
     def begin(self, temperature: float) -> None:
         """Draw the networks of the next stage; the first one is the most probable.
@@ -78,6 +78,7 @@ class Population:
                     self.networks.append(drawn)
                     break
         self._set(logits)
+        self._sum = 0.0
         self._totals, self._counts = np.zeros(len(self.networks)), np.zeros(len(self.networks), dtype=int)
         self._turn = 0
 
@@ -94,17 +95,20 @@ class Population:
         indices = self._next()
         self._totals[indices] += np.asarray(losses) - np.mean(losses)
         self._counts[indices] += 1
+        self._sum += float(np.sum(losses))
         self._turn += len(indices)
 
     def end(self, objective: Callable[[float, Mapping[str, Any]], float]) -> None:
         """End the stage.
 
         Args:
-            objective: of a loss, relative to the mean of the population, and a network.
+            objective: of a mean loss and a network.
         """
         indices = np.flatnonzero(self._counts)
         if len(indices) > 1:
-            reached = [objective(float(self._totals[i] / self._counts[i]), self.networks[i]) for i in indices]
+            mean = self._sum / self._counts.sum()
+            means = mean + self._totals[indices] / self._counts[indices]
+            reached = [objective(float(loss), self.networks[i]) for i, loss in zip(indices, means)]
             self.ages = [age + 1 for age in self.ages] + [0] * len(indices)
             self.judged += [self.networks[i] for i in indices]
             self.objectives += (np.array(reached) - np.mean(reached)).tolist()
@@ -153,7 +157,7 @@ class Population:
         return {
             "judged": [plain(network) for network in self.judged], "objectives": list(self.objectives),
             "ages": list(self.ages), "networks": [plain(network) for network in self.networks],
-            "totals": self._totals.tolist(), "counts": self._counts.tolist(), "turn": self._turn,
+            "totals": self._totals.tolist(), "counts": self._counts.tolist(), "turn": self._turn, "sum": self._sum,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -161,7 +165,7 @@ class Population:
         self.judged, self.objectives = list(state["judged"]), list(state["objectives"])
         self.ages, self.networks = list(state["ages"]), list(state["networks"])
         self._totals, self._counts = np.array(state["totals"]), np.array(state["counts"], dtype=int)
-        self._turn = state["turn"]
+        self._turn, self._sum = state["turn"], state["sum"]
 
 
 def features_of(distribution: Distribution, networks: Sequence[Mapping[str, Any]]) -> np.ndarray:

@@ -11,16 +11,16 @@ from collections.abc import Mapping
 from typing import Any
 
 _GRADIENT_ALONE = {
-    "rounds": 0, "stages": 0, "finalists": 0, "entropy_weight_start": 0.0, "entropy_weight_end": 0.0,
+    "stages": 0, "finalists": 0, "entropy_weight_start": 0.0, "entropy_weight_end": 0.0, "capacity_exponent": 0.0,
 }  # fmt: skip
 _TEMPERATURE_ONE = {"temperature_start": 1.0, "temperature_end": 1.0, "temperature_schedule": "constant"}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "none": {},
-    # What this project had before rounds: explores by a negative weight of the entropy, then commits by a positive one.
+    # What this project had before stages: explores by a negative weight of the entropy, then commits by a positive one.
     "gradual": {
-        "rounds": 0, "stages": 0, "finalists": 0, "temperature_start": 3.0, "temperature_end": 0.1,
-        "entropy_weight_start": -1.0, "entropy_weight_end": 2.0,
+        **_GRADIENT_ALONE, "temperature_start": 3.0, "temperature_end": 0.1, "entropy_weight_start": -1.0,
+        "entropy_weight_end": 2.0,
     },
     # arXiv 1806.09055, equation 2: the softmax itself, no noise. Its temperature is 1.
     "darts": {"estimator": "probabilities", **_TEMPERATURE_ONE, **_GRADIENT_ALONE},

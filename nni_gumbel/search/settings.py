@@ -28,12 +28,12 @@ COUPLINGS = {
     "seeds": "searches and trainings are seeded from `seed` upwards; the seeds of random networks come after these",
     "epochs": "`search_epochs` is greater than `warmup_epochs`",
     "preset": "a preset fills in these settings where you give none",
-    "course": "`rounds`, `stages` and `finalists` are all above 0 or all 0; a search too short for all of them has "
-    "fewer, and the log says so",
+    "course": "`stages` and `finalists` are both above 0 or both 0; a search too short for all of them has fewer, and "
+    "the log says so",
     "temperature": "`temperature_start` is at least `temperature_end`; with schedule `constant` they are equal, and "
     "one of them is enough",
     "step": "level `single` needs `samples_per_step: 1`",
-    "cost": "with a budget (`max_…`) `cost_weight` is 0 unless you give it; with `cost_weight: 0` no `cost` is priced",
+    "cost": "with `cost_weight: 0` no `cost` is priced; a budget (`max_…`) is spent if there is no `cost_weight`",
     "prior": "a `prior` needs a `kl_weight` above 0; the prior `cost` is made from the setting `cost`",
 }
 
@@ -111,18 +111,17 @@ class SearchSettings(Settings):
         "bilevel", "structure learns on validation data, or with the weights on the training data (`single`)",
         coupled="step",
     )  # fmt: skip
-    rounds: int = setting(
-        2, "short trainings of all candidates, behind each of which the worst are rejected by their gradients; 0, "
-        "without `stages` and `finalists`: the logits follow their gradient at every step",
-        ge=0, coupled="preset course",
-    )  # fmt: skip
     stages: int = setting(
-        7, "stages of a training of drawn networks with shared weights; behind each they are judged; 0 where there are "
-        "no `rounds`", ge=0, coupled="preset course",
+        7, "stages of a training of drawn networks with shared weights; behind each they are judged; 0, without "
+        "`finalists`: the logits follow their gradient at every step", ge=0, coupled="preset course",
     )  # fmt: skip
     finalists: int = setting(
-        8, "networks that are trained alone behind the stages and compared; 0 where there are no `rounds`", ge=0,
+        8, "networks that are trained alone behind the stages and compared; 0 where there are no `stages`", ge=0,
         basic=True, coupled="preset course",
+    )  # fmt: skip
+    capacity_exponent: float = setting(
+        0.076, "short trainings favour small networks: a loss is multiplied by parameters^-exponent; 0 leaves it as "
+        "it is", ge=0, coupled="preset",
     )  # fmt: skip
     temperature_start: float = setting(
         1.0, "temperature of the first step", gt=0, coupled="preset temperature"
@@ -154,7 +153,7 @@ class SearchSettings(Settings):
         basic=True, coupled="cost prior",
     )  # fmt: skip
     cost_weight: float = setting(
-        0.3, "weight of the expected `cost`, relative to the largest network's; with a budget 0, if left out",
+        0.0, "weight of the expected `cost`, relative to the largest network's",
         ge=0, basic=True, coupled="cost",
     )  # fmt: skip
     max_params: int | None = setting(
@@ -196,8 +195,6 @@ class SearchSettings(Settings):
         if values.get("temperature_schedule") == "constant":
             told = [values[name] for name in _ENDS if name in values] or [1.0]
             values = {**dict.fromkeys(_ENDS, told[0]), **values}
-        if any(values.get(name) is not None for name in BUDGETS):
-            values = {"cost_weight": 0.0, **values}  # the budget says what the structure may cost
         super().__init__(**values)
         self.model_fields_set.intersection_update(given)  # another preset fills in the rest anew
 
@@ -213,10 +210,10 @@ class SearchSettings(Settings):
                 "temperature_schedule: 'constant' needs temperature_start = temperature_end, "
                 f"got {self.temperature_start:g} and {self.temperature_end:g}"
             )
-        if len({bool(self.rounds), bool(self.stages), bool(self.finalists)}) > 1:
+        if bool(self.stages) != bool(self.finalists):
             raise UsageError(
-                f"finalists: {self.finalists}, stages: {self.stages} and rounds: {self.rounds} do not go together; "
-                "give all of them above 0, or 0: logits that follow their gradient at every step"
+                f"finalists: {self.finalists} and stages: {self.stages} do not go together; give both above 0, or 0: "
+                "logits that follow their gradient at every step"
             )
         if self.level == "single" and self.samples_per_step > 1:
             raise UsageError(
@@ -234,14 +231,12 @@ def without_effect(settings: SearchSettings, own_cost: bool) -> list[str]:
         own_cost: whether a person's own cost stands in the place of the setting `cost`.
     """
     lines = []
-    limited = any(getattr(settings, name) is not None for name in BUDGETS)
     by_prior = settings.prior == "cost" and settings.kl_weight
-    # Without a budget a weight of 0 is one that was given: the cost is then to be reported alone.
-    if (own_cost or settings.cost != "params") and limited and not settings.cost_weight and not by_prior:
+    if (own_cost or settings.cost != "params") and not settings.cost_weight and not by_prior:
         what = "the function" if own_cost else repr(settings.cost)
         lines.append(
-            f"cost: {what} has no effect on the search, for cost_weight is 0, as it is with a budget unless it is "
-            "given; give a cost_weight above 0, or leave cost out"
+            f"cost: {what} has no effect on the search, for cost_weight is 0; give one above 0, or leave cost "
+            "out"
         )
     if settings.prior != "uniform" and not settings.kl_weight:
         what = repr(settings.prior) if settings.prior in PRIORS else "that by label"

@@ -47,7 +47,7 @@ class GumbelSearch(DARTS):
         mutation_hooks: hooks of one's own, run before ours; see NNI's ``OneShotStrategy``. The modules that they
             return read the weights of their candidates from ``mutate_kwargs["joint_sample"]``.
         penalty: what the structure costs, as NNI's ``DARTS`` takes it; see
-            :func:`~nni_gumbel.search.nni_arguments.describe_penalty`. With it, ``cost_weight`` is 0 unless it is given.
+            :func:`~nni_gumbel.search.nni_arguments.describe_penalty`.
         cost: what ``cost_weight`` prices: a word of the settings, or a function of one's own, see
             :class:`~nni_gumbel.complexity.own_cost.OwnCost`.
         latency_table: times of candidates, as ``cost="latency"`` and ``max_latency_ms`` need them; without one
@@ -79,8 +79,6 @@ class GumbelSearch(DARTS):
         if not isinstance(mutation_hooks, (list, tuple, type(None))):
             raise UsageError(f"mutation_hooks: {mutation_hooks!r} is no list; give a list of hooks")
         description = describe_penalty(penalty)
-        if description is not None:
-            settings.setdefault("cost_weight", 0.0)
         self._own_cost = cost if callable(cost) else None
         if self._own_cost is None:
             settings["cost"] = cost
@@ -132,8 +130,8 @@ class GumbelSearch(DARTS):
         rates = [] if self.settings.stages else dropout_rates(model)
         if rates:
             _logger.warning(
-                "dropout rate %s: the gradient of the structure does not depend on it; leave rounds, stages and "
-                "finalists above 0, which train networks with each rate", ", ".join(map(repr, rates)),
+                "dropout rate %s: the gradient of the structure does not depend on it; leave stages and finalists "
+                "above 0, which train networks with each rate", ", ".join(map(repr, rates)),
             )  # fmt: skip
         return model
 

@@ -1,4 +1,4 @@
-"""The tournament of a search: which candidates, then which network; see :mod:`~nni_gumbel.search.course`.
+"""The tournament of a search: which distribution, then which network; see :mod:`~nni_gumbel.search.course`.
 
 It owns where the search is in its course, and hands the module of the search what a step needs to know. The module
 makes the steps.
@@ -15,7 +15,6 @@ from pytorch_lightning import LightningModule
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.temperature import progress_of
 from nni_gumbel.search.course import Kind, Segment
-from nni_gumbel.search.evidence import Evidence
 from nni_gumbel.search.finals import Finals
 from nni_gumbel.search.population import Population, plain
 from nni_gumbel.search.restart import ShortTrainings
@@ -38,7 +37,6 @@ class Tournament:
         temperature: of a progress of the stages, in [0, 1].
 
     Attributes:
-        evidence: of the rounds.
         population: the networks that are trained with shared weights.
         finals: the networks that are trained alone.
     """
@@ -62,7 +60,6 @@ class Tournament:
         self._at = -1  # before the first segment
         self._found: dict[str, Any] | None = None
         self._likeliest: dict[str, Any] = {}  # of every label: read once a stage, which a device waits for
-        self.evidence = Evidence(distribution)
         self.population = Population(distribution, likeliest)
         self.finals = Finals(distribution, self.population, allowed, best)
         self._trainings = ShortTrainings(search)
@@ -74,29 +71,27 @@ class Tournament:
 
     @property
     def temperature(self) -> float:
-        """That of the current segment: it holds in the rounds, and falls from one stage to the next."""
+        """That of the current segment: it falls from one stage to the next, and holds behind them."""
         stages = [segment for segment in self._course if segment.kind is Kind.STAGE]
         if self.segment.kind is Kind.STAGE:
             return self._temperature(progress_of(stages.index(self.segment), len(stages)))
-        return self._temperature(0.0 if self.segment.kind is Kind.ROUND else 1.0)
+        return self._temperature(1.0)
 
     @property
     def found(self) -> Sample | None:
         """The network found, the labels that it uses; ``None`` before it is."""
         return self._found
 
-    def network(self, step: int) -> Sample | None:
-        """The network that is trained at a step; every label is named. ``None`` in a round."""
+    def network(self, step: int) -> Sample:
+        """The network that is trained at a step; every label is named."""
         if self.segment.kind is Kind.STAGE:
             return self._complete(self.population.network(step - self._first - self.segment.first))
         return self.likely
 
     @property
-    def likely(self) -> Sample | None:
-        """The network trained alone, in a stage the most probable one, in a round ``None``; every label is named."""
+    def likely(self) -> Sample:
+        """The network trained alone, in a stage the most probable one; every label is named."""
         kind = self.segment.kind
-        if kind is Kind.ROUND:
-            return None
         if kind is Kind.STAGE:
             return self._complete(self.population.networks[0])
         return self._complete(self.finals.current if kind is Kind.FINALIST else self._found)
@@ -125,10 +120,6 @@ class Tournament:
             self._at += 1
             self._begin()
 
-    def gathers(self, step: int) -> bool:
-        """Whether the gradient of the structure counts at a step."""
-        return self.segment.gathers(step - self._first)
-
     def judges(self, step: int) -> bool:
         """Whether the loss of the network counts at a step."""
         return self.segment.judges(step - self._first)
@@ -149,7 +140,6 @@ class Tournament:
             "course": self._described(),
             "at": self._at,
             "found": self._found,
-            "evidence": self.evidence.state_dict(),
             "population": self.population.state_dict(),
             "finals": self.finals.state_dict(),
             "likeliest": plain(self._likeliest),
@@ -165,12 +155,11 @@ class Tournament:
         if state["course"] != self._described():
             given, own = _in_words(state["course"]), _in_words(self._described())
             raise UsageError(
-                f"rounds, stages, finalists: the checkpoint is of a search with {given}, this one has {own}; give it "
+                f"stages, finalists: the checkpoint is of a search with {given}, this one has {own}; give it "
                 "the length and the settings of the checkpoint, or start anew without it"
             )
         self._at, self._found = state["at"], state["found"]
         self._likeliest = state["likeliest"]
-        self.evidence.load_state_dict(state["evidence"])
         self.population.load_state_dict(state["population"])
         self.finals.load_state_dict(state["finals"])
         self._trainings.load_state_dict(state["trainings"])
@@ -179,10 +168,7 @@ class Tournament:
     def _end(self) -> None:
         if self._at < 0:
             return
-        if self.segment.kind is Kind.ROUND:
-            later = sum(segment.kind is Kind.ROUND for segment in self._course[self._at + 1 :])
-            self.evidence.reject(later)
-        elif self.segment.kind is Kind.STAGE:
+        if self.segment.kind is Kind.STAGE:
             self.population.end(self._objective)
         elif self.segment.kind is Kind.FINALIST:
             self.finals.end(self._objective)
@@ -216,5 +202,5 @@ class Tournament:
 
 def _in_words(course: Sequence[Sequence[Any]]) -> str:
     kinds = [kind for kind, *_ in course]
-    rounds, stages, finalists = (kinds.count(kind.value) for kind in (Kind.ROUND, Kind.STAGE, Kind.FINALIST))
-    return f"{rounds} rounds, {stages} stages and {finalists} finalists in {course[-1][-1]} steps"
+    stages, finalists = (kinds.count(kind.value) for kind in (Kind.STAGE, Kind.FINALIST))
+    return f"{stages} stages and {finalists} finalists in {course[-1][-1]} steps"

@@ -329,24 +329,25 @@ def test_what_only_a_search_can_tell_of_a_budget_is_said(folder):
 @pytest.mark.parametrize(
     ("cost", "class_args", "what"),
     [
-        ("", {"cost": "flops", "max_params": 200}, "'flops'"),
-        (" --cost doctored:depth", {"max_params": 200}, "the function"),
+        ("", {"cost": "flops"}, "'flops'"),
+        (" --cost doctored:depth", {}, "the function"),
     ],
 )
-def test_a_cost_that_a_budget_leaves_without_effect_is_a_warning(folder, cost, class_args, what):
+def test_a_cost_without_a_weight_is_a_warning(folder, cost, class_args, what):
     command = f"--space doctored:Tiny --data npz:tiny.npz{cost}"
     (finding,) = check(folder, command=command, class_args=class_args)
     assert (finding.level, finding.subject) == (WARN, "costs")
-    assert finding.text.startswith(f"cost: {what} has no effect") and "give a cost_weight" in finding.text
+    assert finding.text.startswith(f"cost: {what} has no effect") and "give one above 0" in finding.text
     assert check(folder, command=command, class_args={**class_args, "cost_weight": 0.3}) == []
 
 
 def test_a_cost_of_ones_own_is_tried(folder):
     command = "--space doctored:Tiny --data npz:tiny.npz --cost doctored:"
-    assert check(folder, command=command + "depth") == []
-    (finding,) = check(folder, command=command + "wrong")
+    priced = {"cost_weight": 0.3}
+    assert check(folder, command=command + "depth", class_args=priced) == []
+    (finding,) = check(folder, command=command + "wrong", class_args=priced)
     assert (finding.level, finding.subject) == (FAIL, "search") and "'much'" in finding.text
-    (finding,) = check(folder, command=command + "dpeth")
+    (finding,) = check(folder, command=command + "dpeth", class_args=priced)
     assert (finding.level, finding.subject) == (
         FAIL,
         "trial command",

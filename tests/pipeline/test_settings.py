@@ -18,7 +18,7 @@ from nni_gumbel.pipeline.settings import (
 )
 from nni_gumbel.pipeline.task import Task
 from nni_gumbel.search.presets import PRESETS
-from nni_gumbel.search.settings import BUDGETS, COUPLINGS, SearchSettings
+from nni_gumbel.search.settings import COUPLINGS, SearchSettings
 
 DEFAULTS = ExperimentSettings()
 ROOT = Path(__file__).parent.parent.parent
@@ -83,8 +83,7 @@ def test_whatever_a_person_writes_gives_settings_or_one_line(values):
     except UsageError as error:
         assert str(error)
     else:
-        budget = any(values.get(name) is not None for name in BUDGETS)
-        assert settings.flat() == DEFAULTS.flat() | ({"cost_weight": 0.0} if budget else {}) | values
+        assert settings.flat() == DEFAULTS.flat() | values
 
 
 def test_values_of_a_combination_are_checked_as_a_whole():

@@ -1,4 +1,4 @@
-"""The course of a search: rounds, stages, finalists trained alone, and the network found."""
+"""The course of a search: stages, finalists trained alone, and the network found."""
 
 import logging
 
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from nni_gumbel.search.course import SHORTEST, Kind, segments, steps_for, warn_if_short
 
 STEPS = st.integers(1, 20_000)
-WANTED = st.tuples(st.integers(1, 10), st.integers(1, 20), st.integers(1, 30))  # rounds, stages, finalists
-ORDER = ["round", "stage", "finalist", "found"]
+WANTED = st.tuples(st.integers(1, 20), st.integers(1, 30))  # stages, finalists
+ORDER = ["stage", "finalist", "found"]
 
 
 def kinds(course):
@@ -26,7 +26,7 @@ def test_segments_follow_each_other_from_the_first_step_to_the_last(steps, wante
 
 
 @given(STEPS, WANTED)
-def test_rounds_stages_finalists_and_the_network_found_come_in_this_order_and_none_beyond_what_is_wanted(
+def test_stages_finalists_and_the_network_found_come_in_this_order_and_none_beyond_what_is_wanted(
     steps, wanted
 ):
     found = kinds(segments(steps, *wanted))
@@ -34,20 +34,20 @@ def test_rounds_stages_finalists_and_the_network_found_come_in_this_order_and_no
     assert all(found.count(kind) <= most for kind, most in zip(ORDER, (*wanted, 1)))
 
 
-@given(st.integers(4, 20_000), WANTED)
-def test_from_four_steps_on_there_is_one_of_each(steps, wanted):
+@given(st.integers(3, 20_000), WANTED)
+def test_from_three_steps_on_there_is_one_of_each(steps, wanted):
     assert {*kinds(segments(steps, *wanted))} == {*ORDER}
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("steps", [1, 2])
 def test_the_shortest_searches_do_without(steps):
-    assert len(segments(steps, 2, 7, 8)) == steps
+    assert len(segments(steps, 7, 8)) == steps
 
 
 @given(STEPS, WANTED)
 def test_where_there_are_several_of_a_kind_each_is_long_enough_to_say_something(steps, wanted):
     course = segments(steps, *wanted)
-    for kind in (Kind.ROUND, Kind.STAGE, Kind.FINALIST):
+    for kind in (Kind.STAGE, Kind.FINALIST):
         lengths = [segment.end - segment.first for segment in course if segment.kind is kind]
         assert len(lengths) < 2 or min(lengths) >= SHORTEST - 1  # boundaries are rounded to whole steps
 
@@ -55,38 +55,36 @@ def test_where_there_are_several_of_a_kind_each_is_long_enough_to_say_something(
 @given(WANTED)
 def test_a_search_of_the_length_that_is_needed_has_all_of_them(wanted):
     found = kinds(segments(steps_for(*wanted) + SHORTEST, *wanted))
-    assert tuple(found.count(kind) for kind in ORDER[:3]) == wanted
+    assert tuple(found.count(kind) for kind in ORDER[:2]) == wanted
 
 
 @given(STEPS, WANTED)
-def test_every_round_gathers_at_its_end_and_every_stage_and_finalist_is_judged_at_its_end(steps, wanted):
+def test_every_stage_and_finalist_is_judged_at_its_end(steps, wanted):
     for segment in segments(steps, *wanted):
-        last = segment.end - 1
-        assert segment.gathers(last) is (segment.kind is Kind.ROUND)
-        assert segment.judges(last) is (segment.kind in (Kind.STAGE, Kind.FINALIST))
+        assert segment.judges(segment.end - 1) is (segment.kind is not Kind.FOUND)
 
 
-def test_the_first_steps_of_a_round_are_the_weights_alone_and_a_stage_judges_when_it_has_learned():
-    first, _, stage, *_ = segments(4000, 2, 3, 4)
-    assert not first.gathers(first.first) and not stage.judges(stage.first)
-    gathered = [first.gathers(step) for step in range(first.first, first.end)]
-    assert gathered == sorted(gathered)  # from one step on, to the end
+def test_the_first_steps_of_a_stage_are_the_weights_alone():
+    stage, *_ = segments(4000, 3, 4)
+    assert not stage.judges(stage.first)
+    judged = [stage.judges(step) for step in range(stage.first, stage.end)]
+    assert judged == sorted(judged)  # from one step on, to the end
 
 
 def test_a_search_that_is_too_short_for_all_of_them_says_how_long_it_should_be(caplog):
-    wanted = (6, 9, 20)
+    wanted = (9, 20)
     found = kinds(short := segments(100, *wanted))
     with caplog.at_level(logging.WARNING):
         warn_if_short(segments(steps_for(*wanted) + SHORTEST, *wanted), *wanted)
         assert not caplog.text
         warn_if_short(short, *wanted)
-    told = "so there are {}, {} and {}".format(*(found.count(kind) for kind in ORDER[:3]))
-    assert f"100 steps are too few for 6, 9 and 20, {told}" in caplog.text
+    told = "so there are {} and {}".format(*(found.count(kind) for kind in ORDER[:2]))
+    assert f"100 steps are too few for 9 and 20, {told}" in caplog.text
     assert f"about {steps_for(*wanted)} steps" in caplog.text
 
 
 def test_all_stages_are_one_training_and_each_other_segment_is_one():
-    course = segments(4000, 2, 3, 2)
+    course = segments(4000, 3, 2)
     first, second, third = [one for one in course if one.kind is Kind.STAGE]
     assert all((one.begun, one.over) == (one.first, one.end) for one in course if one.kind is not Kind.STAGE)
     assert first.begins_training and not second.begins_training and not third.begins_training
@@ -95,6 +93,6 @@ def test_all_stages_are_one_training_and_each_other_segment_is_one():
 
 
 def test_the_first_stage_has_twice_the_length_of_another():
-    first, second, third = [one for one in segments(4000, 2, 3, 4) if one.kind is Kind.STAGE]
+    first, second, third = [one for one in segments(4000, 3, 4) if one.kind is Kind.STAGE]
     assert first.end - first.first == pytest.approx(2 * (second.end - second.first), abs=2)
     assert second.end - second.first == pytest.approx(third.end - third.first, abs=1)

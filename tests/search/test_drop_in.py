@@ -376,11 +376,11 @@ def test_a_penalty_reaches_the_logits(kind):
 
 def test_the_numbers_of_the_penalty_are_logged_as_nni_does():
     strategy = searched(
-        space=Widths(), penalty={"profiler": "params", "baseline": 100.0, "nonlinear": "positive"}
+        space=Widths(), penalty={"profiler": "params", "baseline": 10.0, "nonlinear": "positive"}
     )
     logged = strategy.oneshot_module.trainer.callback_metrics
     names = {"loss_original", "penalty", "normalized_penalty", "loss_final"}
     assert {f"penalty/{name}" for name in names} <= set(logged)
     assert float(logged["penalty/normalized_penalty"]) == pytest.approx(
-        float(logged["penalty/penalty"]) / 100 - 1, rel=1e-4
+        float(logged["penalty/penalty"]) / 10 - 1, rel=1e-4
     )

@@ -45,8 +45,7 @@ def test_the_structure_is_judged_with_dropout_off_and_all_else_in_training_mode(
     given = evaluator(module, train=loader(count=320), val=val, max_epochs=3, limit_val_batches=0)
     found = search(given, Dropped, preset=preset, cost_weight=0.0)
     assert module.modes == {"val": {"TT--T"}, "train": {"TTTTT"}}
-    if preset == "none":  # no gradient speaks against a rate
-        assert len(found._tournament.evidence.undecided("rate")) == 0
+    if preset == "none":
         judged = found._tournament.population.judged
         assert {network["rate"] for network in judged} == {0.0, 0.2, 0.4, 0.8}
 

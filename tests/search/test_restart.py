@@ -44,14 +44,12 @@ class Recording(Minimal):
 def recorded(interval="step", **settings):
     module = Recording(interval)
     data = loader(count=BATCHES * 8)
-    search(
-        evaluator(module, data, max_epochs=EPOCHS), preset="none", rounds=2, stages=2, finalists=2, **settings
-    )
+    search(evaluator(module, data, max_epochs=EPOCHS), preset="none", stages=2, finalists=2, **settings)
     return module.begins
 
 
 def course(warm_up=0):
-    trainings = dict.fromkeys((s.begun, s.over) for s in segments(STEPS - warm_up, 2, 2, 2))
+    trainings = dict.fromkeys((s.begun, s.over) for s in segments(STEPS - warm_up, 2, 2))
     return [(begun + warm_up, over + warm_up) for begun, over in trainings]
 
 

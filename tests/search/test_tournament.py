@@ -13,7 +13,7 @@ from torch import nn
 from nni_gumbel.complexity.params import count_parameters
 from nni_gumbel.errors import UsageError
 
-STEPS = 112  # a round, two stages and the network found
+STEPS = 112  # a stage, a finalist and the network found
 
 
 def searched(
@@ -25,9 +25,7 @@ def searched(
     )  # fmt: skip
     if resume_from is not None:
         given.fit_kwargs["ckpt_path"] = str(resume_from)
-    return search(
-        given, space, seed, **{"preset": "none", "rounds": 2, "stages": 2, "finalists": 2, **settings}
-    )
+    return search(given, space, seed, **{"preset": "none", "stages": 2, "finalists": 2, **settings})
 
 
 def adam(parameters, rate=0.02):
@@ -76,7 +74,7 @@ class Inputs(ModelSpace):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_planted_answer_is_found(seed):
-    module = Minimal(lambda parameters: adam(parameters, rate=0.1))  # learns in the few steps of the round
+    module = Minimal(lambda parameters: adam(parameters, rate=0.1))
     found = searched(Planted, seed, module, steps=400, stages=3, finalists=3, cost_weight=0.0).export()
     assert found == {"layer": 1, "last": 2}
 
@@ -91,7 +89,6 @@ def test_a_search_ends_with_every_choice_decided_and_a_network_that_nni_freezes(
 def test_so_it_does_whatever_a_step_is_made_of():
     module = searched(level="single", batches_per_step=3)
     assert module.structure_summary()["chosen_probability"] == pytest.approx(1)
-    assert any(float(evidence.abs().sum()) > 0 for evidence in module._tournament.evidence.by_label.values())
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 30])
@@ -99,7 +96,7 @@ def test_the_shortest_search_ends_with_a_network_too(steps, caplog):
     with caplog.at_level(logging.WARNING):
         module = searched(trainer={"max_steps": steps})
     assert module.export() and module.structure_summary()["chosen_probability"] == pytest.approx(1)
-    assert f"{steps} steps are too few for 2, 2 and 2" in caplog.text
+    assert f"{steps} steps are too few for 2 and 2" in caplog.text
 
 
 @pytest.mark.parametrize("epoch", [0, 3])
@@ -108,7 +105,7 @@ def test_a_search_that_is_stopped_early_decides_by_what_it_knows(epoch):
         def on_train_epoch_end(self, trainer, module):
             trainer.should_stop = trainer.current_epoch == epoch
 
-    module = searched(epochs=16, trainer={"callbacks": [Stops()]})  # in the round, and in a stage
+    module = searched(epochs=16, trainer={"callbacks": [Stops()]})  # in a stage, and in a finalist's training
     assert module.trainer.current_epoch == epoch + 1
     assert module.structure_summary()["chosen_probability"] == pytest.approx(1)
 
@@ -126,10 +123,10 @@ def test_what_a_network_costs_decides_where_it_is_dear():
 
 @pytest.mark.parametrize(
     ("settings", "epochs"),
-    # After 4, 24, 56 and 92 of the steps: in a round, at its end, in a stage, in the network found.
+    # After 4, 24, 56 and 92 of the steps: in a stage, and later, in a finalist, in the network found.
     [({}, (0, 5, 13, 22)), ({"level": "single", "batches_per_step": 2}, (0,)), ({"max_params": 30}, (5,))],
 )
-def test_resumed_in_a_round_or_a_stage_it_ends_as_one_that_was_never_interrupted(tmp_path, settings, epochs):
+def test_resumed_anywhere_in_its_course_it_ends_as_one_that_was_never_interrupted(tmp_path, settings, epochs):
     saving = pl.callbacks.ModelCheckpoint(tmp_path, filename="{epoch}", every_n_epochs=1, save_top_k=-1)
     whole = searched(epochs=28, trainer={"callbacks": [saving], "enable_checkpointing": True}, **settings)
     for epoch in epochs:
@@ -145,9 +142,9 @@ def test_resumed_in_a_round_or_a_stage_it_ends_as_one_that_was_never_interrupted
     [
         (
             {"steps": 2 * STEPS},
-            "is of a search with 1 rounds, 1 stages and 1 finalists in 112 steps, this one has",
+            "is of a search with 1 stages and 1 finalists in 112 steps, this one has",
         ),
-        ({"rounds": 0, "stages": 0, "finalists": 0}, "is of a search with stages, this one has 0"),
+        ({"stages": 0, "finalists": 0}, "is of a search with stages, this one has 0"),
     ],
 )
 def test_a_checkpoint_of_another_course_is_refused(tmp_path, settings, words):
@@ -163,7 +160,7 @@ def test_the_same_seed_finds_the_same_numbers_twice():
     assert all(torch.equal(first[name], value) for name, value in second.items())
 
 
-def test_behind_the_rounds_a_single_network_is_validated():
+def test_a_single_network_is_validated():
     class Looks(Minimal):
         seen = []
 
@@ -174,6 +171,4 @@ def test_behind_the_rounds_a_single_network_is_validated():
             super().validation_step(batch, batch_idx)
 
     searched(epochs=16, module=Looks(adam))
-    by_epoch = dict(Looks.seen)
-    assert all(0 < weight < 1 for weight in by_epoch[0])  # the mixture of a round
-    assert all(sorted(by_epoch[epoch]) == [0.0, 1.0] for epoch in range(8, 16))
+    assert Looks.seen and all(sorted(weights) == [0.0, 1.0] for _, weights in Looks.seen)

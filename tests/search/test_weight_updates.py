@@ -111,7 +111,7 @@ def test_a_space_with_one_candidate_is_trained_as_lightning_trains_it(optimizer,
 
 
 @pytest.mark.parametrize("settings", [{"level": "single"}, {"preset": "none"}])
-def test_it_is_so_at_the_other_levels_and_with_rounds_too(settings):
+def test_it_is_so_at_the_other_levels_and_in_a_course_too(settings):
     trainer = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.5}
     module = searched(adam, trainer, **settings)
     for ours, plain in zip(module.training_module.parameters(), trained_plainly(adam, trainer)):
