@@ -116,7 +116,7 @@ class SearchSettings(Settings):
         "`finalists`: the logits follow their gradient at every step", ge=0, coupled="preset course",
     )  # fmt: skip
     finalists: int = setting(
-        6, "networks that are trained alone behind the stages and compared; 0 where there are no `stages`", ge=0,
+        14, "networks that are trained alone behind the stages and compared; 0 where there are no `stages`", ge=0,
         basic=True, coupled="preset course",
     )  # fmt: skip
     capacity_exponent: float = setting(
