@@ -59,9 +59,7 @@ def prune(network: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
     name, root = type(network).__name__, copy.deepcopy(network)
     modes = {path: module.training for path, module in root.named_modules()}
     try:
-        graph = fx.Graph()  # without the tracer's class, which a pickled network would look for
-        with torch.random.fork_rng([]):
-            graph.output(graph.graph_copy(_Tracer({}).both_modes(root), {}))
+        graph = traced(root)
         before = _layers(graph, root)
         _leave_out_zeros(graph, root.eval(), args[0])
     except Exception as error:  # a forward fails in any way that Python allows
@@ -80,6 +78,18 @@ def prune(network: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
         _logger.warning("The network is not pruned: without its unreachable layers %s", difference)
         return network
     return pruned
+
+
+def traced(network: nn.Module) -> fx.Graph:
+    """The forward of a network as a graph, whose steps are torch's layers and what cannot be traced further.
+
+    Raises:
+        Exception: whatever a forward raises that cannot be traced.
+    """
+    graph = fx.Graph()  # without the tracer's class, which a pickled network would look for
+    with torch.random.fork_rng([]):
+        graph.output(graph.graph_copy(_Tracer({}).both_modes(network), {}))
+    return graph
 
 
 def removed_layers(network: nn.Module, pruned: nn.Module) -> list[str]:
