@@ -22,6 +22,7 @@ from filelock import FileLock
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.export import run_export
+from nni_gumbel.pipeline.lifeline import end_with, manager_process
 from nni_gumbel.pipeline.manager import Manager
 from nni_gumbel.pipeline.task import EXPORT, TENSORBOARD, Task
 
@@ -41,13 +42,13 @@ def main(arguments: list[str]) -> int:
                 "nni-gumbel trial: it is started by NNI, as the trialCommand of an experiment; "
                 "run `nnictl create --config experiment.yml`"
             )
+        end_with(manager_process())
         nni.get_next_parameter()  # takes one from the queue; ours is in the manager's record
         manager = Manager.from_trial_environment()
         task = Task.from_parameters(manager.trial(os.environ["NNI_TRIAL_JOB_ID"]).parameters)
         output = Path(os.environ["NNI_OUTPUT_DIR"])
         output.mkdir(parents=True, exist_ok=True)
-        # After the manager was killed, a trial lives on until its next report; a resumed experiment runs the same
-        # trial again in the same directory meanwhile, which waits here.
+        # Two writers never share a directory: a resumed experiment may run the same trial before the first has ended.
         with FileLock(output / ".lock"):
             (output / "task.json").write_text(json.dumps(task.parameters(), indent=2) + "\n")
             _show_tensorboard_to_the_portal(output)

@@ -25,6 +25,7 @@ from urllib3.util import Retry
 
 from nni_gumbel.errors import UsageError, first_line, user_code
 from nni_gumbel.pipeline.command import TrialCommand
+from nni_gumbel.pipeline.lifeline import is_alive
 from nni_gumbel.pipeline.plan import Failure, Plan
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import Trial, judged
@@ -308,9 +309,9 @@ def _listed() -> dict[str, dict[str, Any]]:
 
 
 def _is_alive(entry: Mapping[str, Any]) -> bool:
-    """Whether an experiment's manager runs. One that ended, but waits to be reaped, does not."""
+    """Whether an experiment's manager runs."""
     try:
-        return psutil.Process(entry["pid"]).status() != psutil.STATUS_ZOMBIE
+        return is_alive(psutil.Process(entry["pid"]))
     except (KeyError, TypeError, psutil.Error):
         return False
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 from collections.abc import Callable
 from functools import wraps
@@ -32,6 +33,7 @@ from typing import Any, NoReturn
 from nni.tuner import Tuner
 
 from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.pipeline.lifeline import end_with, is_alive, manager_process
 from nni_gumbel.pipeline.manager import (
     ERROR_FILE,
     Manager,
@@ -46,6 +48,7 @@ from nni_gumbel.pipeline.task import Task, Trial
 _logger = logging.getLogger(__name__)
 
 _LOOK_EVERY = 5.0
+_SECONDS_FOR_LAST_WORDS = 5
 
 
 def _ends_the_experiment(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -68,12 +71,19 @@ def _ends_the_experiment(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _end(error: Exception) -> NoReturn:
-    line = first_line(error)
-    _logger.error("%s", line, exc_info=None if isinstance(error, UsageError) else error)
-    _error_file().write_text(line + "\n", encoding="utf8")
-    logging.shutdown()
-    # NNI takes nothing less than the end of the process for the end of the tuner.
-    os._exit(1)
+    """End this process, whatever becomes of the log and of the error file.
+
+    NNI takes nothing less than the end of the process for the end of the tuner.
+    """
+    # A disk that answers no more, or a lock that another thread holds: the kernel ends the process then.
+    signal.alarm(_SECONDS_FOR_LAST_WORDS)
+    try:
+        line = first_line(error)
+        _logger.error("%s", line, exc_info=None if isinstance(error, UsageError) else error)
+        _error_file().write_text(line + "\n", encoding="utf8")
+        logging.shutdown()
+    finally:
+        os._exit(1)
 
 
 def _error_file() -> Path:
@@ -85,13 +95,15 @@ class GumbelSearchTuner(Tuner):
 
     def __init__(self, /, **class_args: Any) -> None:
         super().__init__()
-        _error_file().unlink(missing_ok=True)
+        self._manager_process = manager_process()
+        end_with(self._manager_process)
         self._lock = threading.RLock()
         self._owed: list[int] = []
         self._on_their_way: dict[str, Task] = {}
         self._send: Callable[[int, dict[str, Any]], None] | None = None
         self._manager = Manager.from_tuner_environment()
         try:
+            _error_file().unlink(missing_ok=True)
             self._start(class_args)
         except Exception as error:
             _end(error)
@@ -198,7 +210,8 @@ class GumbelSearchTuner(Tuner):
         try:
             return self._manager.status()[0] in ("STOPPING", "STOPPED")
         except ManagerUnreachable:
-            return True
+            # One that is busy answers later. Stopping, it answers until this process has ended.
+            return self._manager_process is not None and not is_alive(self._manager_process)
 
     def _keep_looking(self) -> None:
         pause = threading.Event()
