@@ -1,7 +1,7 @@
 """The manager's process, without which its tuner and its trials have nothing to do.
 
-After `kill -9` of a manager NNI's processes live on: a tuner connects by itself to whatever manager listens on that port
-next, which drops its own tuner for it; a trial works until its next report. Both end here, within a second.
+After `kill -9` of a manager NNI's processes live on: a tuner connects by itself to whatever manager listens on that
+port next, which drops its own tuner for it; a trial works until its next report. Both end here, within a second.
 """
 
 from __future__ import annotations

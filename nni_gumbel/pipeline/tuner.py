@@ -30,6 +30,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
 
+from nni.runtime.msg_dispatcher import _create_parameter_id
 from nni.tuner import Tuner
 
 from nni_gumbel.errors import UsageError, first_line
@@ -39,6 +40,7 @@ from nni_gumbel.pipeline.manager import (
     Manager,
     ManagerUnreachable,
     check_params,
+    time_is_over,
     trial_command_of,
 )
 from nni_gumbel.pipeline.plan import Plan, finished
@@ -49,6 +51,7 @@ _logger = logging.getLogger(__name__)
 
 _LOOK_EVERY = 5.0
 _SECONDS_FOR_LAST_WORDS = 5
+_TIME_FOR_AN_EXPORT = 600
 
 
 def _ends_the_experiment(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -99,6 +102,9 @@ class GumbelSearchTuner(Tuner):
         end_with(self._manager_process)
         self._lock = threading.RLock()
         self._owed: list[int] = []
+        self._time_is_over = False
+        self._planned_for: tuple[list[Trial], int | None] | None = None
+        self._planned: list[Task] = []
         self._on_their_way: dict[str, Task] = {}
         self._send: Callable[[int, dict[str, Any]], None] | None = None
         self._manager = Manager.from_tuner_environment()
@@ -119,8 +125,8 @@ class GumbelSearchTuner(Tuner):
         # After the export it is the number of trials that there were.
         if not finished(self._manager.trials()):
             self._plan.check_trial_limit(params.get("maxTrialNumber"))
-        count, most = len(self._plan.combinations), self._plan.largest_trial_count
-        _logger.info("%d combinations, at most %d trials", count, most)
+        count, most = len(self._plan.combinations), self._plan.trial_count
+        _logger.info("%d combinations, at most %d trials if none fails", count, most)
 
     @_ends_the_experiment
     def update_search_space(self, search_space: Any) -> None:
@@ -131,7 +137,7 @@ class GumbelSearchTuner(Tuner):
             _logger.error("the search space stays as it was: %s", error)
             return
         with self._lock:
-            self._plan = changed
+            self._plan, self._planned_for = changed, None
             self._look()
 
     @_ends_the_experiment
@@ -162,10 +168,11 @@ class GumbelSearchTuner(Tuner):
     def _missing(self) -> list[Task]:
         """The tasks that may start now; ends the experiment if it is over, one way or the other."""
         try:
-            trials = self._manager.trials()
+            trials, profile = self._manager.trials(), self._manager.experiment()
             if finished(trials):
-                self._let_it_be_done(trials)
+                self._let_it_be_done(trials, profile)
                 return []
+            self._time_is_over = self._time_is_over or time_is_over(profile)
         except ManagerUnreachable as error:
             # It is ending, and then this process does, too; or it is busy, and the next look succeeds.
             _logger.warning("%s", error)
@@ -173,10 +180,18 @@ class GumbelSearchTuner(Tuner):
         shown = {(trial.parameters or {}).get("key") for trial in trials}
         self._on_their_way = {key: task for key, task in self._on_their_way.items() if key not in shown}
         trials += [Trial(key, -1, "pending", task.parameters()) for key, task in self._on_their_way.items()]
-        failed = self._plan.failure(trials)
-        if failed is not None:
-            raise UsageError(self._manager.explained(failed))
-        return self._plan.next_tasks(trials)
+        limit = 0 if self._time_is_over else profile["params"].get("maxTrialNumber")
+        if self._planned_for != (trials, limit):  # most looks see nothing new
+            failed = self._plan.failure(trials, limit)
+            if failed is not None:
+                raise UsageError(self._manager.explained(failed))
+            self._planned_for, self._planned = (trials, limit), self._plan.next_tasks(trials, limit)
+        tasks = list(self._planned)
+        if tasks and self._time_is_over and not self._owed:
+            # NNI asks for nothing any more, but takes what comes as soon as there is time.
+            self._manager.add_time(_TIME_FOR_AN_EXPORT)
+            self._owed.append(_create_parameter_id())
+        return tasks
 
     def _fill(self, tasks: list[Task]) -> None:
         while tasks and self._owed and self._send is not None:
@@ -188,9 +203,9 @@ class GumbelSearchTuner(Tuner):
         self._on_their_way[task.key] = task
         _logger.info("hand out %s", task.key)
 
-    def _let_it_be_done(self, trials: list[Trial]) -> None:
+    def _let_it_be_done(self, trials: list[Trial], profile: dict[str, Any]) -> None:
         """Set `maxTrialNumber` to the number of trials: only then does NNI show `DONE`."""
-        if self._manager.experiment()["params"].get("maxTrialNumber") != len(trials):
+        if profile["params"].get("maxTrialNumber") != len(trials):
             self._manager.set_max_trial_number(len(trials))
             _logger.info("the export has succeeded; the experiment has %d trials", len(trials))
 
