@@ -98,6 +98,9 @@ class OwnSteps(LightningModule):
 def own(data, epochs):
     trainer = Trainer(max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False)
     return Lightning(OwnSteps(), trainer, datamodule=data)
+
+def by_default(data, epochs):
+    return Lightning(OwnSteps(), Trainer(max_epochs=epochs, accelerator="cpu"), datamodule=data)
 """
 # 64 n + n of the first layer, 2 n + 2 of the second.
 SIZES = {0: 69, 1: 337, 2: 1342}
@@ -410,6 +413,16 @@ def test_a_network_with_several_inputs_is_searched_trained_and_given_back(folder
     network = load(output / "bundle")
     assert network(torch.zeros(2, dtype=torch.int64), torch.zeros(2, 4)).shape == (2, 3)
     assert reported["parameters"] == count_parameters(network)
+
+
+def test_what_an_evaluator_writes_by_default_goes_into_the_trials_output_directory(folder, reported):
+    command = TrialCommand(
+        "spaces_of_trials:Table", data="spaces_of_trials:flat", evaluator="spaces_of_trials:by_default"
+    )
+    before = {path.name for path in folder.iterdir()}
+    output = train(folder, command, {"layer": 0})
+    assert {path.name for path in folder.iterdir()} - before <= {"trials", "__pycache__"}
+    assert list(output.glob("lightning_logs/*/checkpoints/*.ckpt"))
 
 
 def test_a_step_that_does_not_fit_the_batches_is_told_in_one_line(folder, reported):
