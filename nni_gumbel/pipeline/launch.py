@@ -26,7 +26,7 @@ from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.export import run_export
 from nni_gumbel.pipeline.lifeline import end_with, manager_process
-from nni_gumbel.pipeline.manager import Manager, ManagerUnreachable
+from nni_gumbel.pipeline.manager import Manager, ManagerUnreachable, receive_plain_json
 from nni_gumbel.pipeline.task import EXPORT, TENSORBOARD, Task
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ def main(arguments: list[str]) -> int:
                 "run `nnictl create --config experiment.yml`"
             )
         end_with(_manager_process())
+        receive_plain_json()
         nni.get_next_parameter()  # takes one from the queue; ours is in the manager's record
         manager = Manager.from_trial_environment()
         task = Task.from_parameters(manager.trial(os.environ["NNI_TRIAL_JOB_ID"]).parameters)

@@ -40,6 +40,7 @@ from nni_gumbel.pipeline.manager import (
     Manager,
     ManagerUnreachable,
     check_params,
+    receive_plain_json,
     time_is_over,
     trial_command_of,
 )
@@ -98,6 +99,7 @@ class GumbelSearchTuner(Tuner):
 
     def __init__(self, /, **class_args: Any) -> None:
         super().__init__()
+        receive_plain_json()
         self._manager_process = manager_process()
         end_with(self._manager_process)
         self._lock = threading.RLock()
