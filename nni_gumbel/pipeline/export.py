@@ -77,3 +77,7 @@ def run_export(task: Task, command: TrialCommand, manager: Manager, output: Path
             **({"warning": "; ".join(warnings)} if warnings else {}),
         }
     )
+    if settings.stability != "none":
+        from nni_gumbel.pipeline.trial import keep_stability_on_test_part  # imports torch
+
+        keep_stability_on_test_part(output, plan, command, chosen, choice.run, source)

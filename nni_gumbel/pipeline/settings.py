@@ -46,6 +46,13 @@ class ExperimentSettings(Settings):
     batch_size: int = setting(64, "examples in a batch", ge=1, basic=True)
     learning_rate: float = setting(1e-2, "largest learning rate of the weights", gt=0, basic=True)
     weight_decay: float = setting(1e-4, "weight decay of the weights", ge=0, basic=True)
+    # Not `off`: YAML reads that as false.
+    stability: Literal["cheap", "full", "none"] = setting(
+        "cheap",
+        "whether each trained network is disturbed to see how stable it is: `cheap` takes at most a tenth of the "
+        "training (noise, removed weights, FGSM), `full` takes all validation data, also PGD and corruptions of images",
+        basic=True,
+    )  # fmt: skip
     attempts: int = setting(2, "how often a trial is tried before it is left out", ge=1)
     seed: int = setting(
         0, "first of the seeds; the others count up from it", ge=0, basic=True, coupled="seeds"

@@ -191,5 +191,10 @@ def choose(networks: Sequence[Network], metric: str, optimize_mode: str, priced:
 def _standard_error(best: Network, metric: str) -> float:
     over_seeds = (best.validation_std or 0.0) / math.sqrt(len(best.runs))
     p, n = best.validation_mean, best.validation_size
-    is_proportion = metric.rsplit("_", 1)[-1] in ("acc", "accuracy") and 0 <= p <= 1
+    is_proportion = is_accuracy(metric) and 0 <= p <= 1
     return max(over_seeds, math.sqrt(p * (1 - p) / n)) if is_proportion and n else over_seeds
+
+
+def is_accuracy(metric: str) -> bool:
+    """Whether a metric of this name is a share of examples: ``acc``, ``accuracy``, ``top5_acc`` ..."""
+    return metric.rsplit("_", 1)[-1] in ("acc", "accuracy")

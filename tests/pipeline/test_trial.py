@@ -19,6 +19,7 @@ from nni_gumbel.pipeline.task import Task, Trial
 from nni_gumbel.results.bundle import FACTS, README, load, write_bundle
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference
+from nni_gumbel.results.stability import read_stability
 
 COMMAND = TrialCommand("spaces_of_trials:Widths", data="npz:tiny.npz")
 SPACE = """
@@ -217,6 +218,52 @@ def test_a_training_reports_what_a_cost_of_ones_own_says_of_its_network(folder, 
     assert reported["own_cost"] == 2.0
 
 
+@pytest.mark.parametrize("level", ["cheap", "full"])
+def test_a_training_keeps_the_stability_of_its_network_after_its_report(folder, reported, monkeypatch, level):
+    from nni_gumbel.pipeline import trial
+
+    measure = trial.measure_stability_of
+
+    def measured(*args, **where):
+        assert "default" in reported
+        return measure(*args, **where)
+
+    monkeypatch.setattr(trial, "measure_stability_of", measured)
+    output = train(folder, COMMAND, {"width": 1, "activation": "relu"}, {"stability": level})
+    found = read_stability(output / "stability.json")
+    # One of ten of the 40 training examples is for validation.
+    assert found.metric == "acc" and found.examples == 4
+    assert found.curves[0].values[0] == pytest.approx(reported["default"])
+    assert "weights removed" in [curve.name for curve in found.curves]
+    assert ("JPEG" in [curve.name for curve in found.curves]) == (level == "full")
+
+
+def test_a_training_whose_stability_cannot_be_measured_is_reported_and_warns(
+    folder, reported, monkeypatch, caplog
+):
+    from nni_gumbel.pipeline import trial
+
+    def fails(*_, **__):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(trial, "measure_stability_of", fails)
+    output = train(folder, COMMAND, {"width": 1, "activation": "relu"})
+    assert reported["key"] and not (output / "stability.json").exists()
+    assert "stability of the network is not known: RuntimeError: no memory" in caplog.text
+
+
+def test_without_stability_nothing_is_measured(folder, reported):
+    output = train(folder, COMMAND, {"width": 1, "activation": "relu"}, {"stability": "none"})
+    assert reported["key"] and not (output / "stability.json").exists()
+
+
+def test_an_export_keeps_the_stability_of_the_exported_network_on_the_test_part(experiment, reported):
+    manager, task, output = experiment
+    run_export(task, COMMAND, manager, output)
+    found = read_stability(output / "stability.json")
+    assert found.examples == 20 and len(found.curves) == 4
+
+
 def test_what_is_tied_is_searched_trained_and_loaded_as_one(folder, reported):
     from nni_gumbel import load
     from nni_gumbel.pipeline.trial import run_training
@@ -385,14 +432,14 @@ def test_parameters_counted_in_this_file_are_those_of_the_space(folder):
 # -- networks with several inputs, data that does not tell its classes --------------------------------
 
 
-def train(folder, command, architecture):
+def train(folder, command, architecture, class_args=None):
     from nni_gumbel.pipeline.trial import run_training
 
     settings = ExperimentSettings.from_flat({"train_epochs": 1, "batch_size": 8}).train_values()
     task = Task("train", 0, 1, settings, architecture)
     output = folder / "trials" / task.key
     output.mkdir(parents=True)
-    run_training(task, command, Manager({}), output)
+    run_training(task, command, Manager(class_args or {}), output)
     return output
 
 
