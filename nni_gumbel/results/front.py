@@ -87,6 +87,8 @@ def write_table(
                 f"validation_{metric}_std": each.validation_std,
                 f"test_{metric}_mean": each.test_mean,
                 f"test_{metric}_std": each.test_std,
+                "stability_mean": each.stability_mean,
+                "stability_std": each.stability_std,
                 "seeds": len(each.runs),
                 "architecture": json.dumps(each.architecture),
             })  # fmt: skip

@@ -19,7 +19,7 @@ from nni_gumbel.pipeline.task import Task, Trial
 from nni_gumbel.results.bundle import FACTS, README, load, write_bundle
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference
-from nni_gumbel.results.stability import read_stability
+from nni_gumbel.results.stability import Stability, curve_of, read_stability
 
 COMMAND = TrialCommand("spaces_of_trials:Widths", data="npz:tiny.npz")
 SPACE = """
@@ -262,6 +262,23 @@ def test_an_export_keeps_the_stability_of_the_exported_network_on_the_test_part(
     run_export(task, COMMAND, manager, output)
     found = read_stability(output / "stability.json")
     assert found.examples == 20 and len(found.curves) == 4
+
+
+def test_the_choice_reads_what_the_trainings_kept_of_their_stability(folder, reported, caplog):
+    manager, task, output = before_the_export(
+        folder, {"search_seeds": 3, "train_seeds": 1}, lambda seed: {"width": seed, "activation": "relu"}
+    )
+    trained = [trial for trial in manager.trials() if trial.stage == "train"]
+    for trial, left in zip(trained, (0.6, 0.9, 0.9)):
+        curve = curve_of("noise", "", (0.0, 1.0), (0.9, left))
+        kept = Stability(metric="acc", minimize=False, chance=0.5, examples=9, curves=(curve,))
+        (folder / "trials" / trial.id / "stability.json").write_text(kept.model_dump_json())
+    run_export(task, COMMAND, manager, output)
+    assert reported["network"] == "network-2"  # the smallest is less stable than the median
+    assert "out: stability 0.625" in (output / "gumbel-export" / README).read_text()
+    (folder / "trials" / trained[0].id / "stability.json").write_text("damaged")
+    run_export(task, COMMAND, manager, output)
+    assert reported["network"] == "network-1" and "holds no stability" in caplog.text
 
 
 def test_what_is_tied_is_searched_trained_and_loaded_as_one(folder, reported):
