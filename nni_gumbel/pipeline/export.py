@@ -15,7 +15,7 @@ from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.manager import Manager, plan_of
 from nni_gumbel.pipeline.plan import Plan
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.task import BUNDLE, EXPORT_FOLDER, Task
+from nni_gumbel.pipeline.task import BUNDLE, EXPORT_FOLDER, REPORT_FOLDER, Task
 from nni_gumbel.results import front
 from nni_gumbel.results.bundle import copy_bundle
 from nni_gumbel.results.choice import Network, TrainedRun, choose
@@ -69,16 +69,15 @@ def run_export(task: Task, command: TrialCommand, manager: Manager, output: Path
     settings = plan.settings
     # NNI keeps the output directories of an experiment's trials side by side.
     found = with_stability(plan.networks(manager.trials()), output.parent)
-    choice = choose(
-        found, settings.metric, settings.optimize_mode, priced_by(command, plan), settings.choice_rule
-    )
+    priced = priced_by(command, plan)
+    choice = choose(found, settings.metric, settings.optimize_mode, priced, settings.choice_rule)
     source = output.parent / choice.run.trial_id / BUNDLE
     destination = Path.cwd() / EXPORT_FOLDER / os.environ["NNI_EXP_ID"]
     chosen = choice.network
     files, warnings = [], []
     for name, write in ((front.TABLE, front.write_table), (front.PICTURE, front.draw)):
         try:
-            write(output / name, found, chosen, settings.metric, settings.optimize_mode)
+            write(output / name, found, chosen, settings.metric, settings.optimize_mode, priced)
             files.append(output / name)
         # Whatever a full disk or a plotting library raises: what is finished is not lost to it.
         except Exception as error:
@@ -110,7 +109,16 @@ def run_export(task: Task, command: TrialCommand, manager: Manager, output: Path
             **({"warning": "; ".join(warnings)} if warnings else {}),
         }
     )
+    # What follows are extras: the export is there, and reported.
     if settings.stability != "none":
         from nni_gumbel.pipeline.trial import keep_stability_on_test_part  # imports torch
 
         keep_stability_on_test_part(output, plan, command, chosen, choice.run, source)
+    try:
+        from nni_gumbel.pipeline.report import write_report
+
+        folder = Path.cwd() / REPORT_FOLDER / os.environ["NNI_EXP_ID"]
+        write_report(folder, manager.experiment(), manager.trials(), output.parent, command, export=output)
+    # Whatever a full disk or a person's space raises.
+    except Exception as error:
+        logger.warning("the report could not be written: %s", first_line(error), exc_info=error)

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils._pytree import tree_leaves, tree_map
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from nni_gumbel.results.choice import is_accuracy
 from nni_gumbel.results.example import Example
@@ -90,8 +91,8 @@ def measure_stability(
             return score(batches)
 
     curves = [
-        curve("input noise", "standard deviation of the inputs", _NOISE, of_inputs),
-        curve("weight noise", "the weight", _WEIGHT_NOISE, of_weights),
+        curve("input noise", "standard deviations of the inputs", _NOISE, of_inputs),
+        curve("weight noise", "relative to each weight", _WEIGHT_NOISE, of_weights),
         curve("weights removed", "share of the weights", _REMOVED, of_removal),
     ]
     task = _Classification.of(network, batches, device)
@@ -106,7 +107,7 @@ def measure_stability(
     left_out = []
     if task.one_input:
         for name, attack in (("FGSM", fgsm), ("PGD", pgd))[: 1 + full]:
-            unit = "range of the inputs"
+            unit = "share of the range of the inputs"
             curves.append(
                 curve(name, unit, _ATTACK, lambda epsilon: score(task.attacked(attack, epsilon)))  # noqa: B023
             )
@@ -119,10 +120,13 @@ def measure_stability(
         ]
     elif full:
         left_out.append("corruptions: the inputs are no images of 1 or 3 channels")
+    scores = torch.cat([task.scores(batch).cpu() for batch in batches])
+    labels = torch.cat([batch[1] for batch in batches])
     return Stability(
         metric=metric, minimize=minimize, chance=1 / task.classes if is_accuracy(metric) else 0.0,
         examples=_count(batches), curves=curves, left_out="; ".join(left_out),
-        calibration_error=task.calibration_error(), seconds=time.perf_counter() - begun,
+        calibration_error=float(multiclass_calibration_error(scores.softmax(1), labels, task.classes, _BINS)),
+        predictions=scores.argmax(1).tolist(), seconds=time.perf_counter() - begun,
     )  # fmt: skip
 
 
@@ -257,24 +261,17 @@ class _Classification:
         if labels.dim() != 1 or labels.is_floating_point() or not len(list(_tensors(first[0]))):
             return None
         found = cls(network, batches, device, 0)
-        scores = found._scores(first)
+        scores = found.scores(first)
         fits = isinstance(scores, Tensor) and scores.dim() == 2 and len(scores) == len(labels)
         if not fits or scores.shape[1] <= max(1, int(labels.max())):
             return None
         return cls(network, batches, device, scores.shape[1])
 
-    def _scores(self, batch: Any) -> Any:
+    def scores(self, batch: Any) -> Any:
+        """What the network returns for a batch, in evaluation."""
         with torch.no_grad():
             example = Example.of(batch[0]).map(lambda tensor: tensor.to(self.device))
             return example(self.network.to(self.device).eval())
-
-    def calibration_error(self) -> float:
-        """The expected calibration error, by torchmetrics."""
-        from torchmetrics.functional.classification import multiclass_calibration_error
-
-        scores = torch.cat([self._scores(batch).cpu() for batch in self.batches])
-        labels = torch.cat([batch[1] for batch in self.batches])
-        return float(multiclass_calibration_error(scores.softmax(1), labels, self.classes, _BINS))
 
     @property
     def one_input(self) -> bool:
@@ -362,12 +359,12 @@ def _as_jpeg(images: Tensor, strength: float) -> Tensor:
     return torch.stack([decode_jpeg(encode_jpeg(each, round(100 - strength))) for each in pixels]) / 255
 
 
-# Name, what a strength of 1 is, five severities.
+# Name, unit of the strengths, five severities.
 CORRUPTIONS: tuple[tuple[str, str, tuple[float, ...], Callable[[Tensor, float], Tensor]], ...] = (
-    ("blur", "side of the image", (0.01, 0.02, 0.03, 0.05, 0.08), _blurred),
-    ("less contrast", "the contrast", (0.2, 0.4, 0.6, 0.8, 0.9), _less_contrast),
-    ("brighter", "the brightness", (0.25, 0.5, 1.0, 1.5, 2.0), _brighter),
-    ("rotation", "degree", (5.0, 10.0, 20.0, 30.0, 45.0), _turned),
-    ("shift", "side of the image, along both", (0.04, 0.08, 0.12, 0.16, 0.2), _shifted),
+    ("blur", "standard deviation, in sides of the image", (0.01, 0.02, 0.03, 0.05, 0.08), _blurred),
+    ("less contrast", "share of the contrast taken", (0.2, 0.4, 0.6, 0.8, 0.9), _less_contrast),
+    ("brighter", "share of the brightness added", (0.25, 0.5, 1.0, 1.5, 2.0), _brighter),
+    ("rotation", "degrees", (5.0, 10.0, 20.0, 30.0, 45.0), _turned),
+    ("shift", "sides of the image, along both", (0.04, 0.08, 0.12, 0.16, 0.2), _shifted),
     ("JPEG", "100 - quality", (50.0, 70.0, 80.0, 90.0, 95.0), _as_jpeg),
 )

@@ -59,9 +59,7 @@ def prune(network: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
     name, root = type(network).__name__, copy.deepcopy(network)
     modes = {path: module.training for path, module in root.named_modules()}
     try:
-        graph = fx.Graph()  # without the tracer's class, which a pickled network would look for
-        with torch.random.fork_rng([]):
-            graph.output(graph.graph_copy(_Tracer({}).both_modes(root), {}))
+        graph = graph_of(root)
         before = _layers(graph, root)
         _leave_out_zeros(graph, root.eval(), args[0])
     except Exception as error:  # a forward fails in any way that Python allows
@@ -80,6 +78,23 @@ def prune(network: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
         _logger.warning("The network is not pruned: without its unreachable layers %s", difference)
         return network
     return pruned
+
+
+def graph_of(network: nn.Module, whole: tuple[type, ...] = ()) -> fx.Graph:
+    """The forward of a network as a graph, in which torch's layers are single steps.
+
+    Args:
+        network: without choices; it is left in evaluation.
+        whole: further classes of modules that are single steps.
+
+    Raises:
+        Exception: whatever a forward raises that cannot be traced, is another one in training or draws random numbers.
+    """
+    graph = fx.Graph()  # without the tracer's class, which a pickled network would look for
+    leaves = {module: True for module in network.modules() if isinstance(module, whole)}
+    with torch.random.fork_rng([]):
+        graph.output(graph.graph_copy(_Tracer(leaves).both_modes(network), {}))
+    return graph
 
 
 def removed_layers(network: nn.Module, pruned: nn.Module) -> list[str]:

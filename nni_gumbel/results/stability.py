@@ -27,7 +27,7 @@ class Curve(_Record):
 
     Args:
         name: of the disturbance.
-        unit: what a strength of 1 is.
+        unit: of the strengths.
         strengths: increasing; the first is 0, the undisturbed network.
         values: the metric at each; ``None`` where it is not finite.
     """
@@ -50,6 +50,7 @@ class Stability(_Record):
         left_out: what was not measured, with the reason; empty if nothing was left out.
         calibration_error: expected difference between confidence and accuracy (15 bins), 0 to 1; ``None`` for other
             tasks than classification.
+        predictions: the class of each example that the undisturbed network predicts; empty for other tasks.
         seconds: that it took.
     """
 
@@ -60,6 +61,7 @@ class Stability(_Record):
     curves: tuple[Curve, ...]
     left_out: str = ""
     calibration_error: float | None = None
+    predictions: tuple[int, ...] = ()
     seconds: float = 0.0
 
     @property
