@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from nni_gumbel.complexity.table import ExpectedSum, Table
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.supernet.distribution import Distribution
-from nni_gumbel.supernet.structure import structure_of
+from nni_gumbel.supernet.structure import UsedPart
 
 _ENUMERATED = 512
 _DRAWS = 8
@@ -60,7 +60,7 @@ class OwnCost:
         _parameter_of(function)
         self._function = function
         self._space, self._distribution = space, distribution
-        self._structure, self._order = structure_of(space), tuple(space.simplify())  # a step prices eight
+        self._used_part = UsedPart(space)
         self._known: OrderedDict[tuple[Any, ...], float] = OrderedDict()
         self._exact: ExpectedSum | None = None
         laws = distribution.laws
@@ -95,8 +95,7 @@ class OwnCost:
 
     def at_sample(self, sample: Mapping[str, Any]) -> float:
         """The cost of one network: an NNI sample that names at least the labels that the network uses."""
-        are_used = self._structure.used_at(sample)
-        used = {label: sample[label] for label in self._order if label in are_used}
+        used = self._used_part(sample)
         # Each network once, whatever the labels say that it does not use.
         key = tuple((label, self._distribution.members(label, value)) for label, value in used.items())
         if key not in self._known:

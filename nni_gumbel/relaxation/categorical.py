@@ -22,7 +22,6 @@ class Categorical(Law):
     """
 
     estimators: ClassVar[tuple[str, ...]] = ("soft", "straight-through", "straight-through-gumbel", "reinmax")
-    is_softmax: ClassVar[bool] = True
     least = most = 1
 
     @property

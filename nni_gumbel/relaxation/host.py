@@ -36,10 +36,3 @@ class HostCopy:
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._tensor
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on a device, without waiting for what that is busy with."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)

@@ -44,7 +44,6 @@ class Law(ABC):
 
     Attributes:
         estimators: names of the gradient estimators (:mod:`nni_gumbel.relaxation.estimators`) derived for the law.
-        is_softmax: whether a relaxed sample is the softmax of perturbed logits: that of one candidate of n.
 
     Raises:
         UsageError: there is no candidate.
@@ -52,7 +51,6 @@ class Law(ABC):
 
     size: int
     estimators: ClassVar[tuple[str, ...]] = ("soft", "straight-through")
-    is_softmax: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.size < 1:

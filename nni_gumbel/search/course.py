@@ -6,12 +6,10 @@ segments              what happens in each
 ``stages``            networks are trained by turns, with shared weights, and judged; the logits
                       follow, the temperature falls
 ``finalists``         one network is trained alone, and judged
-the last one          the network found is trained
 ====================  ======================================================================================
 
-All stages together, every finalist and the last segment are trainings of their own, from the first weights. In the
-first stage nothing is known of the networks, and the weights have to learn first: it has twice the length of the
-others.
+All stages together are one training, and every finalist is another, from the same first weights. In the first stage
+nothing is known of the networks, and the weights have to learn first: it has twice the length of the others.
 """
 
 from __future__ import annotations
@@ -24,9 +22,9 @@ from enum import Enum
 # Steps of a segment; a training of fewer says nothing.
 SHORTEST = 25
 # The part of the steps that the stages have, and the length of the first one, relative to another.
-_STAGES, _FIRST_STAGE = 0.5, 2
+_STAGES, _FIRST_STAGE = 0.4, 2
 # The part of a stage, and of a finalist's training, behind which networks are judged.
-_JUDGED_FROM = 0.75
+_JUDGED_FROM = 0.85
 
 _logger = logging.getLogger(__name__)
 
@@ -36,7 +34,6 @@ class Kind(Enum):
 
     STAGE = "stage"
     FINALIST = "finalist"
-    FOUND = "found"
 
 
 @dataclass(frozen=True)
@@ -60,14 +57,13 @@ class Segment:
 
     def judges(self, step: int) -> bool:
         """Whether networks are judged at a step."""
-        is_behind = (step - self.first) / (self.end - self.first) >= _JUDGED_FROM or step == self.end - 1
-        return self.kind is not Kind.FOUND and is_behind
+        return (step - self.first) / (self.end - self.first) >= _JUDGED_FROM or step == self.end - 1
 
 
 def segments(steps: int, stages: int, finalists: int) -> tuple[Segment, ...]:
     """Divide a search; where it is too short there are fewer stages and finalists.
 
-    From three steps on there is at least one of each.
+    From two steps on there is at least one of each.
 
     Args:
         steps: of the search, without its warm-up; at least 1.
@@ -75,17 +71,16 @@ def segments(steps: int, stages: int, finalists: int) -> tuple[Segment, ...]:
         finalists: likewise.
 
     >>> [(segment.kind.value, segment.end) for segment in segments(300, 2, 2)]
-    [('stage', 100), ('stage', 150), ('finalist', 200), ('finalist', 250), ('found', 300)]
+    [('stage', 100), ('stage', 150), ('finalist', 225), ('finalist', 300)]
     """
-    of_stages = min(max(round(_STAGES * steps), 1), max(steps - 2, 1))
+    of_stages = max(round(_STAGES * steps), 1)
     alone = steps - of_stages
     stages = max(min(stages, of_stages // SHORTEST + 1 - _FIRST_STAGE), 1)
-    finalists = max(min(finalists, alone // SHORTEST - 1), 1)
+    finalists = max(min(finalists, alone // SHORTEST), 1)
     unit = of_stages / (_FIRST_STAGE + stages - 1)
     lengths = [
         *((Kind.STAGE, unit * (_FIRST_STAGE + i)) for i in range(stages)),
-        *((Kind.FINALIST, of_stages + alone * (i + 1) / (finalists + 1)) for i in range(finalists)),
-        (Kind.FOUND, steps),
+        *((Kind.FINALIST, of_stages + alone * (i + 1) / finalists) for i in range(finalists)),
     ]
     ends = [min(round(end), steps) for _, end in lengths]
     course = []
@@ -117,4 +112,4 @@ def warn_if_short(course: tuple[Segment, ...], stages: int, finalists: int) -> N
 def steps_for(stages: int, finalists: int) -> int:
     """How many steps a search with so many stages and finalists needs."""
     of_stages = (_FIRST_STAGE + stages - 1) * SHORTEST
-    return math.ceil(max(of_stages / _STAGES, (finalists + 1) * SHORTEST / (1 - _STAGES)))
+    return math.ceil(max(of_stages / _STAGES, finalists * SHORTEST / (1 - _STAGES)))

@@ -7,12 +7,11 @@ training of its own tells what a network reaches, and takes long. Both are obser
 
 with unknown constants, one for each stage. ``f`` is a Gaussian process with the kernel ``s / 2 + exp(-3 (1 - s)) / 2``,
 where ``s`` is the part of the choices that two networks have in common; the bias belongs to candidates and has the
-kernel ``s / 2``; both are relative to the variance of the objectives. Each finalist is the best network of an ``f``
-that is drawn from what is known (Thompson sampling). The network found is the one with the best expected ``f``.
+kernel ``s / 2``; both are relative to the variance of the objectives. Each finalist is the network with the best
+expected ``f``, of those not trained yet. The network found is the one that reached the best objective alone.
 
 Sources: two fidelities of one function: Kennedy, O'Hagan, Biometrika 87 (2000), equation 1; Gaussian processes:
-Rasmussen, Williams, Gaussian Processes for Machine Learning (2006), equations 2.22 to 2.24; Thompson, Biometrika 25
-(1933).
+Rasmussen, Williams, Gaussian Processes for Machine Learning (2006), equation 2.23.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from nni.mutable import Sample
 
 from nni_gumbel.search.population import DISCOUNT, Population, features_of, plain
@@ -64,14 +62,8 @@ class Finals:
         self._total, self._count = 0.0, 0
 
     def begin(self) -> None:
-        """Choose the next network to be trained alone; the first one is the best expected."""
-        pool = self._pool()
-        expected, covariance = self._expected(pool)
-        if self.networks:
-            values, vectors = np.linalg.eigh(covariance)
-            noise = torch.randn(len(pool), dtype=torch.float64).numpy()
-            expected = expected + vectors @ (np.sqrt(values.clip(0)) * noise)
-        order = [pool[i] for i in np.argsort(expected, kind="stable")]
+        """Choose the next network to be trained alone."""
+        order = self._by_expectation(self._pool())
         self.current = next((one for one in order if one not in self.networks), order[0])
         self._total, self._count = 0.0, 0
 
@@ -79,24 +71,29 @@ class Finals:
         """Take the loss of the current network on one batch into account."""
         self._total, self._count = self._total + loss, self._count + 1
 
-    def end(self, objective: Callable[[float, Mapping[str, Any]], float]) -> None:
+    def end(self, objective: Callable[[float, Mapping[str, Any]], float]) -> bool:
         """Take what the current network has reached into account.
 
         Args:
             objective: of a mean loss and a network.
+
+        Returns:
+            Whether no network before has reached as much.
         """
-        if self.current is not None and self._count:
-            self.networks.append(self.current)
-            self.objectives.append(objective(self._total / self._count, self.current))
+        is_best, network = False, self.current
+        if network is not None and self._count:
+            reached = objective(self._total / self._count, network)
+            is_best = all(reached < other for other in self.objectives)
+            self.networks.append(network)
+            self.objectives.append(reached)
         self.current = None
+        return is_best
 
     def ranked(self) -> list[dict[str, Any]]:
-        """The networks that may be found, the best expected one first: those trained alone, if there are any."""
-        networks = _distinct(self.networks) or self._of_allowed(self._recent())
-        if not networks:
-            return []
-        expected, _ = self._expected(networks)
-        return [networks[i] for i in np.argsort(expected, kind="stable")]
+        """The networks that may be found, the best one first: those trained alone, if there are any."""
+        if self.networks:
+            return _distinct(self.networks[i] for i in np.argsort(self.objectives, kind="stable"))
+        return self._by_expectation(self._of_allowed(self._recent()))
 
     def decide(self) -> dict[str, Any]:
         """Decide every choice as the network found has it; what it does not use, as it is most probable."""
@@ -119,8 +116,7 @@ class Finals:
         """Networks judged of late, and what differs from the best one in a single choice."""
         recent = self._recent()
         known = _distinct([*self.networks, *self._of_allowed(recent)]) or [dict(self._best())]
-        expected, _ = self._expected(known)
-        best = known[int(np.argmin(expected))]
+        best = self._by_expectation(known)[0]
         values: dict[str, list[Any]] = {}
         for network in recent:
             for label, value in network.items():
@@ -131,18 +127,22 @@ class Finals:
         )
         return _distinct([*known, *changed])
 
-    def _expected(self, networks: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and covariance of ``f`` at some networks, from all judgements."""
-        population = self._population
+    def _by_expectation(self, networks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Networks in the order of what is expected of them, the best one first."""
+        return [networks[i] for i in np.argsort(self._expected(networks), kind="stable")]
+
+    def _expected(self, networks: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """The mean of ``f`` at some networks, from all judgements, in units of their spread."""
+        population, new = self._population, len(networks)
         seen = [*population.judged, *self.networks]
+        if not seen or not new:
+            return np.zeros(new)
         reached = np.array([*population.objectives, *self.objectives])
         features = features_of(self._distribution, [*networks, *seen])
         features = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
         common = features @ features.T
         kernel = common / 2 + np.exp(-3 * (1 - common)) / 2
-        if not seen:
-            return np.zeros(len(networks)), kernel
-        new, shared = len(networks), len(population.judged)
+        shared = len(population.judged)
         of_seen = kernel[new:, new:].copy()
         of_seen[:shared, :shared] += common[new : new + shared, new : new + shared] / 2
         group = np.array([*population.ages, *[-1] * len(self.networks)])
@@ -152,10 +152,7 @@ class Finals:
         spread, centred = max(spread, 1e-12), reached.copy()
         for number in {*group.tolist()}:
             centred[group == number] -= centred[group == number].mean()
-        across = kernel[:new, new:]
-        solved = np.linalg.solve(of_seen, np.column_stack([centred / spread, across.T]))
-        covariance = kernel[:new, :new] - across @ solved[:, 1:]
-        return spread * (across @ solved[:, 0]), spread**2 * (covariance + covariance.T) / 2
+        return kernel[:new, new:] @ np.linalg.solve(of_seen, centred / spread)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed search must know."""

@@ -67,7 +67,6 @@ from nni_gumbel.search.tournament import Tournament
 from nni_gumbel.search.wrapping import WrappingModule
 from nni_gumbel.supernet.cell import check_loose_ends
 from nni_gumbel.supernet.distribution import Distribution
-from nni_gumbel.supernet.structure import used_part
 
 # A search has decided if what it chose has at least this mean probability.
 _DECIDED = 0.95
@@ -361,14 +360,9 @@ class GumbelSearchModule(WrappingModule):
             warn_if_short(course, *wanted)
         return Tournament(
             self, self.distribution, course, warm_up,
-            likeliest=lambda: self.objective.likeliest(self.model), best=self.export, allowed=self._allowed,
+            likeliest=self.objective.likeliest, best=self.export, allowed=self.objective.allowed,
             objective=self.objective.of_network, temperature=self._temperature_at,
         )  # fmt: skip
-
-    def _allowed(self, sample: Sample) -> Sample | None:
-        """The labels that a network uses; ``None`` if it may not be found."""
-        used = used_part(self.model, sample)
-        return used if self.objective.allows(used) else None
 
     def _draw(self, uniform: bool = False) -> None:
         """Draw the joint sample of a step of all candidates."""

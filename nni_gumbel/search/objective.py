@@ -23,7 +23,7 @@ from nni_gumbel.search.nni_arguments import Penalty
 from nni_gumbel.search.settings import SearchSettings
 from nni_gumbel.search.steps import inputs_of
 from nni_gumbel.supernet.distribution import Distribution
-from nni_gumbel.supernet.structure import used_part
+from nni_gumbel.supernet.structure import UsedPart
 
 # The part of a budget that is to be spent which the expected cost has. Not all of it: the network found must be
 # within, and lies on either side of what is expected.
@@ -74,6 +74,7 @@ class StructureObjective:
         self.multipliers = Multipliers((*costs.budgets, *([SLACK] if self._spends else [])))
         self.details: dict[str, Tensor] = {}
         self._space: ModelSpace | None = None
+        self._used_part: UsedPart | None = None
         self._commitment = Commitment(distribution, lambda: self.best(self._space), costs.usage)
         self._pending_copy: HostCopy | None = None  # of the violations
         self._prior: Prior | None = None  # that by cost is known when the costs are
@@ -87,7 +88,7 @@ class StructureObjective:
             model: the supernet.
             run: lets the evaluator make a training step; see :func:`~nni_gumbel.search.steps.inputs_of`.
         """
-        self._space = model
+        self._space, self._used_part = model, UsedPart(model)
         if not self._costs.is_complete:
             self._costs.complete(*inputs_of(model, run))
         if self._prior is None:
@@ -177,26 +178,26 @@ class StructureObjective:
             return best_spending(model, self._distribution, scarce)
         return best_within(model, self._distribution, limits)
 
-    def likeliest(self, model: ModelSpace) -> Sample:
+    def likeliest(self) -> Sample:
         """The most probable network within the budgets, whether it spends them or not; the labels that it uses.
 
         As :func:`~nni_gumbel.complexity.budget.best_within` finds it, in less time where the mode is within.
         """
-        sample = used_part(model, self._distribution.mode())
+        sample = self._used_part(self._distribution.mode())
         if not self._costs.scarce or self._costs.usage(sample) <= 1:
             return sample
-        return best_within(model, self._distribution, self._costs.limits)
+        return best_within(self._space, self._distribution, self._costs.limits)
 
-    def allows(self, sample: Mapping[str, Any]) -> bool:
-        """Whether a network may be found: it is within the budgets, and spends one if they are to be spent.
+    def allowed(self, sample: Mapping[str, Any]) -> Sample | None:
+        """The labels that a network uses; ``None`` if it may not be found: it is not within the budgets, or does not
+        spend one where they are to be spent.
 
         Args:
-            sample: the labels that it uses.
+            sample: at least the labels that it uses.
         """
-        if not self._costs.scarce:
-            return True
+        used = self._used_part(sample)
         least = SPENT if self._spends else 0.0
-        return least <= self._costs.usage(sample) <= 1
+        return used if not self._costs.scarce or least <= self._costs.usage(used) <= 1 else None
 
     def summary(self, chosen: Sample) -> dict[str, float]:
         """The state of the structure in numbers; without sampling noise.

@@ -1,4 +1,4 @@
-"""Weights that go back to where the first of several short trainings began, with their optimiser.
+"""Weights that go back to where the first of several short trainings began, or to the end of the best one.
 
 The schedules of the evaluator run through once in each of these trainings, in so many larger strides.
 
@@ -29,6 +29,7 @@ class ShortTrainings:
     def __init__(self, search: LightningModule) -> None:
         self._search = search
         self._saved: dict[str, Any] | None = None
+        self._kept: dict[str, Any] | None = None  # the weights at the end of the best training
         self._strides: list[int] = []  # of each schedule, in the current training
 
     def advance(self, place: float) -> None:
@@ -58,13 +59,22 @@ class ShortTrainings:
         for config, state in zip(self._search.trainer.lr_scheduler_configs, self._saved["schedulers"]):
             config.scheduler.load_state_dict(copy.deepcopy(state))
 
+    def keep(self) -> None:
+        """Remember the weights and buffers, instead of what was kept before."""
+        self._kept = copy.deepcopy(self._search.training_module.state_dict())
+
+    def put_back(self) -> None:
+        """Put back what was kept, if anything was."""
+        if self._kept is not None:
+            self._search.training_module.load_state_dict(self._kept)
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed search must know."""
-        return {"saved": self._saved, "strides": list(self._strides)}
+        return {"saved": self._saved, "kept": self._kept, "strides": list(self._strides)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with :meth:`state_dict`."""
-        self._saved, self._strides = state["saved"], list(state["strides"])
+        self._saved, self._kept, self._strides = state["saved"], state["kept"], list(state["strides"])
 
     def _current(self) -> dict[str, Any]:
         return {

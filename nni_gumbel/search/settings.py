@@ -112,11 +112,11 @@ class SearchSettings(Settings):
         coupled="step",
     )  # fmt: skip
     stages: int = setting(
-        7, "stages of a training of drawn networks with shared weights; behind each they are judged; 0, without "
+        5, "stages of a training of drawn networks with shared weights; behind each they are judged; 0, without "
         "`finalists`: the logits follow their gradient at every step", ge=0, coupled="preset course",
     )  # fmt: skip
     finalists: int = setting(
-        8, "networks that are trained alone behind the stages and compared; 0 where there are no `stages`", ge=0,
+        14, "networks that are trained alone behind the stages and compared; 0 where there are no `stages`", ge=0,
         basic=True, coupled="preset course",
     )  # fmt: skip
     capacity_exponent: float = setting(
@@ -127,7 +127,7 @@ class SearchSettings(Settings):
         1.0, "temperature of the first step", gt=0, coupled="preset temperature"
     )
     temperature_end: float = setting(
-        0.2, "temperature of the last step, reached exactly", gt=0, coupled="preset temperature"
+        0.4, "temperature of the last step, reached exactly", gt=0, coupled="preset temperature"
     )
     temperature_schedule: Schedule = setting(
         "exponential", "how the temperature falls, step by step", coupled="preset temperature"

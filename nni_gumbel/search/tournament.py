@@ -90,11 +90,11 @@ class Tournament:
 
     @property
     def likely(self) -> Sample:
-        """The network trained alone, in a stage the most probable one; every label is named."""
-        kind = self.segment.kind
-        if kind is Kind.STAGE:
-            return self._complete(self.population.networks[0])
-        return self._complete(self.finals.current if kind is Kind.FINALIST else self._found)
+        """The most probable network in a stage, later the one trained alone, then that found; every label is named."""
+        if self._found is not None:
+            return self._complete(self._found)
+        is_stage = self.segment.kind is Kind.STAGE
+        return self._complete(self.population.networks[0] if is_stage else self.finals.current)
 
     def judged(self) -> list[Sample]:
         """The networks that are judged on the next batch; every label is named."""
@@ -125,14 +125,18 @@ class Tournament:
         return self.segment.judges(step - self._first)
 
     def advance(self, step: int) -> None:
-        """After the weights' update in a step, let their schedules follow."""
+        """After the weights' update in a step, let their schedules follow; after the last one, end the search."""
         self._trainings.advance(self.segment.trained(step - self._first + 1))
+        if step - self._first + 1 == self._course[-1].end:
+            self.finish()
 
     def finish(self) -> None:
-        """End a search early or at its end: decide every choice by what is known."""
+        """End a search early or at its end: decide every choice by what is known, and have the weights for it."""
         if self._found is None:
             self._end()
-            self._decide()
+            self._found = plain(self.finals.decide())
+            self._likeliest = self._distribution.mode()
+            self._trainings.put_back()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed search must know."""
@@ -170,8 +174,8 @@ class Tournament:
             return
         if self.segment.kind is Kind.STAGE:
             self.population.end(self._objective)
-        elif self.segment.kind is Kind.FINALIST:
-            self.finals.end(self._objective)
+        elif self.finals.end(self._objective):
+            self._trainings.keep()
 
     def _begin(self) -> None:
         if self.segment.begins_training:
@@ -180,15 +184,9 @@ class Tournament:
         if self.segment.kind is Kind.STAGE:
             self.population.begin(self.temperature)
             self.population.networks = of_all_ranks(self.population.networks, self._search.trainer)[0]
-        elif self.segment.kind is Kind.FINALIST:
+        else:
             self.finals.begin()
-            self.finals.current = of_all_ranks(self.finals.current, self._search.trainer)[0]
-        elif self.segment.kind is Kind.FOUND:
-            self._decide()
         self._likeliest = self._distribution.mode()
-
-    def _decide(self) -> None:
-        self._found = plain(self.finals.decide())
 
     def _complete(self, network: Sample) -> Sample:
         return self._likeliest | network

@@ -148,15 +148,29 @@ def _is_built_anew(module: nn.Module) -> bool:
     return is_made or isinstance(module, ParametrizedModule)
 
 
-def used_part(space: ModelSpace, sample: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of ``sample`` that the network frozen at it uses, in the order of the space.
+class UsedPart:
+    """The entries of a sample that the network frozen at it uses; the space is walked once, for many samples.
 
     Args:
         space: the model space, mutated to a supernet or not.
-        sample: an NNI sample with an entry for every label.
     """
-    used = structure_of(space).used_at(sample)
-    return {label: sample[label] for label in space.simplify() if label in used}
+
+    def __init__(self, space: ModelSpace) -> None:
+        self._place, self._order = structure_of(space), tuple(space.simplify())
+
+    def __call__(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+        """The entries, in the order of the space.
+
+        Args:
+            sample: an NNI sample that names at least the labels that the network uses.
+        """
+        used = self._place.used_at(sample)
+        return {label: sample[label] for label in self._order if label in used}
+
+
+def used_part(space: ModelSpace, sample: Mapping[str, Any]) -> dict[str, Any]:
+    """What :class:`UsedPart` tells of a single sample."""
+    return UsedPart(space)(sample)
 
 
 def freeze_with_weights(space: MutableModule, sample: Mapping[str, Any]) -> nn.Module:

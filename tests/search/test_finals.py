@@ -1,6 +1,5 @@
 """Finals: networks that are trained alone, and what follows from them and from shared weights."""
 
-import numpy as np
 import pytest
 import torch
 from test_population import Several, planted, population_of, staged
@@ -100,14 +99,20 @@ def test_every_choice_is_decided_as_the_network_found_has_it():
     assert float(population._distribution.log_prob(network).exp()) == pytest.approx(1)
 
 
-def test_a_judgement_makes_a_network_and_those_like_it_better_known():
-    finals = finals_of(population := seeded(0))
-    pool = finals._pool()
-    before = np.diag(finals._expected(pool)[1])
-    trained(finals, planted, 1)
-    after = np.diag(finals._expected(pool)[1])
-    assert (after <= before + 1e-9).all() and after.sum() < before.sum()
-    assert population.judged
+def test_the_network_found_is_the_best_of_those_that_were_trained_alone():
+    finals = trained(finals_of(seeded(0, leaning)), planted, 6)
+    assert finals.ranked()[0] == min(finals.networks, key=planted)
+
+
+def test_the_end_of_a_training_says_whether_it_was_the_best_so_far():
+    finals, told = finals_of(seeded(0)), []
+    for loss in (2.0, 3.0, 1.0):
+        finals.begin()
+        finals.judge(loss)
+        told.append(finals.end(lambda mean, network: mean))
+    finals.begin()
+    told.append(finals.end(lambda mean, network: mean))  # cut before it was judged
+    assert told == [True, False, True, False]
 
 
 def test_resumed_in_the_middle_of_a_training_they_go_on_as_if_never_interrupted():

@@ -13,7 +13,7 @@ from torch import nn
 from nni_gumbel.complexity.params import count_parameters
 from nni_gumbel.errors import UsageError
 
-STEPS = 112  # a stage, a finalist and the network found
+STEPS = 112  # a stage and two finalists
 
 
 def searched(
@@ -123,7 +123,7 @@ def test_what_a_network_costs_decides_where_it_is_dear():
 
 @pytest.mark.parametrize(
     ("settings", "epochs"),
-    # After 4, 24, 56 and 92 of the steps: in a stage, and later, in a finalist, in the network found.
+    # After 4, 24, 56 and 92 of the steps: in a stage, and later, in the first finalist, in the second.
     [({}, (0, 5, 13, 22)), ({"level": "single", "batches_per_step": 2}, (0,)), ({"max_params": 30}, (5,))],
 )
 def test_resumed_anywhere_in_its_course_it_ends_as_one_that_was_never_interrupted(tmp_path, settings, epochs):
@@ -142,7 +142,7 @@ def test_resumed_anywhere_in_its_course_it_ends_as_one_that_was_never_interrupte
     [
         (
             {"steps": 2 * STEPS},
-            "is of a search with 1 stages and 1 finalists in 112 steps, this one has",
+            "is of a search with 1 stages and 2 finalists in 112 steps, this one has",
         ),
         ({"stages": 0, "finalists": 0}, "is of a search with stages, this one has 0"),
     ],

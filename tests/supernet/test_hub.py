@@ -175,9 +175,8 @@ def test_mobilenetv3_is_the_frozen_network():
 
 
 def test_a_step_on_mobilenetv3_moves_every_logit():
-    # With most weights, all of a block's few features of two images are where hardswish is flat.
-    torch.manual_seed(4)
-    assert_every_logit_moves(mobilenet(), images(16))
+    # Large enough that a late block sees more than a few features, where hardswish is not flat for all of them.
+    assert_every_logit_moves(mobilenet(), images(32))
 
 
 @pytest.fixture

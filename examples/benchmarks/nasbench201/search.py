@@ -31,6 +31,8 @@ DEFAULT = (
     "default", "default:cost_weight=0", "darts", "snas", "gdas", "reinmax",
     *strategies.GRADIENT, *strategies.SAMPLING, *strategies.MULTI_TRIAL,
 )  # fmt: skip
+# What tells cells apart in minutes: deep networks, small images, and nearly all of them; see RESULTS.md.
+PROXY = {"cells": 3, "half": 24_000, "resolution": 16}
 QUICK = (
     "default",
     "default:cost_weight=0",
@@ -53,13 +55,14 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument(
-        "--learning-rate", type=float, default=0.01, help="largest, of a one-shot's weights (AdamW)"
+        "--learning-rate", type=float, default=0.003, help="largest, of a one-shot's weights (AdamW)"
     )
     parser.add_argument("--weight-decay", type=float, default=1e-4, help="likewise")
     parser.add_argument("--trial-epochs", type=float, default=3, help="of a cell that is trained by itself")
     parser.add_argument(
         "--trial-learning-rate", type=float, default=0.1, help="largest, of such a cell (SGD)"
     )
+    parser.set_defaults(**PROXY)
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.minutes, arguments.seeds, arguments.trial_epochs = 0.05, 1, 0.5
