@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,10 +61,13 @@ def with_stability(networks: Sequence[Network], trials: Path) -> list[Network]:
 
 
 def run_export(task: Task, command: TrialCommand, manager: Manager, output: Path) -> None:
-    """Choose between the trained networks and put the chosen one where people find it; needs no torch.
+    """Choose between the trained networks and put the chosen one where people find it.
 
-    The front is written beside it. If that fails, the export comes without it, and with a warning.
+    The front, and the network as programs that need no NNI, are written beside it. What of these fails the export
+    comes without, and with a warning.
     """
+    from nni_gumbel.results.portable import PROGRAMS, write_programs  # imports torch
+
     plan = plan_of(manager.experiment())
     settings = plan.settings
     # NNI keeps the output directories of an experiment's trials side by side.
@@ -75,14 +78,21 @@ def run_export(task: Task, command: TrialCommand, manager: Manager, output: Path
     destination = Path.cwd() / EXPORT_FOLDER / os.environ["NNI_EXP_ID"]
     chosen = choice.network
     files, warnings = [], []
-    for name, write in ((front.TABLE, front.write_table), (front.PICTURE, front.draw)):
+    pictured = (found, chosen, settings.metric, settings.optimize_mode, priced)
+    for names, write in (
+        ((front.TABLE,), lambda: front.write_table(output / front.TABLE, *pictured)),
+        ((front.PICTURE,), lambda: front.draw(output / front.PICTURE, *pictured)),
+        (PROGRAMS, lambda: write_programs(source, output)),
+    ):
+        missing: Mapping[str, str] = {}
         try:
-            write(output / name, found, chosen, settings.metric, settings.optimize_mode, priced)
-            files.append(output / name)
+            missing = write() or {}
         # Whatever a full disk or a plotting library raises: what is finished is not lost to it.
         except Exception as error:
             logger.warning("%s", error, exc_info=error)
-            warnings.append(f"{name} could not be written: {first_line(error)}")
+            missing = dict.fromkeys(names, first_line(error))
+        files += [output / name for name in names if name not in missing]
+        warnings += [f"{name} could not be written: {reason}" for name, reason in missing.items()]
     defaults = ExperimentSettings().search_values()
     readme = export_readme(
         choice,
@@ -92,6 +102,7 @@ def run_export(task: Task, command: TrialCommand, manager: Manager, output: Path
         searched={name: value for name, value in settings.search_values().items() if value != defaults[name]},
         data=command.data,
         picture=front.PICTURE if output / front.PICTURE in files else None,
+        programs=[name for name in PROGRAMS if output / name in files],
         warnings=warnings,
     )
     for folder in (output / EXPORT_FOLDER, destination):

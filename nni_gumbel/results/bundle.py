@@ -6,6 +6,8 @@ model.safetensors      its ``state_dict``
 bundle.json            the space by name and arguments, and the facts about the network
 probe.safetensors      a few inputs and the network's outputs for them when it was written
 README.md              for people; only in an export
+model.py, model.pt2,   the network without NNI and without this package (see ``portable.py``); only in an
+model.onnx             export
 front.csv, front.png   all networks of the experiment (see ``front.py``); only in an export
 =====================  =================================================================================
 
@@ -115,6 +117,14 @@ def copy_bundle(source: str | Path, destination: str | Path, readme: str, more: 
 
 
 def load(path: str | Path, space: type[ModelSpace] | ModelSpace | None = None) -> nn.Module:
+    """The network of a bundle; see :func:`load_with_example`."""
+    network, _ = load_with_example(path, space)
+    return network
+
+
+def load_with_example(
+    path: str | Path, space: type[ModelSpace] | ModelSpace | None = None
+) -> tuple[nn.Module, Example]:
     """Rebuild the network of a bundle, on the CPU and in ``eval()``, without any choice in it.
 
     Args:
@@ -123,8 +133,8 @@ def load(path: str | Path, space: type[ModelSpace] | ModelSpace | None = None) -
             imported by the name in the bundle, from the working directory or ``sys.path``.
 
     Returns:
-        The network, a ``torch.fx.GraphModule`` if it was pruned; its outputs are those that it had when the
-        bundle was written.
+        The network, a ``torch.fx.GraphModule`` if it was pruned, whose outputs are those that it had when the bundle
+        was written; and a small batch of what it takes.
 
     Raises:
         UsageError: a file is missing or damaged, or the space is not the one that was searched.
@@ -176,7 +186,7 @@ def load(path: str | Path, space: type[ModelSpace] | ModelSpace | None = None) -
     alike = {"rtol": _TOLERANCE, "atol": tolerance, "equal_nan": True}
     if output.shape != expected.shape or not torch.allclose(output, expected, **alike):
         raise UsageError(f"{changed}: with the same weights it computes something else; {remedy}")
-    return network
+    return network, example
 
 
 def _checked_folder(path: str | Path) -> Path:

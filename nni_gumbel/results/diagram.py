@@ -19,7 +19,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from nni_gumbel.results.agreement import choice_of
 from nni_gumbel.results.example import Example
-from nni_gumbel.results.pruning import graph_of
+from nni_gumbel.results.pruning import traced
 from nni_gumbel.results.space import network_of, sample_of
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _calls(network: nn.Module, example: Example, flops_of: FlopsOf, batch: int) 
 
 
 def _traced(network: nn.Module, example: Example, details: Mapping[str, str]) -> list[Step]:
-    graph = graph_of(network, (ChosenInputs,))
+    graph = traced(network, (ChosenInputs,))
     ShapeProp(fx.GraphModule(network, graph)).propagate(*example.args, *example.kwargs.values())
     steps: list[Step] = []
     # A step that only passes a value on (an attribute, a size) is left out: its readers read what it reads.

@@ -59,7 +59,7 @@ def prune(network: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
     name, root = type(network).__name__, copy.deepcopy(network)
     modes = {path: module.training for path, module in root.named_modules()}
     try:
-        graph = graph_of(root)
+        graph = traced(root)
         before = _layers(graph, root)
         _leave_out_zeros(graph, root.eval(), args[0])
     except Exception as error:  # a forward fails in any way that Python allows
@@ -80,8 +80,8 @@ def prune(network: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
     return pruned
 
 
-def graph_of(network: nn.Module, whole: tuple[type, ...] = ()) -> fx.Graph:
-    """The forward of a network as a graph, in which torch's layers are single steps.
+def traced(network: nn.Module, whole: tuple[type, ...] = ()) -> fx.Graph:
+    """The forward of a network as a graph, whose steps are torch's layers and what cannot be traced further.
 
     Args:
         network: without choices; it is left in evaluation.

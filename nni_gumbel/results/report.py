@@ -13,6 +13,12 @@ from typing import Any
 
 from nni_gumbel.results.choice import EQUAL_SIZE, Choice, Network
 
+_PROGRAMS = (
+    "Without NNI and nni_gumbel: {}. `from model import load` beside the files gives the network as a plain "
+    '`nn.Module` with its weights; `torch.export.load("model.pt2").module()` and ONNX runtimes take batches of any '
+    "size."
+)
+
 
 def network_table(
     networks: Sequence[Network], metric: str, chosen: Network | None = None
@@ -146,6 +152,7 @@ def export_readme(
     data: str | None = None,
     searched: Mapping[str, Any] | None = None,
     picture: str | None = None,
+    programs: Sequence[str] = (),
     warnings: Sequence[str] = (),
 ) -> str:
     """The README.md of an export.
@@ -158,6 +165,7 @@ def export_readme(
         data: the data set's name in the trial command; the test result is of its held-out part.
         searched: settings of all searches that are not the defaults, budgets among them.
         picture: file name of the picture of the front, beside the README; ``None`` if there is none.
+        programs: files beside the README that need neither NNI nor this package.
         warnings: what the export has to do without.
     """
     network, run, seeds = choice.network, choice.run, len(choice.network.runs)
@@ -193,6 +201,7 @@ def export_readme(
         _table(("", ""), facts.items()),
         f"```python\nimport nni_gumbel\n\nnetwork = nni_gumbel.load({json.dumps(str(path), ensure_ascii=False)})\n```",
         "Run it where the module of the space can be imported, or give the class: `load(path, space=MySpace)`.",
+        *([_PROGRAMS.format(", ".join(f"`{name}`" for name in programs))] if programs else []),
         "## Choices",
         _table(("label", "chosen"), choices),
         "## Decision",

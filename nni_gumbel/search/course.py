@@ -71,7 +71,7 @@ def segments(steps: int, stages: int, finalists: int) -> tuple[Segment, ...]:
         finalists: likewise.
 
     >>> [(segment.kind.value, segment.end) for segment in segments(300, 2, 2)]
-    [('stage', 100), ('stage', 150), ('finalist', 225), ('finalist', 300)]
+    [('stage', 80), ('stage', 120), ('finalist', 210), ('finalist', 300)]
     """
     of_stages = max(round(_STAGES * steps), 1)
     alone = steps - of_stages

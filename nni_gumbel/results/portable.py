@@ -1,0 +1,225 @@
+"""A trained network as programs that need neither NNI nor this package.
+
+==============  ==========================================================================================
+model.py        its layers and its forward as source; loads ``model.safetensors`` with torch and nothing else
+model.pt2       ``torch.export``: ``torch.export.load(FILE).module()(images)``; any number of examples
+model.onnx      for ONNX runtimes; any number of examples
+==============  ==========================================================================================
+
+Each is compared with the network on the examples of the bundle when it is written. What cannot be written is left out,
+with one line that says why.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import re
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from nni_gumbel.errors import first_line
+from nni_gumbel.results.bundle import WEIGHTS, load_with_example
+from nni_gumbel.results.example import Example, batch_size
+from nni_gumbel.results.pruning import traced
+
+PROGRAMS = SOURCE, PROGRAM, ONNX = "model.py", "model.pt2", "model.onnx"
+
+_logger = logging.getLogger(__name__)
+
+# Runtimes add up in another order.
+_TOLERANCE = {"rtol": 1e-3, "atol": 1e-4}
+
+
+def write_programs(bundle: Path, folder: Path) -> dict[str, str]:
+    """Write the network of a bundle as :data:`SOURCE`, :data:`PROGRAM` and :data:`ONNX`.
+
+    Args:
+        bundle: where it is.
+        folder: where they are written.
+
+    Returns:
+        For each file that could not be written, why; each is a warning in the log, too.
+
+    Raises:
+        UsageError: the network cannot be rebuilt.
+    """
+    network, example = load_with_example(bundle)
+    with torch.no_grad():
+        expected = example(network)
+    missing: dict[str, str] = {}
+
+    def source(path: Path, network: nn.Module, example: Example) -> Any:
+        path.write_text(source_of(network, example), encoding="utf-8")
+        return _run_source(path, bundle / WEIGHTS, example)
+
+    for name, write in ((SOURCE, source), (PROGRAM, _write_program), (ONNX, _write_onnx)):
+        path = folder / name
+        try:
+            # The exporters print what they are doing, and warn of what concerns their own code.
+            with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+                warnings.simplefilter("ignore")
+                found = write(path, network, example)
+            torch.testing.assert_close(found, expected, **_TOLERANCE)
+        except Exception as error:  # an exporter fails in any way, on what it does not know
+            path.unlink(missing_ok=True)
+            missing[name] = first_line(error)
+            _logger.warning("%s could not be written: %s", name, missing[name])
+    return missing
+
+
+# -- torch.export and ONNX ---------------------------------------------------------------------------
+
+
+def _exported(network: nn.Module, example: Example) -> torch.export.ExportedProgram:
+    size, batch = batch_size(example.args, example.kwargs), torch.export.Dim("batch")
+
+    def dynamic(value: Any) -> Any:
+        return {0: batch} if isinstance(value, Tensor) and value.dim() and len(value) == size else None
+
+    positional = inspect.signature(network.forward).bind_partial(*example.args).arguments
+    shapes = tree_map(dynamic, {**positional, **example.kwargs})
+    return torch.export.export(network, example.args, example.kwargs, dynamic_shapes=shapes)
+
+
+def _write_program(path: Path, network: nn.Module, example: Example) -> Any:
+    torch.export.save(_exported(network, example), path)
+    return example(torch.export.load(path).module())
+
+
+def _write_onnx(path: Path, network: nn.Module, example: Example) -> Any:
+    import onnxruntime
+
+    program = torch.onnx.export(_exported(network, example), dynamo=True)
+    program.save(path, include_initializers=True, external_data=False)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    tensors = [leaf for leaf in tree_flatten((example.args, example.kwargs))[0] if isinstance(leaf, Tensor)]
+    (output,) = session.run(
+        None, {entry.name: value.numpy() for entry, value in zip(session.get_inputs(), tensors)}
+    )
+    return torch.from_numpy(output)
+
+
+# -- source ------------------------------------------------------------------------------------------
+
+_MODULE = '''"""{title}, written by nni_gumbel.
+
+    import torch
+    from model import load
+
+    network = load()                   # the weights of model.safetensors, beside this file
+    scores = network(torch.zeros({shape}))
+"""
+
+import json
+from pathlib import Path
+{imports}
+import torch
+from torch import nn
+
+
+class {name}(nn.Module):
+    def __init__(self):
+        super().__init__()
+{layers}
+
+    {forward}
+
+# Where model.safetensors has what each part of the network holds.
+NAMES = {names}
+
+
+def load(path=Path(__file__).with_name("model.safetensors")):
+    """The network with the weights of a file, in evaluation mode."""
+    data = Path(path).read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    state = {{}}
+    for name, entry in json.loads(data[8:start]).items():
+        part, _, tensor = name.rpartition(".")
+        if name == "__metadata__" or part not in NAMES:
+            continue
+        begin, end = entry["data_offsets"]
+        kind = {{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+                "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}}[entry["dtype"]]
+        values = torch.frombuffer(bytearray(data[start + begin:start + end]), dtype=kind) if end > begin else (
+            torch.empty(0, dtype=kind))
+        state[f"{{NAMES[part]}}.{{tensor}}".lstrip(".")] = values.reshape(entry["shape"])
+    network = {name}()
+    network.load_state_dict(state)
+    return network.eval()
+'''
+
+
+def _run_source(path: Path, weights: Path, example: Example) -> Any:
+    """What the network of a :data:`SOURCE` returns."""
+    namespace: dict[str, Any] = {"__file__": str(path), "__name__": "model"}
+    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), namespace)  # written a moment ago
+    with torch.no_grad():
+        return example(namespace["load"](weights))
+
+
+def source_of(network: nn.Module, example: Example) -> str:
+    """The text of :data:`SOURCE`.
+
+    Args:
+        network: without choices.
+        example: a batch of what it takes.
+
+    Raises:
+        ValueError: it holds what is neither a layer of torch nor made of such layers.
+        Exception: whatever a forward raises that cannot be traced.
+    """
+    graph = fx.GraphModule(network, traced(network)).graph
+    graph.eliminate_dead_code()
+    names: dict[str, str] = {}
+    for node in graph.nodes:
+        node.type = None
+        if node.op == "get_attr":
+            raise ValueError(f"it uses the tensor {node.target!r} outside of a layer")
+        if node.op == "call_module":
+            node.target = names.setdefault(node.target, node.target.replace(".", "_"))
+    code = graph.python_code("self")
+    # What torch writes behind a statement frees memory that nobody misses here.
+    lines = (re.sub(r";  .* = None$", "", line) for line in code.src.strip().splitlines())
+    forward = "\n    ".join(lines)
+    layers = [f"        self.{names[part]} = {_constructor(network.get_submodule(part))}" for part in names]
+    imports = [f"import {module}" for module in _imports(code)]
+    shape = tuple(next(leaf.shape for leaf in tree_flatten((example.args, example.kwargs))[0]))
+    return _MODULE.format(
+        title=type(network).__name__, name="Network", shape=", ".join(map(str, shape)),
+        imports="\n".join(imports), layers="\n".join(layers) or "        pass", forward=forward,
+        names=json.dumps(names, indent=4),
+    )  # fmt: skip
+
+
+def _imports(code: Any) -> list[str]:
+    return sorted({value.__name__ for value in code.globals.values() if inspect.ismodule(value)} - {"torch"})
+
+
+def _constructor(layer: nn.Module) -> str:
+    """The call that makes a layer of torch anew: its constructor's arguments are its attributes.
+
+    Raises:
+        ValueError: it is no layer of torch, or holds what cannot be written.
+    """
+    kind = type(layer)
+    if getattr(nn, kind.__name__, None) is not kind:
+        raise ValueError(f"{kind.__name__} is no layer of torch.nn, and its forward cannot be traced")
+    words = []
+    for parameter in inspect.signature(kind).parameters.values():
+        if parameter.name in ("device", "dtype") or not hasattr(layer, parameter.name):
+            continue
+        value: Any = getattr(layer, parameter.name)
+        if parameter.name == "bias" and not isinstance(value, bool):
+            value = value is not None
+        if value != parameter.default or parameter.default is parameter.empty:
+            words.append(f"{parameter.name}={value!r}")
+    return f"nn.{kind.__name__}({', '.join(words)})"
