@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from nni_gumbel.results.corruptions import CORRUPTIONS
 from nni_gumbel.results.perturbation import (
-    CORRUPTIONS,
     fgsm,
     measure_stability,
     noisy_inputs,
