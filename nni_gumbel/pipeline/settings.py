@@ -20,6 +20,8 @@ from nni_gumbel.results.choice import Rule
 from nni_gumbel.search.settings import COUPLINGS, SearchSettings
 from nni_gumbel.settings import Settings, allowed_values, setting
 
+# Generators take 32 bits; those of an experiment's seeds that come after the first one fit, too.
+_LARGEST_SEED = 2**31
 _TRAIN_NAMES = ("train_epochs", "batch_size", "learning_rate", "weight_decay")
 _JUDGE_NAMES = ("optimize_mode", "metric")
 
@@ -62,7 +64,12 @@ class ExperimentSettings(Settings):
     )
     attempts: int = setting(2, "how often a trial is tried before it is left out", ge=1)
     seed: int = setting(
-        0, "first of the seeds; the others count up from it", ge=0, basic=True, coupled="seeds"
+        0,
+        "first of the seeds; the others count up from it",
+        ge=0,
+        le=_LARGEST_SEED,
+        basic=True,
+        coupled="seeds",
     )
     search: SearchSettings = SearchSettings()
 

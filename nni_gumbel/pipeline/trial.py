@@ -25,6 +25,7 @@ from nni_gumbel.complexity.own_cost import own_cost_of
 from nni_gumbel.complexity.params import count_parameters, expected_parameters
 from nni_gumbel.complexity.table import cost_of
 from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.pipeline.checkpoints import CHECKPOINTS, resumable
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.evaluator import (
     evaluator_of,
@@ -79,7 +80,7 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
     rehearsal = BeforeTheSearch(evaluator, check)
     progress = Progress(settings.metric, output / TENSORBOARD, of_search=True)
     evaluator.trainer.callbacks += [rehearsal, progress]
-    with our_reports_only():
+    with our_reports_only(), resumable(evaluator, _checkpoints(task, output)):
         evaluator.evaluate(supernet)
         architecture = evaluator.module.export()
         found, example = network_of(supernet, architecture), rehearsal.example.cpu()
@@ -125,7 +126,7 @@ def run_training(task: Task, command: TrialCommand, manager: Manager, output: Pa
         called_with.append(Example(args, kwargs).map(Tensor.detach).first(EXAMPLES))
 
     hook = network.register_forward_pre_hook(keep, with_kwargs=True)
-    with our_reports_only():
+    with our_reports_only(), resumable(evaluator, _checkpoints(task, output)):
         evaluator.evaluate(network)
         validation = validation_metric(evaluator.trainer, settings.metric)
         if not called_with:
@@ -204,6 +205,11 @@ def keep_stability_on_test_part(
 
     with our_reports_only():
         keep_stability(output, plan.settings, evaluator, on_test_part=True)
+
+
+def _checkpoints(task: Task, output: Path) -> Path:
+    """Of a task, whichever trial does it: NNI keeps the output directories of an experiment's trials side by side."""
+    return output.parent / CHECKPOINTS / task.identity
 
 
 RUNS = {SEARCH: run_search, TRAIN: run_training, RANDOM: run_training}

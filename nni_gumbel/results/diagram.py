@@ -149,6 +149,7 @@ def _place_choices(steps: Sequence[Step], space: ModelSpace, architecture: Mappi
             continue
         labels = [label for mutable in module.mutables for label in mutable.simplify()]
         inside = [step for step in steps if step.path == path or step.path.startswith(f"{path}.")]
+        inside.sort(key=lambda step: not step.taken)
         for label in labels:
             if label in placed or label not in architecture or not inside:
                 continue

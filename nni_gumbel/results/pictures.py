@@ -47,6 +47,7 @@ def draw_probabilities(history: SearchHistory, found: Mapping[str, Any]) -> Figu
     """
     import numpy as np
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     names, rows, starts = [], [], []
     for label, candidates in history.probabilities.items():
@@ -72,6 +73,7 @@ def draw_probabilities(history: SearchHistory, found: Mapping[str, Any]) -> Figu
         axes.annotate(
             label, (1.01, start + 0.2), xycoords=axes.get_yaxis_transform(), va="top", fontsize=7, weight="bold"
         )  # fmt: skip
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch of the search")
     more = f" ({left} labels more in probabilities.csv)" if left else ""
     axes.set_title(f"When was each choice decided? {history.name}{more}\n● found by this search", fontsize=10)
@@ -82,10 +84,11 @@ def draw_probabilities(history: SearchHistory, found: Mapping[str, Any]) -> Figu
 def draw_search(history: SearchHistory, metric: str) -> Figure | None:
     """The state of a search over its epochs, a panel for each number; ``None`` if it reported none."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     panels = {
         "temperature": ("temperature", "temperature"),
-        "entropy": ("entropy of the structure, mean", "nats"),
+        "entropy": ("entropy of the structure, 1 is undecided", "mean of the labels"),
         **{
             name: (f"expected {name.removeprefix('expected_')}", name.removeprefix("expected_"))
             for name in history.curves
@@ -109,6 +112,7 @@ def draw_search(history: SearchHistory, metric: str) -> Figure | None:
         title, unit = panels[name]
         axes.set_title(title, fontsize=8)
         axes.set_ylabel(unit, fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch", fontsize=8)
         axes.tick_params(labelsize=7)
         axes.grid(color="#e6e8eb", linewidth=0.7)
