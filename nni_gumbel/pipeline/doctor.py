@@ -134,7 +134,7 @@ def config_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
         return (
             f"{len(searches)} combination(s) x {found.settings.search_seeds} search(es) of "
             f"{found.settings.search_epochs} epochs, {found.settings.train_seeds} training(s) of "
-            f"{found.settings.train_epochs} for each network found; at most {found.largest_trial_count} trials"
+            f"{found.settings.train_epochs} for each network found; at most {found.trial_count} trials if none fails"
         )
 
     yield finding_of("settings", plan)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from nni.nas.evaluator.pytorch import ClassificationModule, Lightning, Trainer
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -34,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 # Examples of `stability: cheap`.
 _CHEAP_EXAMPLES, _FEWEST_EXAMPLES = 512, 64
+# Of a Trainer that is given none.
+_DEFAULT_LOGGERS = (TensorBoardLogger, CSVLogger)
 
 
 class Classification(ClassificationModule):
@@ -58,9 +62,17 @@ class Classification(ClassificationModule):
 
 
 def evaluator_of(
-    command: TrialCommand, network: nn.Module, settings: ExperimentSettings, epochs: int, seed: int
+    command: TrialCommand,
+    network: nn.Module,
+    settings: ExperimentSettings,
+    epochs: int,
+    seed: int,
+    output: Path,
 ) -> Lightning:
-    """The evaluator that a trial command names, for a run of so many epochs; logs the device that it runs on."""
+    """The evaluator that a trial command names, for a run of so many epochs; logs the device that it runs on.
+
+    What its Trainer writes by default goes into the trial's output directory.
+    """
     data, size = None, settings.batch_size
     if command.data is not None:
         data = build_data(command.data, data_dir=command.data_dir, batch_size=size, seed=seed)
@@ -68,11 +80,26 @@ def evaluator_of(
         command.evaluator, data=data, network=network, epochs=epochs, batch_size=size,
         learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, seed=seed,
     )  # fmt: skip
+    write_into(output, evaluator.trainer)
     # NNI assigns a GPU by hiding the others: inside the trial it is always number 0.
     assigned = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
     device = evaluator.trainer.strategy.root_device
     logger.info("this trial runs on %s (CUDA_VISIBLE_DEVICES=%s)", device, assigned)
     return evaluator
+
+
+def write_into(output: Path, trainer: Trainer) -> None:
+    """Let what a Trainer writes by default go into a directory, and not into the one that all trials work in."""
+
+    def is_shared(path: str | None) -> bool:
+        return path is not None and Path(path).resolve() == Path.cwd()
+
+    if is_shared(trainer.default_root_dir):
+        trainer._default_root_dir = str(output)  # it has no setter
+    trainer.loggers = [
+        type(each)(str(output)) if isinstance(each, _DEFAULT_LOGGERS) and is_shared(each.save_dir) else each
+        for each in trainer.loggers
+    ]
 
 
 def build_evaluator(

@@ -141,6 +141,26 @@ def _flattened(dumped: dict[str, Any]) -> dict[str, Any]:
 
 FLAT_NAMES = tuple(ExperimentSettings().flat())
 
+_DEFAULTS = ExperimentSettings().flat()
+# A preset counts by the values that it fills in; the others say how a result is shown or compared.
+_WITHOUT_RESULT = ("preset", "optimize_mode", "log_prob_every_n_step")
+
+
+def deciding(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a trial's settings that change its result; what is as if it were left out is none of them.
+
+    Settings that a later version adds do not change it, therefore: a resumed experiment knows its tasks again.
+    """
+    found = {name: value for name, value in values.items() if value != _DEFAULTS[name]}
+    for name in _WITHOUT_RESULT:
+        found.pop(name, None)
+    if "kl_weight" not in found:  # its default, and that of cost_weight, is 0
+        found.pop("prior", None)
+    if "cost_weight" not in found and found.get("prior") != "cost":
+        found.pop("cost", None)
+    return found
+
+
 # What a search space may vary: whatever a trial is told, except how its result is judged, because
 # results that are judged differently cannot be compared.
 VARIED_NAMES = tuple(

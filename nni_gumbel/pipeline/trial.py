@@ -64,7 +64,7 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
     supernet = strategy.mutate_model(reference.build())
     with torch.no_grad():
         strategy.distribution.use_probabilities()
-    evaluator = evaluator_of(command, supernet, settings, settings.search_epochs, task.seed)
+    evaluator = evaluator_of(command, supernet, settings, settings.search_epochs, task.seed, output)
     evaluator = strategy.mutate_evaluator(evaluator)
     # The built-in evaluator needs an output for every class; another one's needs are its own.
     classes = evaluator.datamodule.num_classes if command.evaluator is None else None
@@ -117,7 +117,7 @@ def run_training(task: Task, command: TrialCommand, manager: Manager, output: Pa
     own = command.own_cost()
     if own is not None:  # a function that fails is told before the training
         also["own_cost"] = own_cost_of(own, sample, partial(network_of, space))
-    evaluator = evaluator_of(command, network, settings, settings.train_epochs, task.seed)
+    evaluator = evaluator_of(command, network, settings, settings.train_epochs, task.seed, output)
     evaluator.trainer.callbacks.append(Progress(settings.metric, output / TENSORBOARD))
     called_with: list[Example] = []
 

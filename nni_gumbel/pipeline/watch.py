@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.pipeline.manager import NAME, Experiment, Manager, ManagerUnreachable, plan_of
+from nni_gumbel.pipeline.manager import NAME, Experiment, Manager, ManagerUnreachable, plan_of, time_is_over
 from nni_gumbel.pipeline.plan import Plan, finished
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import EXPORT, RANDOM, REPORT_FOLDER, SEARCH, TRAIN, Trial
@@ -90,7 +90,8 @@ def follow(
                 if status in ("DONE", "VIEWED") or now - done_at > _UNTIL_DONE:
                     return _outcome(plan, trials)
             else:
-                failure = plan.failure(trials)
+                limit = 0 if time_is_over(profile) else profile["params"].get("maxTrialNumber")
+                failure = plan.failure(trials, limit)
                 failed = failure and manager.explained(failure)
                 end = _end(experiment, status, errors, profile["params"], trials, failed)
         if end is not None:
@@ -141,7 +142,9 @@ def failed_trial_line(manager: Manager, trial: Trial) -> str:
     parameters = trial.parameters or {}
     names = [name for name in ("stage", "seed", "attempt") if name in parameters]
     what = ", ".join(f"{name} {parameters[name]}" for name in names)
-    if trial.result is not None:
+    if trial.mistake is not None:
+        reason = trial.mistake
+    elif trial.result is not None:
         reason = f"its result {trial.result.get('default')!r} is not a finite number"
     else:
         reason = manager.last_word(trial.id)

@@ -81,6 +81,9 @@ class OwnSteps(LightningModule):
 def own(data, epochs):
     trainer = Trainer(max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False)
     return Lightning(OwnSteps(), trainer, datamodule=data)
+
+def by_default(data, epochs):
+    return Lightning(OwnSteps(), Trainer(max_epochs=epochs, accelerator="cpu"), datamodule=data)
 """
 
 

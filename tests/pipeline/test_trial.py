@@ -370,6 +370,16 @@ def test_a_network_with_several_inputs_is_searched_trained_and_given_back(folder
     assert reported["parameters"] == count_parameters(network)
 
 
+def test_what_an_evaluator_writes_by_default_goes_into_the_trials_output_directory(folder, reported):
+    command = TrialCommand(
+        "spaces_of_trials:Table", data="spaces_of_trials:flat", evaluator="spaces_of_trials:by_default"
+    )
+    before = {path.name for path in folder.iterdir()}
+    output = train(folder, command, {"layer": 0})
+    assert {path.name for path in folder.iterdir()} - before <= {"trials", "__pycache__"}
+    assert list(output.glob("lightning_logs/*/checkpoints/*.ckpt"))
+
+
 def test_a_step_that_does_not_fit_the_batches_is_told_in_one_line(folder, reported):
     command = TrialCommand(
         "spaces_of_trials:Table", data="spaces_of_trials:named", evaluator="spaces_of_trials:own"
