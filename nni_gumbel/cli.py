@@ -80,6 +80,13 @@ def _parser() -> argparse.ArgumentParser:
     wait = add("wait", "follow an experiment until it ends and show the networks found", _wait)
     wait.add_argument("id", metavar="ID", nargs="?", help="the experiment's id (default: the newest)")
     wait.add_argument("--timeout", metavar="SECONDS", type=float, help="give up waiting after this time")
+    report = add(
+        "report", "write what an experiment has found as one page, with pictures and tables", _report
+    )
+    report.add_argument("id", metavar="ID", nargs="?", help="the experiment's id (default: the newest)")
+    report.add_argument(
+        "-o", "--output", metavar="DIR", help="folder of the page (default: gumbel-report/ID)"
+    )
     settings = add("settings", "print every setting of an experiment: default, range, meaning", _settings)
     settings.add_argument("--markdown", action="store_true", help="as the text of examples/SETTINGS.md")
     settings.add_argument("--schema", action="store_true", help="as the JSON schema that editors check by")
@@ -212,6 +219,18 @@ def _wait(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _report(arguments: argparse.Namespace) -> int:
+    import warnings
+
+    # NNI wonders about classes that torch has added since; nobody can do anything about it.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"nni\.nas")
+    from nni_gumbel.pipeline.manager import find_experiment
+    from nni_gumbel.pipeline.report import report
+
+    print(report(find_experiment(arguments.id), arguments.output))
+    return 0
+
+
 def _console(columns_of_a_log: int = 80) -> Console:
     """Where lines and tables are printed; as wide as the terminal, or as a log may be."""
     from rich.console import Console
@@ -242,6 +261,8 @@ def _print_outcome(console: Console, outcome: Outcome) -> None:
     if outcome.warning:
         console.print(f"warning: {outcome.warning}", soft_wrap=True, markup=False, style="yellow")
     console.print(f"\nexport   {outcome.path}", soft_wrap=True, markup=False)
+    if outcome.report is not None:
+        console.print(f"report   {outcome.report}", soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from browser import opened
 from nni.nas.nn.pytorch import MutableModule
 from real_experiments import SMALL, Experiment, free_port, of_stage
 from safetensors.torch import load_file
@@ -202,9 +203,31 @@ def test_wait_prints_the_table_and_ends_with_0(finished_experiment, nni_environm
         "parameters",
         "one random network",
         "gumbel-export",
+        "report.html",
         f"nnictl stop {finished_experiment.id}",
     ):
         assert words in run.stdout
+
+
+def test_the_report_of_the_main_job_opens_without_a_message(finished_experiment, user_folder):
+    page = user_folder / "gumbel-report" / finished_experiment.id / "report.html"
+    with opened(page) as (shown, said, _):
+        assert said == [] and shown.locator(".warning").count() == 0
+        names = {name.removesuffix(".svg") for name in os.listdir(page.parent) if name.endswith(".svg")}
+        assert names == {"network", "front", "stability", "probabilities", "search", "agreement"}
+        assert shown.locator("figure").count() == len(names)
+
+
+def test_the_report_is_written_again_by_its_command(finished_experiment, nni_environment, tmp_path):
+    program = Path(sys.executable).parent / "nni-gumbel"
+    command = [program, "report", finished_experiment.id, "-o", tmp_path / "again"]
+    run = subprocess.run(
+        list(map(str, command)), env=nni_environment, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    # The space prints, too.
+    assert run.stdout.splitlines()[-1] == str(tmp_path / "again" / "report.html")
+    assert "(exported)" in (tmp_path / "again" / "report.html").read_text()
 
 
 def test_nnis_own_export_lists_the_trials(finished_experiment, nni_environment, tmp_path):

@@ -7,12 +7,9 @@ trials will ask, in the order in which they would fail.
 
 from __future__ import annotations
 
-import os
-import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ import loky
 import yaml
 
 from nni_gumbel.errors import UsageError
+from nni_gumbel.names import inside
 from nni_gumbel.pipeline.machine import (
     FAIL,
     OK,
@@ -158,21 +156,9 @@ def config_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
             )
         return rehearsed(command, searches)
 
-    with _inside(directory), warnings.catch_warnings():
+    with inside(directory), warnings.catch_warnings():
         # NNI wonders about classes that torch has added since; nobody can do anything about it.
         warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"nni\.nas")
         yield finding_of("search", search)
     lines = (line for each in searches for line in without_effect(each, command.cost is not None))
     yield from (Finding(WARN, "costs", line) for line in dict.fromkeys(lines))
-
-
-@contextmanager
-def _inside(directory: Path) -> Iterator[None]:
-    """Work in the trial code directory, where a trial finds modules and files."""
-    before, path = Path.cwd(), list(sys.path)
-    os.chdir(directory)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-        sys.path[:] = path

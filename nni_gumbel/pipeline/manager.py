@@ -285,6 +285,11 @@ class Experiment:
         return self.directory / "log"
 
     @property
+    def outputs(self) -> Path:
+        """The folder with the output directories of its trials."""
+        return self.directory / "environments" / "local-env" / "trials"
+
+    @property
     def is_stopped(self) -> bool:
         """Whether NNI's list says that it was stopped."""
         return _listed().get(self.id, {}).get("status") == "STOPPED"

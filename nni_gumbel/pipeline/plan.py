@@ -156,6 +156,17 @@ class Plan:
                 named.append(replace(_network(name, done), found_with=varied, baseline=baseline))
         return named
 
+    def searches(self, trials: Sequence[Trial]) -> list[tuple[dict[str, Any], Task, Trial]]:
+        """The finished searches in the order of the plan: the combination, the task, the trial that did it.
+
+        Combinations that differ in the training alone share their searches, which stand with the first of them.
+        """
+        ledger, found = _Ledger(trials, self.settings.attempts), {}
+        for combination, variant in zip(self.combinations, self.variants):
+            for task, trial in ledger.done_of(self._searches(variant)):
+                found.setdefault(task.identity, (dict(combination), task, trial))
+        return list(found.values())
+
     def _work(self, ledger: _Ledger) -> list[Task]:
         """Everything that comes before the export, as far as it is known.
 

@@ -28,6 +28,8 @@ TENSORBOARD = "tensorboard"
 BUNDLE = "bundle"
 # Of an export, in its trial's output directory and in the trial code directory.
 EXPORT_FOLDER = "gumbel-export"
+# Beside it, in the trial code directory.
+REPORT_FOLDER = "gumbel-report"
 
 _CHOICE_PREFIX = "choice/"
 # A final metric travels another way than the news that its trial has succeeded, and may be later.

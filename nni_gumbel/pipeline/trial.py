@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import nni
 import pytorch_lightning as pl
 import torch
 from filelock import FileLock
+from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor, nn
 
@@ -26,17 +27,24 @@ from nni_gumbel.complexity.table import cost_of
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.checkpoints import CHECKPOINTS, resumable
 from nni_gumbel.pipeline.command import TrialCommand
-from nni_gumbel.pipeline.evaluator import evaluator_of, result_on_test_part, validation_size
+from nni_gumbel.pipeline.evaluator import (
+    evaluator_of,
+    measure_stability_of,
+    result_on_test_part,
+    validation_size,
+)
 from nni_gumbel.pipeline.manager import Manager, plan_of
+from nni_gumbel.pipeline.plan import Plan
 from nni_gumbel.pipeline.rehearsal import EXAMPLES, BeforeTheSearch, rehearse
 from nni_gumbel.pipeline.reporting import Metrics, Progress, our_reports_only, validation_metric
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import BUNDLE, RANDOM, SEARCH, TENSORBOARD, TRAIN, Task
-from nni_gumbel.results.bundle import write_bundle
-from nni_gumbel.results.choice import EQUAL_SIZE
+from nni_gumbel.results.bundle import load, write_bundle
+from nni_gumbel.results.choice import EQUAL_SIZE, Network, TrainedRun
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.pruning import prune
 from nni_gumbel.results.space import SpaceReference, network_of, sample_of
+from nni_gumbel.results.stability import FILE as STABILITY
 from nni_gumbel.search.settings import SearchSettings
 from nni_gumbel.search.strategy import GumbelSearch
 from nni_gumbel.supernet.distribution import Distribution
@@ -147,6 +155,56 @@ def run_training(task: Task, command: TrialCommand, manager: Manager, output: Pa
                 **also,
             )
         )
+        shared = plan_of(manager.experiment()).settings
+        trained = evaluator.trainer.global_step * settings.batch_size
+        keep_stability(output, shared, lambda: evaluator, trained=trained)
+
+
+def keep_stability(
+    output: Path, settings: ExperimentSettings, evaluator: Callable[[], Lightning], **where: Any
+) -> None:
+    """Measure how stable a trained network is, and keep it as a file; one that cannot be told is a warning.
+
+    Args:
+        output: the trial's output directory.
+        settings: of the experiment.
+        evaluator: gives that of the network.
+        **where: see :func:`~nni_gumbel.pipeline.evaluator.measure_stability_of`.
+    """
+    if settings.stability == "none":
+        return
+    minimize = settings.optimize_mode == "minimize"
+    try:
+        found = measure_stability_of(evaluator(), settings.metric, minimize, settings.stability, **where)
+        if found is not None:
+            (output / STABILITY).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    # Whatever a person's network, data or evaluator raises: the network is reported.
+    except Exception as error:
+        logger.warning("the stability of the network is not known: %s", first_line(error), exc_info=error)
+
+
+def keep_stability_on_test_part(
+    output: Path, plan: Plan, command: TrialCommand, chosen: Network, run: TrainedRun, bundle: Path
+) -> None:
+    """As :func:`keep_stability`, of the network that is exported.
+
+    Args:
+        output: the export trial's output directory.
+        plan: of the experiment.
+        command: the trial command.
+        chosen: the network.
+        run: the training whose weights are exported.
+        bundle: of that training.
+    """
+
+    def evaluator() -> Lightning:
+        settings = ExperimentSettings.from_flat(chosen.settings)
+        found = evaluator_of(command, network := load(bundle), settings, settings.train_epochs, run.seed)
+        found.module.set_model(network)
+        return found
+
+    with our_reports_only():
+        keep_stability(output, plan.settings, evaluator, on_test_part=True)
 
 
 def _checkpoints(task: Task, output: Path) -> Path:

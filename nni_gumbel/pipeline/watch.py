@@ -14,14 +14,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.manager import NAME, Experiment, Manager, ManagerUnreachable, plan_of, time_is_over
 from nni_gumbel.pipeline.plan import Plan, finished
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.task import EXPORT, RANDOM, SEARCH, TRAIN, Trial
+from nni_gumbel.pipeline.task import EXPORT, RANDOM, REPORT_FOLDER, SEARCH, TRAIN, Trial
 from nni_gumbel.results.choice import Network
+from nni_gumbel.results.page import PAGE
 
 # Longer than a manager is silent when it is busy.
 _PATIENCE = 30.0
@@ -33,13 +35,14 @@ _NOUNS = {SEARCH: "searches", TRAIN: "trainings", RANDOM: "random networks", EXP
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished experiment: all networks that were trained, the chosen one, and where it lies."""
+    """A finished experiment: all networks that were trained, the chosen one, where it lies, and where the report."""
 
     networks: list[Network]
     chosen: Network | None
     settings: ExperimentSettings
     path: str
     warning: str | None = None
+    report: Path | None = None
 
 
 def follow(
@@ -216,4 +219,7 @@ def _outcome(plan: Plan, trials: list[Trial]) -> Outcome:
     found = plan.networks(trials)
     export = next(trial for trial in trials if trial.state == "succeeded" and trial.stage == EXPORT)
     chosen = next((network for network in found if network.name == export.result.get("network")), None)
-    return Outcome(found, chosen, plan.settings, str(export.result.get("path")), export.result.get("warning"))
+    path = Path(str(export.result.get("path")))
+    report = path.parent.parent / REPORT_FOLDER / path.name / PAGE
+    warning = export.result.get("warning")
+    return Outcome(found, chosen, plan.settings, str(path), warning, report if report.is_file() else None)

@@ -3,8 +3,6 @@
 import csv
 import json
 
-import nni
-import numpy as np
 import pytest
 import torch
 
@@ -19,89 +17,9 @@ from nni_gumbel.pipeline.task import Task, Trial
 from nni_gumbel.results.bundle import FACTS, README, load, write_bundle
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference
+from nni_gumbel.results.stability import Stability, curve_of, read_stability
 
 COMMAND = TrialCommand("spaces_of_trials:Widths", data="npz:tiny.npz")
-SPACE = """
-import torch
-from nni.nas.evaluator.pytorch import DataLoader, Lightning, LightningModule, Trainer
-from nni.nas.nn.pytorch import LayerChoice, ModelSpace
-from pytorch_lightning import LightningDataModule
-
-class Widths(ModelSpace):
-    def __init__(self):
-        super().__init__()
-        layers = [torch.nn.Sequential(torch.nn.Linear(64, n), torch.nn.Linear(n, 2)) for n in (1, 5, 20)]
-        self.width = LayerChoice(layers, label="width")
-        self.activation = LayerChoice({"relu": torch.nn.ReLU(), "tanh": torch.nn.Tanh()}, label="activation")
-
-    def forward(self, x):
-        return self.activation(self.width(x.flatten(1)))
-
-class Tied(ModelSpace):
-    def __init__(self):
-        super().__init__()
-        self.first = torch.nn.Linear(64, 64, bias=False)
-        again = [torch.nn.Sequential(self.first, torch.nn.Tanh()), self.first]
-        self.again = LayerChoice(again, label="again")
-        self.head = torch.nn.Linear(64, 2)
-
-    def forward(self, x):
-        return self.head(self.again(self.first(x.flatten(1))))
-
-def fewest(sample):
-    return 1.0 + sample["width"]
-
-class Table(ModelSpace):
-    def __init__(self):
-        super().__init__()
-        self.embedding, self.head = torch.nn.Embedding(5, 3), torch.nn.Linear(8, 3)
-        relu = torch.nn.Sequential(torch.nn.Linear(7, 8), torch.nn.ReLU())
-        self.layer = LayerChoice([torch.nn.Linear(7, 8), relu], label="layer")
-
-    def forward(self, categories, numbers):
-        return self.head(self.layer(torch.cat([self.embedding(categories), numbers], 1)))
-
-class Rows(LightningDataModule):
-    def __init__(self, kind):
-        super().__init__()
-        self.kind = kind
-
-    def setup(self, stage):
-        rows = [(torch.randint(0, 5, ()), torch.randn(4), torch.randint(0, 3, ())) for _ in range(32)]
-        arrange = {
-            "flat": lambda a, b, y: (a, b, y),
-            "pairs": lambda a, b, y: ((a, b), y),
-            "named": lambda a, b, y: ({"numbers": b, "categories": a}, y),
-        }[self.kind]
-        self.rows = [arrange(*row) for row in rows]
-
-    def train_dataloader(self):
-        return DataLoader(self.rows, 8)
-
-    val_dataloader = test_dataloader = train_dataloader
-
-def flat(): return Rows("flat")
-def pairs(): return Rows("pairs")
-def named(): return Rows("named")
-
-class OwnSteps(LightningModule):
-    def training_step(self, batch, batch_idx):
-        *inputs, labels = batch
-        return torch.nn.functional.cross_entropy(self.model(*inputs), labels)
-
-    def validation_step(self, batch, batch_idx):
-        self.log("val_acc", -self.training_step(batch, batch_idx))
-
-    def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters())
-
-def own(data, epochs):
-    trainer = Trainer(max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False)
-    return Lightning(OwnSteps(), trainer, datamodule=data)
-
-def by_default(data, epochs):
-    return Lightning(OwnSteps(), Trainer(max_epochs=epochs, accelerator="cpu"), datamodule=data)
-"""
 # 64 n + n of the first layer, 2 n + 2 of the second.
 SIZES = {0: 69, 1: 337, 2: 1342}
 
@@ -115,36 +33,10 @@ class Manager:
         self._trials = list(trials)
 
     def experiment(self):
-        return {"params": self._params}
+        return {"id": "EXP", "params": self._params}
 
     def trials(self):
         return self._trials
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The trial code directory, in which a trial works."""
-    (tmp_path / "spaces_of_trials.py").write_text(SPACE)
-    labels = np.arange(60) % 2
-    images = np.random.default_rng(0).integers(0, 255, (60, 8, 8)).astype(np.uint8)
-    np.savez(
-        tmp_path / "tiny.npz",
-        x_train=images[:40], y_train=labels[:40], x_test=images[40:], y_test=labels[40:],
-    )  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("NNI_EXP_ID", "EXP")
-    return tmp_path
-
-
-@pytest.fixture
-def reported(monkeypatch):
-    """The final metric that a trial reports."""
-    kept = {}
-    monkeypatch.setattr(nni, "report_final_result", kept.update)
-    # A search in this process, by NNI's own engine, leaves its parameters behind; evaluators then report by themselves.
-    monkeypatch.setattr("nni.trial._params", None)
-    return kept
 
 
 def before_the_export(folder, class_args, found=lambda seed: {"width": 1, "activation": "relu"}, **results):
@@ -218,6 +110,69 @@ def test_a_training_reports_what_a_cost_of_ones_own_says_of_its_network(folder, 
     command = TrialCommand(COMMAND.space, data=COMMAND.data, cost="spaces_of_trials:fewest")
     run_training(task, command, Manager({}), output)
     assert reported["own_cost"] == 2.0
+
+
+@pytest.mark.parametrize("level", ["cheap", "full"])
+def test_a_training_keeps_the_stability_of_its_network_after_its_report(folder, reported, monkeypatch, level):
+    from nni_gumbel.pipeline import trial
+
+    measure = trial.measure_stability_of
+
+    def measured(*args, **where):
+        assert "default" in reported
+        return measure(*args, **where)
+
+    monkeypatch.setattr(trial, "measure_stability_of", measured)
+    output = train(folder, COMMAND, {"width": 1, "activation": "relu"}, {"stability": level})
+    found = read_stability(output / "stability.json")
+    # One of ten of the 40 training examples is for validation.
+    assert found.metric == "acc" and found.examples == 4
+    assert found.curves[0].values[0] == pytest.approx(reported["default"])
+    assert "weights removed" in [curve.name for curve in found.curves]
+    assert ("JPEG" in [curve.name for curve in found.curves]) == (level == "full")
+
+
+def test_a_training_whose_stability_cannot_be_measured_is_reported_and_warns(
+    folder, reported, monkeypatch, caplog
+):
+    from nni_gumbel.pipeline import trial
+
+    def fails(*_, **__):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(trial, "measure_stability_of", fails)
+    output = train(folder, COMMAND, {"width": 1, "activation": "relu"})
+    assert reported["key"] and not (output / "stability.json").exists()
+    assert "stability of the network is not known: RuntimeError: no memory" in caplog.text
+
+
+def test_without_stability_nothing_is_measured(folder, reported):
+    output = train(folder, COMMAND, {"width": 1, "activation": "relu"}, {"stability": "none"})
+    assert reported["key"] and not (output / "stability.json").exists()
+
+
+def test_an_export_keeps_the_stability_of_the_exported_network_on_the_test_part(experiment, reported):
+    manager, task, output = experiment
+    run_export(task, COMMAND, manager, output)
+    found = read_stability(output / "stability.json")
+    assert found.examples == 20 and len(found.curves) == 4
+
+
+def test_the_choice_reads_what_the_trainings_kept_of_their_stability(folder, reported, caplog):
+    manager, task, output = before_the_export(
+        folder, {"search_seeds": 3, "train_seeds": 1}, lambda seed: {"width": seed, "activation": "relu"}
+    )
+    trained = [trial for trial in manager.trials() if trial.stage == "train"]
+    for trial, left in zip(trained, (0.6, 0.9, 0.9)):
+        curve = curve_of("noise", "", (0.0, 1.0), (0.9, left))
+        kept = Stability(metric="acc", minimize=False, chance=0.5, examples=9, curves=(curve,))
+        (folder / "trials" / trial.id / "stability.json").write_text(kept.model_dump_json())
+    run_export(task, COMMAND, manager, output)
+    assert reported["network"] == "network-2"  # the smallest is less stable than the median
+    assert "out: stability 0.625" in (output / "gumbel-export" / README).read_text()
+    (folder / "trials" / trained[0].id / "stability.json").write_text("damaged")
+    run_export(task, COMMAND, manager, output)
+    assert reported["network"] == "network-1" and "holds no stability" in caplog.text
 
 
 def test_what_is_tied_is_searched_trained_and_loaded_as_one(folder, reported):
@@ -388,14 +343,14 @@ def test_parameters_counted_in_this_file_are_those_of_the_space(folder):
 # -- networks with several inputs, data that does not tell its classes --------------------------------
 
 
-def train(folder, command, architecture):
+def train(folder, command, architecture, class_args=None):
     from nni_gumbel.pipeline.trial import run_training
 
     settings = ExperimentSettings.from_flat({"train_epochs": 1, "batch_size": 8}).train_values()
     task = Task("train", 0, 1, settings, architecture)
     output = folder / "trials" / task.key
     output.mkdir(parents=True)
-    run_training(task, command, Manager({}), output)
+    run_training(task, command, Manager(class_args or {}), output)
     return output
 
 

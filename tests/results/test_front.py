@@ -127,14 +127,14 @@ def test_the_table_says_by_which_varied_settings_a_network_was_found(tmp_path):
     ]  # fmt: skip
 
 
-def drawn(path, monkeypatch, found, chosen, metric="acc", mode="maximize"):
+def drawn(path, monkeypatch, found, chosen, metric="acc", mode="maximize", priced="params"):
     """Draw it, and return matplotlib's axes."""
     from matplotlib.figure import Figure
 
     kept = []
     add = Figure.add_subplot
     monkeypatch.setattr(Figure, "add_subplot", lambda self: kept.append(add(self)) or kept[0])
-    draw(path, found, chosen, metric, mode)
+    draw(path, found, chosen, metric, mode, priced)
     assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
     return kept[0]
 
@@ -148,15 +148,29 @@ def test_the_picture_marks_the_chosen_network_the_front_and_the_baseline(tmp_pat
     assert legend_of(axes) == [
         "chosen network",
         "network found",
-        "front: nothing found is smaller and better",
+        "front: nothing found is cheaper and better",
         "random network, trained alike",
         "their mean ± standard deviation",
     ]
     assert {text.get_text() for text in axes.texts} == {"network-1", "network-2", "network-3"}
     (line,) = [line for line in axes.lines if line.get_label().startswith("front")]
-    assert list(line.get_xdata()) == [3000, 9000]
+    assert list(line.get_xdata()) == [3000, 8000]  # as exported, without unreachable layers
     assert axes.get_xscale() == "linear"
     assert "validation accuracy" in axes.get_ylabel() and "1–2 seeds" in axes.get_ylabel()
+
+
+def test_the_picture_is_of_what_the_experiment_prices(tmp_path, monkeypatch):
+    found = [
+        replace(ONE, table_latency_ms=2.0),
+        replace(TWO, table_latency_ms=3.0),
+        replace(WORSE, latency_ms=None),
+    ]
+    axes = drawn(tmp_path / "front.png", monkeypatch, found, found[0], priced="latency")
+    assert "ms" in axes.get_xlabel()
+    # A network whose latency is not known is not in it.
+    points = {line.get_gid(): list(line.get_xdata()) for line in axes.lines if line.get_gid()}
+    assert points == {"network-1": [2.0], "network-2": [3.0]}
+    assert [each.name for each in front(found, "maximize", "latency")] == ["network-1"]
 
 
 def test_a_single_network_is_drawn_without_a_front(tmp_path, monkeypatch):
