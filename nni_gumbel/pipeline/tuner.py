@@ -104,7 +104,7 @@ class GumbelSearchTuner(Tuner):
         end_with(self._manager_process)
         self._lock = threading.RLock()
         self._owed: list[int] = []
-        self._time_is_over = False
+        self._time_was_added = False
         self._planned_for: tuple[list[Trial], int | None] | None = None
         self._planned: list[Task] = []
         self._on_their_way: dict[str, Task] = {}
@@ -174,7 +174,6 @@ class GumbelSearchTuner(Tuner):
             if finished(trials):
                 self._let_it_be_done(trials, profile)
                 return []
-            self._time_is_over = self._time_is_over or time_is_over(profile)
         except ManagerUnreachable as error:
             # It is ending, and then this process does, too; or it is busy, and the next look succeeds.
             _logger.warning("%s", error)
@@ -182,18 +181,27 @@ class GumbelSearchTuner(Tuner):
         shown = {(trial.parameters or {}).get("key") for trial in trials}
         self._on_their_way = {key: task for key, task in self._on_their_way.items() if key not in shown}
         trials += [Trial(key, -1, "pending", task.parameters()) for key, task in self._on_their_way.items()]
-        limit = 0 if self._time_is_over else profile["params"].get("maxTrialNumber")
+        no_time = time_is_over(profile)
+        limit = 0 if no_time or self._time_was_added else profile["params"].get("maxTrialNumber")
         if self._planned_for != (trials, limit):  # most looks see nothing new
             failed = self._plan.failure(trials, limit)
             if failed is not None:
                 raise UsageError(self._manager.explained(failed))
             self._planned_for, self._planned = (trials, limit), self._plan.next_tasks(trials, limit)
         tasks = list(self._planned)
-        if tasks and self._time_is_over and not self._owed:
-            # NNI asks for nothing any more, but takes what comes as soon as there is time.
-            self._manager.add_time(_TIME_FOR_AN_EXPORT)
-            self._owed.append(_create_parameter_id())
+        if no_time and (tasks or self._on_their_way):
+            try:
+                self._give_time_for_the_export(len(tasks))
+            except ManagerUnreachable as error:
+                _logger.warning("%s", error)
+                return []
         return tasks
+
+    def _give_time_for_the_export(self, tasks: int) -> None:
+        """NNI starts nothing any more, what it was given before neither, and asks for nothing; it takes what comes."""
+        self._manager.add_time(_TIME_FOR_AN_EXPORT)
+        self._time_was_added = True
+        self._owed += [_create_parameter_id() for _ in range(tasks - len(self._owed))]
 
     def _fill(self, tasks: list[Task]) -> None:
         while tasks and self._owed and self._send is not None:

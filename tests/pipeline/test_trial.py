@@ -395,3 +395,20 @@ def test_the_built_in_evaluator_says_which_batches_it_takes(folder, reported):
     command = TrialCommand("spaces_of_trials:Table", data="spaces_of_trials:flat")
     with pytest.raises(UsageError, match=r"--data: a batch is a list of 3; give \(inputs, labels\)"):
         search({}, folder, command)
+
+
+def test_a_run_that_was_interrupted_or_ended_with_nan_has_no_result():
+    from pytorch_lightning import Trainer
+    from pytorch_lightning.trainer.states import TrainerStatus
+
+    from nni_gumbel.pipeline.reporting import validation_metric
+
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    trainer.callback_metrics["val_acc"] = torch.tensor(0.5)
+    assert validation_metric(trainer, "acc") == 0.5
+    trainer.callback_metrics["val_acc"] = torch.tensor(float("nan"))
+    with pytest.raises(UsageError, match="metric: val_acc is nan"):
+        validation_metric(trainer, "acc")
+    trainer.state.status = TrainerStatus.INTERRUPTED
+    with pytest.raises(KeyboardInterrupt):
+        validation_metric(trainer, "acc")

@@ -303,7 +303,7 @@ def test_a_look_at_an_experiment_of_1000_combinations_takes_2_percent_of_a_core(
 
     tuner = module.GumbelSearchTuner.__new__(module.GumbelSearchTuner)
     tuner._manager, tuner._plan, tuner._on_their_way, tuner._owed = Unchanged(""), plan, {}, []
-    tuner._planned_for, tuner._time_is_over = None, False
+    tuner._planned_for, tuner._time_was_added = None, False
     assert len(tuner._missing()) == 3000
     begun = time.process_time()
     for _ in range(5):
