@@ -162,8 +162,8 @@ class Plan:
         Combinations that differ in the training alone share their searches, which stand with the first of them.
         """
         ledger, found = _Ledger(trials, self.settings.attempts), {}
-        for combination, variant in zip(self.combinations, self.variants):
-            for task, trial in ledger.done_of(self._searches(variant)):
+        for combination, (tasks, _) in zip(self.combinations, self._by_variant):
+            for task, trial in ledger.done_of(tasks):
                 found.setdefault(task.identity, (dict(combination), task, trial))
         return list(found.values())
 

@@ -199,7 +199,9 @@ def keep_stability_on_test_part(
 
     def evaluator() -> Lightning:
         settings = ExperimentSettings.from_flat(chosen.settings)
-        found = evaluator_of(command, network := load(bundle), settings, settings.train_epochs, run.seed)
+        found = evaluator_of(
+            command, network := load(bundle), settings, settings.train_epochs, run.seed, output
+        )
         found.module.set_model(network)
         return found
 
