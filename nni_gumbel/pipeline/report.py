@@ -160,7 +160,8 @@ def _front(records: Records) -> Section:
             ("on the front", *("yes" if network in best else "no" for network in records.networks)),
         )
     ]
-    lines = "\n".join(f"nni-gumbel export {records.id} --network {network.name}" for network in best)
+    bundles = {network.name: records.outputs / network.runs[0].trial_id / BUNDLE for network in best}
+    lines = "\n".join(f'nni_gumbel.load("{path}")  # {name}' for name, path in bundles.items())
     found = [each for network in records.networks for each in (network, *network.baseline)]
     all_rows = [
         (
@@ -182,7 +183,7 @@ def _front(records: Records) -> Section:
     ]
     return Section(
         "The front",
-        ["Another trade-off between the metric and the cost is exported by its own line, below the picture."],
+        ["Another trade-off between the metric and the cost is loaded by its own line, below the picture."],
         pictures=[picture],
         code=lines,
         tables=[
