@@ -53,7 +53,7 @@ def test_the_export_lies_where_it_was_started_and_in_the_export_trials_directory
 ):
     export = export_of(finished_experiment, user_folder)
     names = {"architecture.json", "model.safetensors", "bundle.json", "probe.safetensors", "README.md"}
-    names |= {"front.csv", "front.png"}
+    names |= {"front.csv", "front.png", "model.py", "model.pt2", "model.onnx"}
     assert {path.name for path in export.iterdir()} == names
     (trial,) = of_stage(finished_experiment, "export")
     copy = finished_experiment.output_of(trial) / "gumbel-export"
@@ -139,7 +139,7 @@ def test_intermediate_results_of_a_search_tell_the_state_of_the_structure(finish
     names = {"default", "train_loss", "temperature", "entropy", "expected_params", "max_probability"}
     names |= {"chosen_probability"}
     assert all(set(numbers) == names for _, numbers in results)
-    assert results[-1][1]["temperature"] == pytest.approx(0.2)
+    assert results[-1][1]["temperature"] == pytest.approx(0.4)
 
 
 def test_the_export_compares_each_network_found_with_random_ones_of_its_size(
