@@ -70,9 +70,15 @@ class Manager:
 
     def trials(self) -> list[Trial]:
         """All trials so far, in no particular order; of one that has ended, the same object every time."""
-        read = ((record, self._known(record) or _trial(record)) for record in self._get("trial-jobs"))
+        read = ((one, self._known(one) or _trial(self._with_metric(one))) for one in self._get("trial-jobs"))
         self._read = {record["trialJobId"]: (record, trial) for record, trial in read}
         return [trial for _, trial in self._read.values()]
+
+    def _with_metric(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A record with the final metric of a failed trial, which NNI keeps, and leaves out of its lists."""
+        if record.get("status") != "FAILED" or record.get("finalMetricData"):
+            return record
+        return {**record, "finalMetricData": self._get(f"metric-data/{record['trialJobId']}?type=FINAL")}
 
     def _known(self, record: Mapping[str, Any]) -> Trial | None:
         before, trial = self._read.get(record["trialJobId"], (None, None))
