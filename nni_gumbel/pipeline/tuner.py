@@ -25,6 +25,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -52,6 +53,8 @@ _logger = logging.getLogger(__name__)
 
 _LOOK_EVERY = 5.0
 _SECONDS_FOR_LAST_WORDS = 5
+# Seconds that a manager which answers no more has until its process ends.
+_STOPPING_TAKES = 8.0
 _TIME_FOR_AN_EXPORT = 600
 
 
@@ -235,8 +238,14 @@ class GumbelSearchTuner(Tuner):
         try:
             return self._manager.status()[0] in ("STOPPING", "STOPPED")
         except ManagerUnreachable:
-            # One that is busy answers later. Stopping, it answers until this process has ended.
-            return self._manager_process is not None and not is_alive(self._manager_process)
+            # One that is busy lives on; one that is stopping closes its door first, and ends seconds later.
+            process = self._manager_process
+            if process is None:
+                return False
+            pause, end = threading.Event(), time.monotonic() + _STOPPING_TAKES
+            while is_alive(process) and time.monotonic() < end:
+                pause.wait(0.1)
+            return not is_alive(process)
 
     def _keep_looking(self) -> None:
         pause = threading.Event()
