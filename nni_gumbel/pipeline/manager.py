@@ -42,6 +42,10 @@ class ManagerUnreachable(UsageError):
     """NNI's manager does not answer: it is ending, or not there."""
 
 
+class ManagerClosed(ManagerUnreachable):
+    """Nobody listens where the manager was."""
+
+
 class Manager:
     """A client of one experiment's manager.
 
@@ -144,7 +148,10 @@ class Manager:
         except requests.RequestException as error:
             # Only an answer says more than the name of the error.
             why = first_line(error) if isinstance(error, requests.HTTPError) else type(error).__name__
-            raise ManagerUnreachable(
+            is_closed = isinstance(error, requests.ConnectionError) and not isinstance(
+                error, requests.Timeout
+            )
+            raise (ManagerClosed if is_closed else ManagerUnreachable)(
                 f"NNI's manager at {self.url} does not answer ({why}); is the experiment running?"
             ) from None
         return response

@@ -25,7 +25,6 @@ import logging
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -39,6 +38,7 @@ from nni_gumbel.pipeline.lifeline import end_with, is_alive, manager_process
 from nni_gumbel.pipeline.manager import (
     ERROR_FILE,
     Manager,
+    ManagerClosed,
     ManagerUnreachable,
     check_params,
     receive_plain_json,
@@ -53,8 +53,6 @@ _logger = logging.getLogger(__name__)
 
 _LOOK_EVERY = 5.0
 _SECONDS_FOR_LAST_WORDS = 5
-# Seconds that a manager which answers no more has until its process ends.
-_STOPPING_TAKES = 8.0
 _TIME_FOR_AN_EXPORT = 600
 
 
@@ -237,15 +235,11 @@ class GumbelSearchTuner(Tuner):
     def _is_stopping(self) -> bool:
         try:
             return self._manager.status()[0] in ("STOPPING", "STOPPED")
+        except ManagerClosed:  # which a manager that stops is first, and then waits for this process
+            return True
         except ManagerUnreachable:
-            # One that is busy lives on; one that is stopping closes its door first, and ends seconds later.
-            process = self._manager_process
-            if process is None:
-                return False
-            pause, end = threading.Event(), time.monotonic() + _STOPPING_TAKES
-            while is_alive(process) and time.monotonic() < end:
-                pause.wait(0.1)
-            return not is_alive(process)
+            # One that is busy answers later, and lives.
+            return self._manager_process is not None and not is_alive(self._manager_process)
 
     def _keep_looking(self) -> None:
         pause = threading.Event()

@@ -46,11 +46,15 @@ def test_a_bug_that_coincides_with_a_busy_manager_is_not_taken_for_a_stop(tmp_pa
     code = """
         import psutil
         from nni_gumbel.pipeline import tuner
-        from nni_gumbel.pipeline.manager import Manager
+        from nni_gumbel.pipeline.manager import ManagerUnreachable
+
+        class Busy:
+            def status(self):
+                raise ManagerUnreachable("NNI's manager does not answer (ReadTimeout)")
 
         class Buggy(tuner.GumbelSearchTuner):
             def __init__(self):
-                self._manager = Manager("http://127.0.0.1:1/api/v1/nni")  # nobody answers there
+                self._manager = Busy()
                 self._manager_process = psutil.Process()  # lives
 
             @tuner._ends_the_experiment
