@@ -147,10 +147,9 @@ def _settings(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    import warnings
+    from nni_gumbel.names import ignore_what_nni_wonders_about
 
-    # NNI wonders about classes that torch has added since; nobody can do anything about it.
-    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"nni\.nas")
+    ignore_what_nni_wonders_about()
     from nni_gumbel.pipeline.inspection import example_of, inspect_space, rendered
     from nni_gumbel.results.space import SpaceReference
 
@@ -220,10 +219,9 @@ def _wait(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    import warnings
+    from nni_gumbel.names import ignore_what_nni_wonders_about
 
-    # NNI wonders about classes that torch has added since; nobody can do anything about it.
-    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"nni\.nas")
+    ignore_what_nni_wonders_about()
     from nni_gumbel.pipeline.manager import find_experiment
     from nni_gumbel.pipeline.report import report
 

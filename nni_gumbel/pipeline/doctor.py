@@ -17,7 +17,7 @@ import loky
 import yaml
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.names import inside
+from nni_gumbel.names import ignore_what_nni_wonders_about, inside
 from nni_gumbel.pipeline.machine import (
     FAIL,
     OK,
@@ -157,8 +157,7 @@ def config_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
         return rehearsed(command, searches)
 
     with inside(directory), warnings.catch_warnings():
-        # NNI wonders about classes that torch has added since; nobody can do anything about it.
-        warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"nni\.nas")
+        ignore_what_nni_wonders_about()
         yield finding_of("search", search)
     lines = (line for each in searches for line in without_effect(each, command.cost is not None))
     yield from (Finding(WARN, "costs", line) for line in dict.fromkeys(lines))

@@ -6,7 +6,6 @@ An output directory has TensorBoard's events of a search, the bundle and the sta
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -56,7 +55,6 @@ class Records:
         self.plan = plan_of(profile)
         self.metric, self.mode = self.plan.settings.metric, self.plan.settings.optimize_mode
         self.priced = priced_by(command, self.plan)
-        self.is_whole = self.priced in ("params", "flops")
         self.networks = with_stability(self.plan.networks(trials), outputs)
         if not self.networks:
             raise UsageError(
@@ -74,6 +72,8 @@ class Records:
 
         Where the space cannot be built, they are those that searches have found.
         """
+        from nni_gumbel.supernet.distribution import law_of  # imports torch, as the space does
+
         try:
             variables = self.command.reference.build().simplify()
         except UsageError as error:
@@ -84,7 +84,10 @@ class Records:
                     found.setdefault(label, {})[choice_of(trial.report.architecture, label)] = None
             return {label: (list(words), len(words)) for label, words in found.items()}
         return {
-            label: ([choice_of({label: value}, label) for value in variable.values], _outcomes(variable))
+            label: (
+                [choice_of({label: value}, label) for value in variable.values],
+                law_of(label, variable).outcomes,
+            )
             for label, variable in variables.items()
         }
 
@@ -144,14 +147,6 @@ class Records:
         text["tuner"] = self.params["tuner"]
         text["trainingService"] = {"platform": "local"}
         return yaml.safe_dump(text, sort_keys=False)
-
-
-def _outcomes(variable: Any) -> int:
-    """How many outcomes a random variable of NNI has: its candidates, or the subsets of them."""
-    count = len(variable.values)
-    if not hasattr(variable, "n_chosen"):
-        return count
-    return 2**count - 1 if variable.n_chosen is None else math.comb(count, variable.n_chosen)
 
 
 def _history_of(name: str, events: Path) -> SearchHistory:

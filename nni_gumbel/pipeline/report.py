@@ -23,9 +23,15 @@ from nni_gumbel.pipeline.manager import Experiment, ManagerUnreachable, trial_co
 from nni_gumbel.pipeline.records import Records
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import BUNDLE, EXPORT, REPORT_FOLDER, Trial
-from nni_gumbel.results.agreement import LabelAgreement, agreements, choice_of, disagreement
+from nni_gumbel.results.agreement import (
+    LabelAgreement,
+    agreements,
+    choice_of,
+    disagreement,
+    pairwise_agreement,
+)
 from nni_gumbel.results.choice import Network
-from nni_gumbel.results.front import COSTS, front, front_figure
+from nni_gumbel.results.front import COSTS, COUNTS, front, front_figure
 from nni_gumbel.results.page import Picture, Section, Table, write_page
 from nni_gumbel.results.pictures import (
     draw_agreement,
@@ -347,24 +353,26 @@ def _agreement(records: Records) -> Section:
         "Per choice: how often two seeds agree, and how much of the spread of results it explains.",
     )
     return Section(
-        "Stability of the search", lines, pictures=[picture], tables=[table, _settings_table(records, rows)]
+        "Stability of the search", lines, pictures=[picture], tables=[table, _settings_table(records)]
     )
 
 
-def _settings_table(records: Records, rows: Sequence[LabelAgreement]) -> Table:
+def _settings_table(records: Records) -> Table:
     """What each setting of `searchSpace` led to."""
     by_network = {canonical(each.architecture): each for each in records.networks}
-    counts = {row.label: row.candidates for row in rows}
+    form = "{:,.0f}" if records.priced in COUNTS else "{:.4g}"
     lines = []
     for combination, found in records.groups:
         trained = [each for one in found if (each := by_network.get(canonical(one)))]
-        of_group = [row.agreement for row in agreements([found], counts, []) if row.agreement is not None]
+        of_group = [
+            pairwise_agreement([[choice_of(one, label) for one in found]]) for label in records.candidates
+        ]
         lines.append((
             ", ".join(f"{name}={value}" for name, value in combination.items()) or "all alike",
             len(found),
             len({canonical(one) for one in found}),
             _spread(each.validation_mean for each in trained),
-            _spread((each.price(records.priced) for each in trained), "{:,.0f}" if records.is_whole else "{:.4g}"),
+            _spread((each.price(records.priced) for each in trained), form),
             _mean(of_group),
         ))  # fmt: skip
     titles = (

@@ -143,7 +143,8 @@ def run_training(task: Task, command: TrialCommand, manager: Manager, output: Pa
             "settings": task.settings, "metric": settings.metric, "validation": validation, "seed": task.seed, **sizes
         }  # fmt: skip
         write_bundle(output / BUNDLE, network, architecture, reference, example, facts, pruned)
-        if any(_prices_latency(variant.search) for variant in plan_of(manager.experiment()).variants):
+        plan = plan_of(manager.experiment())
+        if any(_prices_latency(variant.search) for variant in plan.variants):
             also |= latencies(pruned, sample, reference, example.first(1), output)
         nni.report_final_result(
             Metrics(
@@ -155,9 +156,8 @@ def run_training(task: Task, command: TrialCommand, manager: Manager, output: Pa
                 **also,
             )
         )
-        shared = plan_of(manager.experiment()).settings
         trained = evaluator.trainer.global_step * settings.batch_size
-        keep_stability(output, shared, lambda: evaluator, trained=trained)
+        keep_stability(output, plan.settings, lambda: evaluator, trained=trained)
 
 
 def keep_stability(

@@ -29,6 +29,8 @@ COSTS = {
     "params": "parameters", "flops": "FLOPs (multiply-adds of one example)", "latency": "latency of one example in ms",
     "cost": "cost by the function of --cost",
 }  # fmt: skip
+# Those that are counts, without a fraction.
+COUNTS = ("params", "flops")
 # A linear axis squeezes smaller networks into a corner where the largest has this many times their size.
 _LOG_FROM = 5
 # More names than these cover each other.
@@ -193,8 +195,7 @@ def front_figure(
     if sizes and min(sizes) > 0 and max(sizes) >= _LOG_FROM * min(sizes):
         axes.set_xscale("log", subs=(2, 5) if max(sizes) < 100 * min(sizes) else ())
         axes.xaxis.set_minor_formatter(NullFormatter() if max(sizes) >= 100 * min(sizes) else "{x:,.0f}")
-    whole = priced in ("params", "flops")
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}" if whole else "{x:.3g}"))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}" if priced in COUNTS else "{x:.3g}"))
     axes.margins(x=0.12, y=0.12)
     seeds = sorted({len(network.runs) for network in networks} or {1})
     over = f"mean ± standard deviation over {'–'.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds"

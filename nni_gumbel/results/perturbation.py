@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -283,6 +284,7 @@ class _Classification:
         inputs = self.batches[0][0]
         return self.one_input and inputs.dim() == 4 and inputs.shape[1] in (1, 3)
 
+    @cached_property
     def _range(self) -> tuple[Tensor, Tensor]:
         """The smallest and the greatest value of the inputs, of each channel if they have several dimensions."""
         inputs = torch.cat([batch[0] for batch in self.batches])
@@ -294,7 +296,7 @@ class _Classification:
 
     def attacked(self, attack: Callable[..., Tensor], epsilon: float) -> list[tuple[Tensor, Tensor]]:
         """The batches, moved by at most so much of the range of their values, and within it."""
-        low, high = (each.to(self.device) for each in self._range())
+        low, high = (each.to(self.device) for each in self._range)
         network = self.network.to(self.device).eval()
         found = []
         for inputs, labels in self.batches:
@@ -306,7 +308,7 @@ class _Classification:
         self, corrupt: Callable[[Tensor, float], Tensor], strength: float
     ) -> list[tuple[Tensor, Tensor]]:
         """The batches, with images that are corrupted where their values are between 0 and 1."""
-        low, high = self._range()
+        low, high = self._range
         width = torch.where(high > low, high - low, torch.ones_like(high))
         return [
             (low + width * corrupt((inputs - low) / width, strength), labels)
