@@ -163,7 +163,8 @@ def new_environment(home: Path) -> dict[str, str]:
     """A home and a list of algorithms of its own, with the tuner registered."""
     programs = Path(sys.executable).parent
     environment = {
-        **os.environ,
+        # A number of threads that is set around the tests would stay: trials are to take their share of the cores.
+        **{name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_"))},
         "HOME": str(home),
         "NNI_CONFIG_DIR": str(home / "config"),
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",

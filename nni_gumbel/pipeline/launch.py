@@ -99,10 +99,13 @@ def _use_share_of_cores(manager: Manager) -> None:
     Must run before torch is imported, which reads the variable once.
     """
     cores = loky.cpu_count()  # of this process: affinity and the limits of a container count
-    threads = max(1, cores // manager.experiment()["params"]["trialConcurrency"])
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # those that a person has set stay
-        threads = int(os.environ.setdefault(variable, str(threads)))
-    logger.info("this trial uses %d of %d cores", threads, cores)
+    share = max(1, cores // manager.experiment()["params"]["trialConcurrency"])
+    variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    # What a person has set stays, and one that is alone speaks for both: torch takes MKL's number for OpenMP, too.
+    threads = next((os.environ[name] for name in variables if os.environ.get(name)), str(share))
+    for name in variables:
+        os.environ[name] = os.environ.get(name) or threads
+    logger.info("this trial uses %s of %d cores", threads, cores)
 
 
 def _show_tensorboard_to_the_portal(output: Path) -> None:
