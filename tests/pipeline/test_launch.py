@@ -83,7 +83,9 @@ def test_a_trial_runs_what_the_managers_record_of_itself_says_on_its_share_of_th
     (tmp_path / "small_space.py").write_text(SPACE)
     images, labels = np.zeros((40, 8, 8), np.uint8), np.arange(40) % 2
     np.savez(tmp_path / "tiny.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("NNI_", "OMP_", "MKL_"))}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("NNI_", "OMP_", "MKL_"))
+    }
     environment |= {
         "NNI_TRIAL_JOB_ID": "T1", "NNI_OUTPUT_DIR": str(tmp_path / "out"), "NNI_TRIAL_COMMAND_CHANNEL": manager
     }  # fmt: skip
