@@ -151,7 +151,7 @@ def search_within(
     """Search within a budget of time.
 
     The first steps of a one-shot strategy are measured; then it runs for as many epochs, of batches left out alike, as
-    fit into what is left. A multi-trial strategy begins a training as long as the mean one would end in time.
+    fit into what is left, and ends when the time is over. A multi-trial strategy begins a training as long as the mean one would end in time.
 
     Args:
         named: the strategy.
@@ -216,10 +216,10 @@ def _one_shot(
     a_batch = seconds_an_epoch / data.batches
     epochs, data.batches = length(seconds - (now() - began), a_batch, whole)
 
-    trajectory = _Trajectory(now, began, epochs * data.batches, named)
+    trajectory = _Trajectory(now, began, epochs * data.batches, named, seconds)
     module = _run(named, space, data, settings, seed, epochs, trajectory)
     sample = module.export()
-    work = f"{epochs} epochs of {data.batches} batches"
+    work = f"{trajectory.batch} of {epochs * data.batches} batches"
     return Found(sample, [*trajectory.points, (now() - began, sample)], now() - began, work)
 
 
@@ -281,17 +281,24 @@ class _Epochs(pl.Callback):
 
 
 class _Trajectory(pl.Callback):
-    """What a search would return, in between; not of those whose answer is drawn by a controller or at random."""
+    """What a search would return, in between; not of those whose answer is drawn by a controller or at random.
 
-    def __init__(self, now: Callable[[], float], began: float, batches: int, named: Named) -> None:
-        self._now, self._began = now, began
+    It ends the search when its time is over: later steps may cost more than those that were measured.
+    """
+
+    def __init__(
+        self, now: Callable[[], float], began: float, batches: int, named: Named, seconds: float
+    ) -> None:
+        self._now, self._began, self._seconds = now, began, seconds
         self._every = max(1, batches // _TRAJECTORY)
         self._asks = named.name not in SAMPLING
-        self._batch, self.points = 0, []
+        self.batch, self.points = 0, []
 
     def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
-        self._batch += 1
-        if self._asks and self._batch % self._every == 0:
+        self.batch += 1
+        if self._now() - self._began >= self._seconds:
+            trainer.should_stop = True
+        if self._asks and self.batch % self._every == 0:
             with torch.random.fork_rng():  # NNI's answers are drawn
                 self.points.append((self._now() - self._began, module.export()))
 
