@@ -151,7 +151,8 @@ def search_within(
     """Search within a budget of time.
 
     The first steps of a one-shot strategy are measured; then it runs for as many epochs, of batches left out alike, as
-    fit into what is left, and ends when the time is over. A multi-trial strategy begins a training as long as the mean one would end in time.
+    fit into what is left, and ends when the time is over. A multi-trial strategy begins a training as long as the mean
+    one would end in time.
 
     Args:
         named: the strategy.
