@@ -80,6 +80,22 @@ def _parser() -> argparse.ArgumentParser:
     wait = add("wait", "follow an experiment until it ends and show the networks found", _wait)
     wait.add_argument("id", metavar="ID", nargs="?", help="the experiment's id (default: the newest)")
     wait.add_argument("--timeout", metavar="SECONDS", type=float, help="give up waiting after this time")
+    export = add("export", "write the best network trained so far, or another one, as a folder", _export)
+    export.add_argument(
+        "id", metavar="ID", nargs="?", help="the experiment's id or folder (default: the newest)"
+    )
+    export.add_argument(
+        "-o", "--output", metavar="DIR", help="where to (default: gumbel-export/ID from here)"
+    )
+    export.add_argument(
+        "--max-params", metavar="N", type=int, help="choose among networks of at most N parameters"
+    )
+    export.add_argument("--max-flops", metavar="N", type=int, help="of at most N multiply-adds")
+    export.add_argument("--max-latency-ms", metavar="MS", type=float, help="of at most so many milliseconds")
+    export.add_argument(
+        "--network", metavar="NAME", help="the network of this name, as `nni-gumbel wait` shows it"
+    )
+    export.add_argument("--trial", metavar="T", help="the network and the weights of this training")
     settings = add("settings", "print every setting of an experiment: default, range, meaning", _settings)
     settings.add_argument("--markdown", action="store_true", help="as the text of examples/SETTINGS.md")
     settings.add_argument("--schema", action="store_true", help="as the JSON schema that editors check by")
@@ -209,6 +225,35 @@ def _wait(arguments: argparse.Namespace) -> int:
     _print_outcome(console, outcome)
     console.print(f"portal   {experiment.portal}", soft_wrap=True)
     console.print(f"to end   nnictl stop {experiment.id}", soft_wrap=True)
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    import logging
+    import warnings
+
+    from nni_gumbel.pipeline.export import Wish, export_of
+
+    wish = Wish(
+        arguments.max_params,
+        arguments.max_flops,
+        arguments.max_latency_ms,
+        arguments.trial,
+        arguments.network,
+    )
+    console, log = _console(120), logging.getLogger("nni_gumbel")
+    level = log.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of exporters, about their own code
+        log.setLevel(logging.ERROR)  # what is warned of is shown below
+        try:
+            done = export_of(arguments.id, arguments.output, wish)
+        finally:
+            log.setLevel(level)
+    console.print(done.choice.reason, soft_wrap=True, markup=False)
+    for warning in done.warnings:
+        console.print(f"warning: {warning}", soft_wrap=True, markup=False, style="yellow")
+    console.print(f"export   {done.folders[0]}", soft_wrap=True, markup=False)
     return 0
 
 

@@ -9,12 +9,26 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nni_gumbel.errors import UsageError, user_code
+
+
+@contextmanager
+def inside(directory: Path) -> Iterator[None]:
+    """Work in the trial code directory, where a trial finds modules and files."""
+    before, path = Path.cwd(), list(sys.path)
+    os.chdir(directory)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+        sys.path[:] = path
 
 
 def split_name(field: str, reference: str) -> tuple[str, str]:

@@ -67,7 +67,7 @@ class Manager:
 
     def trials(self) -> list[Trial]:
         """All trials so far, in no particular order."""
-        return [_trial(record) for record in self._get("trial-jobs")]
+        return [trial_of(record) for record in self._get("trial-jobs")]
 
     def trial(self, trial_id: str) -> Trial:
         """One trial. Its parameters are those that the portal shows for it.
@@ -78,7 +78,7 @@ class Manager:
         record = self._get(f"trial-jobs/{trial_id}")
         if not isinstance(record, Mapping):
             raise UsageError(f"trial {trial_id}: NNI's manager at {self.url} does not know it")
-        return _trial(record)
+        return trial_of(record)
 
     def experiment(self) -> dict[str, Any]:
         """The experiment's profile: ``id``, ``params`` (the YAML in NNI's own form), times."""
@@ -147,6 +147,17 @@ def plan_of(experiment: Mapping[str, Any]) -> Plan:
     return Plan.of(settings, params.get("searchSpace"))
 
 
+def check_tuner(experiment: Mapping[str, Any]) -> None:
+    """See that an experiment's profile is of one that this package's tuner runs.
+
+    Raises:
+        UsageError: another one does.
+    """
+    tuner = (experiment["params"].get("tuner") or {}).get("name")
+    if str(tuner).lower() != NAME.lower():
+        raise UsageError(f"ID: experiment {experiment['id']} runs the tuner {tuner!r}; give one of {NAME}")
+
+
 def check_params(params: Mapping[str, Any]) -> None:
     """See that an experiment asks NNI for nothing that does not go with this tuner.
 
@@ -196,7 +207,8 @@ def _api_beside(channel: str, own_parts: int) -> str:
     return "/".join([f"http://{host}", *prefix, _API])
 
 
-def _trial(record: Mapping[str, Any]) -> Trial:
+def trial_of(record: Mapping[str, Any]) -> Trial:
+    """A trial from NNI's own record of it, as its REST interface and its database have it."""
     result = _decoded((record.get("finalMetricData") or [{}])[0].get("data"))
     packed = _decoded((record.get("hyperParameters") or [None])[0])
     parameters = packed.get("parameters") if isinstance(packed, Mapping) else None

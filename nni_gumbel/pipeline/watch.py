@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.pipeline.manager import NAME, Experiment, Manager, ManagerUnreachable, plan_of
+from nni_gumbel.pipeline.manager import Experiment, Manager, ManagerUnreachable, check_tuner, plan_of
 from nni_gumbel.pipeline.plan import Plan, finished
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import EXPORT, RANDOM, SEARCH, TRAIN, Trial
@@ -146,11 +146,7 @@ def failed_trial_line(manager: Manager, trial: Trial) -> str:
 
 
 def _plan(experiment: Experiment, profile: Mapping[str, Any]) -> Plan:
-    tuner = profile["params"].get("tuner") or {}
-    if str(tuner.get("name")).lower() != NAME.lower():
-        raise UsageError(
-            f"ID: experiment {experiment.id} runs the tuner {tuner.get('name')!r}; give one of {NAME}"
-        )
+    check_tuner(profile)
     try:
         return plan_of(profile)
     except UsageError as error:
