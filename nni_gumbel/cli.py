@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from nni_gumbel.pipeline.export import Export
     from nni_gumbel.pipeline.watch import Outcome
 
 # What the shell shows for a program that Ctrl-C has ended.
@@ -96,6 +97,22 @@ def _parser() -> argparse.ArgumentParser:
         "--network", metavar="NAME", help="the network of this name, as `nni-gumbel wait` shows it"
     )
     export.add_argument("--trial", metavar="T", help="the network and the weights of this training")
+    train = add("train", "train a network that was found again: longer, or on other data", _train)
+    train.add_argument("bundle", metavar="BUNDLE", help="the folder of an export or of a training")
+    train.add_argument(
+        "-o", "--output", metavar="DIR", required=True, help="where to; made, nothing is overwritten"
+    )
+    train.add_argument("--data", metavar="NAME", help="the data, as after `nni-gumbel trial`")
+    train.add_argument(
+        "--data-dir", metavar="DIR", default="data", help="of downloads (default: %(default)s)"
+    )
+    train.add_argument("--evaluator", metavar="module:function", help="your own loss, metric or task")
+    train.add_argument("--epochs", metavar="N", type=int, help="(default of this and the next: the bundle's)")
+    train.add_argument("--batch-size", metavar="N", type=int, help="examples in a batch")
+    train.add_argument("--learning-rate", metavar="RATE", type=float, help="the largest one")
+    train.add_argument("--weight-decay", metavar="DECAY", type=float, help="of the weights")
+    train.add_argument("--seeds", metavar="N", type=int, default=1, help="trainings (default: %(default)s)")
+    train.add_argument("--from-weights", action="store_true", help="go on from the weights of the bundle")
     settings = add("settings", "print every setting of an experiment: default, range, meaning", _settings)
     settings.add_argument("--markdown", action="store_true", help="as the text of examples/SETTINGS.md")
     settings.add_argument("--schema", action="store_true", help="as the JSON schema that editors check by")
@@ -228,6 +245,21 @@ def _wait(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _train(arguments: argparse.Namespace) -> int:
+    from nni_gumbel.errors import UsageError
+    from nni_gumbel.pipeline.retraining import train_again
+
+    if arguments.data is None and arguments.evaluator is None:
+        raise UsageError("--data: it is missing; name the data, or an --evaluator that brings its own")
+    done = train_again(
+        arguments.bundle, arguments.output, data=arguments.data, data_dir=arguments.data_dir,
+        evaluator=arguments.evaluator, seeds=arguments.seeds, from_weights=arguments.from_weights,
+        train_epochs=arguments.epochs, batch_size=arguments.batch_size, learning_rate=arguments.learning_rate,
+        weight_decay=arguments.weight_decay,
+    )  # fmt: skip
+    return _print_export(done)
+
+
 def _export(arguments: argparse.Namespace) -> int:
     import logging
     import warnings
@@ -241,7 +273,7 @@ def _export(arguments: argparse.Namespace) -> int:
         arguments.trial,
         arguments.network,
     )
-    console, log = _console(120), logging.getLogger("nni_gumbel")
+    log = logging.getLogger("nni_gumbel")
     level = log.level
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of exporters, about their own code
@@ -250,7 +282,16 @@ def _export(arguments: argparse.Namespace) -> int:
             done = export_of(arguments.id, arguments.output, wish)
         finally:
             log.setLevel(level)
+    return _print_export(done)
+
+
+def _print_export(done: Export) -> int:
+    from nni_gumbel.results.report import mean_and_std
+
+    console, network = _console(120), done.choice.network
     console.print(done.choice.reason, soft_wrap=True, markup=False)
+    test = mean_and_std(network.test_mean, network.test_std)
+    console.print(f"test     {test}, seeds: {len(network.runs)}", soft_wrap=True, markup=False)
     for warning in done.warnings:
         console.print(f"warning: {warning}", soft_wrap=True, markup=False, style="yellow")
     console.print(f"export   {done.folders[0]}", soft_wrap=True, markup=False)

@@ -152,10 +152,36 @@ def export(
     plan = plan_of(experiment)
     settings, found = plan.settings, plan.networks(trials)
     choice = _choice(experiment, trials, command, wish)
+    source = outputs / choice.run.trial_id / BUNDLE
+    return write_export(choice, found, settings, command.data, source, folders, work)
+
+
+def write_export(
+    choice: Choice,
+    found: Sequence[Network],
+    settings: ExperimentSettings,
+    data: str | None,
+    source: Path,
+    folders: Sequence[Path],
+    work: Path,
+) -> Export:
+    """Write the chosen network and what belongs to it; see :func:`export`.
+
+    Args:
+        choice: the network and the training whose weights are written.
+        found: all that were trained, the chosen one among them or among their random ones.
+        settings: of the experiment.
+        data: the data set's name.
+        source: the bundle of the training.
+        folders, work: see :func:`export`.
+
+    Raises:
+        UsageError: no folder can be written.
+    """
     # Imports torch: not before a trial has taken its share of the cores, nor where there is nothing to export.
     from nni_gumbel.results.portable import PROGRAMS, write_programs
 
-    chosen, source = choice.network, outputs / choice.run.trial_id / BUNDLE
+    chosen = choice.network
     files, warnings = [], []
     pictured = (found, chosen, settings.metric, settings.optimize_mode)
     for names, write in (
@@ -182,7 +208,7 @@ def export(
             settings.metric,
             folder,
             searched=searched,
-            data=command.data,
+            data=data,
             picture=front.PICTURE if work / front.PICTURE in files else None,
             programs=[name for name in PROGRAMS if work / name in files],
             warnings=warnings,

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import nni
 import pytorch_lightning as pl
 import torch
 from filelock import FileLock
+from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor, nn
 
@@ -110,6 +112,55 @@ def run_training(task: Task, command: TrialCommand, manager: Manager, output: Pa
         also["own_cost"] = own_cost_of(own, sample, partial(network_of, space))
     evaluator = evaluator_of(command, network, settings, settings.train_epochs, task.seed)
     evaluator.trainer.callbacks.append(Progress(settings.metric, output / TENSORBOARD))
+    with our_reports_only():
+        trained = train(network, evaluator, architecture, reference, task.settings, task.seed, output)
+        if any(_prices_latency(variant.search) for variant in plan_of(manager.experiment()).variants):
+            also |= latencies(trained.pruned, sample, reference, trained.example.first(1), output)
+        nni.report_final_result(
+            Metrics(
+                default=trained.validation,
+                key=task.key,
+                test=result_on_test_part(evaluator, settings.metric),
+                **trained.sizes,
+                validation_size=validation_size(evaluator),
+                **also,
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training: its validation metric, the network as it is exported, its costs, and an example of its inputs."""
+
+    validation: float
+    pruned: nn.Module
+    sizes: dict[str, int]
+    example: Example
+
+
+def train(
+    network: nn.Module,
+    evaluator: Lightning,
+    architecture: dict[str, Any],
+    reference: SpaceReference,
+    settings: dict[str, Any],
+    seed: int,
+    output: Path,
+) -> Trained:
+    """Train a network with its evaluator, and write its bundle.
+
+    Args:
+        network: frozen, of the space.
+        evaluator: of the network; it trains it.
+        architecture: the sample that the network was frozen with.
+        reference: of the space.
+        settings: of the training, flat; ``metric`` is among them.
+        seed: the global generators are already seeded with it.
+        output: the folder that gets ``bundle/``.
+
+    Raises:
+        UsageError: the evaluator does not log the metric, or does not call the network, or the loss is not finite.
+    """
     called_with: list[Example] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -117,35 +168,22 @@ def run_training(task: Task, command: TrialCommand, manager: Manager, output: Pa
         called_with.append(Example(args, kwargs).map(Tensor.detach).first(EXAMPLES))
 
     hook = network.register_forward_pre_hook(keep, with_kwargs=True)
-    with our_reports_only():
-        evaluator.evaluate(network)
-        validation = validation_metric(evaluator.trainer, settings.metric)
-        if not called_with:
-            raise UsageError("--evaluator: its steps do not call the network as self.model(...); call it so")
-        (example,) = called_with
-        pruned = prune(network, *example.args, **example.kwargs)
-        sizes = {
-            "parameters": count_parameters(network),
-            "flops": count_flops(network, *example.args, **example.kwargs),
-            "pruned_parameters": count_parameters(pruned),
-            "pruned_flops": count_flops(pruned, *example.args, **example.kwargs),
-        }
-        facts = {
-            "settings": task.settings, "metric": settings.metric, "validation": validation, "seed": task.seed, **sizes
-        }  # fmt: skip
-        write_bundle(output / BUNDLE, network, architecture, reference, example, facts, pruned)
-        if any(_prices_latency(variant.search) for variant in plan_of(manager.experiment()).variants):
-            also |= latencies(pruned, sample, reference, example.first(1), output)
-        nni.report_final_result(
-            Metrics(
-                default=validation,
-                key=task.key,
-                test=result_on_test_part(evaluator, settings.metric),
-                **sizes,
-                validation_size=validation_size(evaluator),
-                **also,
-            )
-        )
+    evaluator.evaluate(network)
+    metric = settings["metric"]
+    validation = validation_metric(evaluator.trainer, metric)
+    if not called_with:
+        raise UsageError("--evaluator: its steps do not call the network as self.model(...); call it so")
+    (example,) = called_with
+    pruned = prune(network, *example.args, **example.kwargs)
+    sizes = {
+        "parameters": count_parameters(network),
+        "flops": count_flops(network, *example.args, **example.kwargs),
+        "pruned_parameters": count_parameters(pruned),
+        "pruned_flops": count_flops(pruned, *example.args, **example.kwargs),
+    }
+    facts = {"settings": settings, "metric": metric, "validation": validation, "seed": seed, **sizes}
+    write_bundle(output / BUNDLE, network, architecture, reference, example, facts, pruned)
+    return Trained(validation, pruned, sizes, example)
 
 
 RUNS = {SEARCH: run_search, TRAIN: run_training, RANDOM: run_training}
