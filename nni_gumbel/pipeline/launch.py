@@ -4,7 +4,8 @@ NNI 3.0 hands out parameters first come, first served, so trials that start toge
 trial therefore takes what it is given once, and then runs what the manager's record of *itself* says.
 
 Each trial takes its share of the cores - cores / trial concurrency - and writes into its own output directory:
-``task.json`` (what it ran), ``tensorboard/``, and a training its ``bundle/``.
+``task.json`` (what it ran), ``tensorboard/``, and a training its ``bundle/``; checkpoints lie beside these directories
+(:mod:`~nni_gumbel.pipeline.checkpoints`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -61,6 +63,8 @@ def main(arguments: list[str]) -> int:
     except UsageError as error:
         print(f"nni-gumbel: {first_line(error)}", file=sys.stderr)
         return 1
+    except SystemExit as error:  # Lightning ends a run so after SIGTERM, with the code of a success
+        return error.code or 128 + signal.SIGTERM
     return 0
 
 
@@ -71,8 +75,8 @@ def _use_share_of_cores(manager: Manager) -> None:
     """
     cores = loky.cpu_count()  # of this process: affinity and the limits of a container count
     threads = max(1, cores // manager.experiment()["params"]["trialConcurrency"])
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = str(threads)
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # those that a person has set stay
+        threads = int(os.environ.setdefault(variable, str(threads)))
     logger.info("this trial uses %d of %d cores", threads, cores)
 
 
@@ -89,7 +93,8 @@ def _show_tensorboard_to_the_portal(output: Path) -> None:
     expected = output.parents[3] / "trials" / output.name / "output" / "tensorboard"
     expected.parent.mkdir(parents=True, exist_ok=True)
     if expected.is_dir() and not expected.is_symlink():
-        events.symlink_to(expected)
+        if not events.exists():  # as it does when NNI runs the trial again
+            events.symlink_to(expected)
     elif not expected.is_symlink():
         events.mkdir(exist_ok=True)
         expected.symlink_to(events)

@@ -18,6 +18,8 @@ from nni_gumbel.errors import UsageError, nearest
 from nni_gumbel.search.settings import COUPLINGS, SearchSettings
 from nni_gumbel.settings import Settings, allowed_values, setting
 
+# Generators take 32 bits; those of an experiment's seeds that come after the first one fit, too.
+_LARGEST_SEED = 2**31
 _TRAIN_NAMES = ("train_epochs", "batch_size", "learning_rate", "weight_decay")
 _JUDGE_NAMES = ("optimize_mode", "metric")
 
@@ -48,7 +50,12 @@ class ExperimentSettings(Settings):
     weight_decay: float = setting(1e-4, "weight decay of the weights", ge=0, basic=True)
     attempts: int = setting(2, "how often a trial is tried before it is left out", ge=1)
     seed: int = setting(
-        0, "first of the seeds; the others count up from it", ge=0, basic=True, coupled="seeds"
+        0,
+        "first of the seeds; the others count up from it",
+        ge=0,
+        le=_LARGEST_SEED,
+        basic=True,
+        coupled="seeds",
     )
     search: SearchSettings = SearchSettings()
 

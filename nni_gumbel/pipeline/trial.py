@@ -26,6 +26,7 @@ from nni_gumbel.complexity.own_cost import own_cost_of
 from nni_gumbel.complexity.params import count_parameters, expected_parameters
 from nni_gumbel.complexity.table import cost_of
 from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.pipeline.checkpoints import CHECKPOINTS, resumable
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.evaluator import evaluator_of, result_on_test_part, validation_size
 from nni_gumbel.pipeline.manager import Manager, plan_of
@@ -73,7 +74,7 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
     rehearsal = BeforeTheSearch(evaluator, check)
     progress = Progress(settings.metric, output / TENSORBOARD, of_search=True)
     evaluator.trainer.callbacks += [rehearsal, progress]
-    with our_reports_only():
+    with our_reports_only(), resumable(evaluator, _checkpoints(task, output)):
         evaluator.evaluate(supernet)
         architecture = evaluator.module.export()
         found, example = network_of(supernet, architecture), rehearsal.example.cpu()
@@ -112,7 +113,7 @@ def run_training(task: Task, command: TrialCommand, manager: Manager, output: Pa
         also["own_cost"] = own_cost_of(own, sample, partial(network_of, space))
     evaluator = evaluator_of(command, network, settings, settings.train_epochs, task.seed)
     evaluator.trainer.callbacks.append(Progress(settings.metric, output / TENSORBOARD))
-    with our_reports_only():
+    with our_reports_only(), resumable(evaluator, _checkpoints(task, output)):
         trained = train(network, evaluator, architecture, reference, task.settings, task.seed, output)
         if any(_prices_latency(variant.search) for variant in plan_of(manager.experiment()).variants):
             also |= latencies(trained.pruned, sample, reference, trained.example.first(1), output)
@@ -184,6 +185,11 @@ def train(
     facts = {"settings": settings, "metric": metric, "validation": validation, "seed": seed, **sizes}
     write_bundle(output / BUNDLE, network, architecture, reference, example, facts, pruned)
     return Trained(validation, pruned, sizes, example)
+
+
+def _checkpoints(task: Task, output: Path) -> Path:
+    """Of a task, whichever trial does it: NNI keeps the output directories of an experiment's trials side by side."""
+    return output.parent / CHECKPOINTS / task.identity
 
 
 RUNS = {SEARCH: run_search, TRAIN: run_training, RANDOM: run_training}

@@ -23,9 +23,6 @@ from enum import Enum
 SHORTEST = 25
 # The part of the steps that the stages have, and the length of the first one, relative to another.
 _STAGES, _FIRST_STAGE = 0.4, 2
-# The part of a stage, and of a finalist's training, behind which networks are judged.
-_JUDGED_FROM = 0.85
-
 _logger = logging.getLogger(__name__)
 
 
@@ -34,6 +31,11 @@ class Kind(Enum):
 
     STAGE = "stage"
     FINALIST = "finalist"
+
+
+# The part of a stage, and of a finalist's training, behind which networks are judged: several at a step of a stage, one
+# at that of a finalist, whose judgement is to be as sharp.
+_JUDGED_FROM = {Kind.STAGE: 0.85, Kind.FINALIST: 0.5}
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Segment:
 
     def judges(self, step: int) -> bool:
         """Whether networks are judged at a step."""
-        return (step - self.first) / (self.end - self.first) >= _JUDGED_FROM or step == self.end - 1
+        done = (step - self.first) / (self.end - self.first)
+        return done >= _JUDGED_FROM[self.kind] or step == self.end - 1
 
 
 def segments(steps: int, stages: int, finalists: int) -> tuple[Segment, ...]:

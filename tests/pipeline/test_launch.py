@@ -109,3 +109,37 @@ def test_a_trial_that_nni_did_not_start_says_so_in_one_line(monkeypatch, capsys)
     assert main(["--space", "small_space:Small"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("nni-gumbel: nni-gumbel trial: it is started by NNI") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("button_first", [False, True])
+def test_a_trial_that_runs_again_in_its_folder_finds_its_tensorboard_link(
+    tmp_path, monkeypatch, button_first
+):
+    from nni_gumbel.pipeline.launch import _show_tensorboard_to_the_portal
+
+    monkeypatch.setenv("NNI_PLATFORM", "local")
+    output = tmp_path / "environments" / "local-env" / "trials" / "T1"
+    output.mkdir(parents=True)
+    seen = tmp_path / "trials" / "T1" / "output" / "tensorboard"
+    if button_first:
+        seen.mkdir(parents=True)
+    for _ in range(2):
+        _show_tensorboard_to_the_portal(output)
+        (output / "tensorboard" / "events").touch()
+    assert (seen / "events").exists()
+
+
+@pytest.mark.parametrize("own", [None, "1"])
+def test_a_number_of_threads_that_a_person_has_set_stays(monkeypatch, own):
+    from nni_gumbel.pipeline.launch import _use_share_of_cores
+
+    class Alone:
+        def experiment(self):
+            return {"params": {"trialConcurrency": 1}}
+
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    if own is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", own)
+    _use_share_of_cores(Alone())
+    assert os.environ["OMP_NUM_THREADS"] == (own or str(loky.cpu_count()))

@@ -60,7 +60,7 @@ def test_names_of_the_search_reach_the_search():
         ({"metric": 3}, ["metric:", "3", "word"]),
         ({"attempts": None}, ["attempts:", "None", "whole number"]),
         ({"temperature_end": 0}, ["temperature_end:", "0", "greater than 0"]),
-        ({"temperature_start": 0.01}, ["temperature_start:", "0.01", "temperature_end", "0.2"]),
+        ({"temperature_start": 0.01}, ["temperature_start:", "0.01", "temperature_end", "0.4"]),
         ({"warmup_epochs": 3, "search_epochs": 3}, ["warmup_epochs:", "3", "at most 2"]),
     ],
 )

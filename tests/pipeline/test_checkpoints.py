@@ -1,0 +1,132 @@
+"""A run that was cut off goes on where it was, as if it had never been."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from small_searches import Minimal, Nested, evaluator, loader
+
+from nni_gumbel.pipeline.checkpoints import latest_checkpoint, resumable
+from nni_gumbel.results.space import network_of
+from nni_gumbel.search.strategy import GumbelSearch
+
+EPOCHS = 4
+
+
+class Cut(pl.Callback):
+    """Ends a run at the begin of an epoch."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == self.epoch:
+            raise ConnectionAbortedError
+
+
+def adam(parameters):
+    optimizer = torch.optim.Adam(parameters, lr=0.02)
+    return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)]
+
+
+def training(seed):
+    pl.seed_everything(seed, verbose=False)
+    generator = torch.Generator().manual_seed(3)
+    given = evaluator(Minimal(adam), loader(generator=generator), loader(seed=1), max_epochs=EPOCHS)
+    return given, network_of(Nested(), {"outer": 0, "inner": 1})  # with dropout
+
+
+def searching(seed):
+    pl.seed_everything(seed, verbose=False)
+    given = evaluator(Minimal(adam), loader(count=240), loader(count=16, seed=1), max_epochs=EPOCHS)
+    strategy = GumbelSearch(stages=1, finalists=2)
+    supernet = strategy.mutate_model(Nested())
+    return strategy.mutate_evaluator(given), supernet
+
+
+def run(kind, folder, seed=0, cut=None):
+    """The numbers at the end of a run; ``None`` of one that was cut off."""
+    given, network = kind(seed)
+    if cut is not None:
+        given.trainer.callbacks.append(Cut(cut))
+    try:
+        with resumable(given, folder):
+            given.evaluate(network)
+    except ConnectionAbortedError:
+        return None
+    return {name: value.clone() for name, value in given.module.state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", [training, searching])
+@pytest.mark.parametrize("cut", [1, 3])
+def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path, kind, cut):
+    whole = run(kind, tmp_path / "whole")
+    assert run(kind, tmp_path / "cut", cut=cut) is None
+    # Another seed: every number that decides must come from the checkpoint.
+    resumed = run(kind, tmp_path / "cut", seed=100)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_a_run_that_is_over_leaves_no_checkpoint(tmp_path):
+    run(training, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_the_two_latest_checkpoints_are_kept(tmp_path):
+    run(training, tmp_path, cut=3)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["epoch=1.ckpt", "epoch=2.ckpt"]
+
+
+def test_where_the_latest_is_damaged_the_one_before_is_taken_with_a_warning(tmp_path, caplog):
+    whole = run(training, tmp_path / "whole")
+    run(training, tmp_path / "cut", cut=3)
+    latest = tmp_path / "cut" / "epoch=2.ckpt"
+    latest.write_bytes(latest.read_bytes()[: latest.stat().st_size // 2])
+    resumed = run(training, tmp_path / "cut", seed=100)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert f"{latest} cannot be read" in caplog.text and "goes on from epoch=1.ckpt" in caplog.text
+
+
+def test_where_all_are_damaged_it_begins_anew(tmp_path):
+    (tmp_path / "epoch=0.ckpt").write_bytes(b"no checkpoint")
+    assert latest_checkpoint(tmp_path) is None
+    assert run(training, tmp_path)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_that_is_killed_leaves_checkpoints_that_can_be_read(tmp_path, how):
+    code = f"""
+        import sys; sys.path[:0] = {sys.path!r}
+        import os
+        from pathlib import Path
+        import pytorch_lightning as pl
+        import torch
+        import test_checkpoints
+
+        torch.set_num_threads({torch.get_num_threads()})
+
+        class Kills(pl.Callback):
+            def on_train_batch_start(self, trainer, module, batch, batch_idx):
+                if (trainer.current_epoch, batch_idx) == (2, 1):
+                    os.kill(os.getpid(), {int(how)})
+
+        given, network = test_checkpoints.training(0)
+        given.trainer.callbacks.append(Kills())
+        with test_checkpoints.resumable(given, Path({str(tmp_path / "cut")!r})):
+            given.evaluate(network)
+    """
+    environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__)}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True)
+    whole = run(training, tmp_path / "whole")
+    for epoch in (1, 0):
+        assert latest_checkpoint(tmp_path / "cut").name == f"epoch={epoch}.ckpt"
+        shutil.copytree(tmp_path / "cut", tmp_path / "copy")
+        resumed = run(training, tmp_path / "copy", seed=100)
+        assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+        (tmp_path / "cut" / f"epoch={epoch}.ckpt").unlink()
