@@ -113,6 +113,15 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--weight-decay", metavar="DECAY", type=float, help="of the weights")
     train.add_argument("--seeds", metavar="N", type=int, default=1, help="trainings (default: %(default)s)")
     train.add_argument("--from-weights", action="store_true", help="go on from the weights of the bundle")
+    report = add(
+        "report", "write what an experiment has found as one page, with pictures and tables", _report
+    )
+    report.add_argument(
+        "id", metavar="ID", nargs="?", help="the experiment's id or folder (default: the newest)"
+    )
+    report.add_argument(
+        "-o", "--output", metavar="DIR", help="folder of the page (default: gumbel-report/ID)"
+    )
     settings = add("settings", "print every setting of an experiment: default, range, meaning", _settings)
     settings.add_argument("--markdown", action="store_true", help="as the text of examples/SETTINGS.md")
     settings.add_argument("--schema", action="store_true", help="as the JSON schema that editors check by")
@@ -173,10 +182,9 @@ def _settings(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    import warnings
+    from nni_gumbel.names import ignore_what_nni_wonders_about
 
-    # NNI wonders about classes that torch has added since; nobody can do anything about it.
-    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"nni\.nas")
+    ignore_what_nni_wonders_about()
     from nni_gumbel.pipeline.inspection import example_of, inspect_space, rendered
     from nni_gumbel.results.space import SpaceReference
 
@@ -298,6 +306,16 @@ def _print_export(done: Export) -> int:
     return 0
 
 
+def _report(arguments: argparse.Namespace) -> int:
+    from nni_gumbel.names import ignore_what_nni_wonders_about
+
+    ignore_what_nni_wonders_about()
+    from nni_gumbel.pipeline.report import report
+
+    print(report(arguments.id, arguments.output))
+    return 0
+
+
 def _console(columns_of_a_log: int = 80) -> Console:
     """Where lines and tables are printed; as wide as the terminal, or as a log may be."""
     from rich.console import Console
@@ -328,6 +346,8 @@ def _print_outcome(console: Console, outcome: Outcome) -> None:
     if outcome.warning:
         console.print(f"warning: {outcome.warning}", soft_wrap=True, markup=False, style="yellow")
     console.print(f"\nexport   {outcome.path}", soft_wrap=True, markup=False)
+    if outcome.report is not None:
+        console.print(f"report   {outcome.report}", soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import importlib
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,11 @@ def inside(directory: Path) -> Iterator[None]:
     finally:
         os.chdir(before)
         sys.path[:] = path
+
+
+def ignore_what_nni_wonders_about() -> None:
+    """Do not show the warnings of NNI about classes that torch has added since: nobody can do anything about them."""
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"nni\.nas")
 
 
 def split_name(field: str, reference: str) -> tuple[str, str]:

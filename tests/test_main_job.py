@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import loky
 import numpy as np
 import pytest
 import torch
 import yaml
+from browser import opened
 from nni.nas.nn.pytorch import MutableModule
 from real_experiments import SMALL, Experiment, free_port, of_stage
 from safetensors.torch import load_file
@@ -78,7 +80,7 @@ def command(nni_environment, folder, *words):
     return run.stdout
 
 
-def test_the_best_so_far_of_an_experiment_that_runs_or_was_stopped_is_exported_by_its_command(
+def test_the_best_so_far_of_an_experiment_that_runs_or_was_stopped_is_exported_and_reported_by_commands(
     nni_environment, user_folder, tmp_path
 ):
     experiment = Experiment.create(nni_environment, user_folder, free_port(), {**SMALL, "train_seeds": 20})
@@ -91,6 +93,8 @@ def test_the_best_so_far_of_an_experiment_that_runs_or_was_stopped_is_exported_b
     assert "is the only network" in running or "network-2" in running
     stopped = command(nni_environment, tmp_path, "export", experiment.directory, "-o", "stopped")
     assert str(tmp_path / "stopped") in stopped
+    page = command(nni_environment, tmp_path, "report", experiment.directory).splitlines()[-1]
+    assert "best so far: the experiment has not ended" in Path(page).read_text()
     names = {"model.safetensors", "model.py", "model.pt2", "model.onnx", "README.md", "front.csv"}
     for folder in (tmp_path / "gumbel-export" / experiment.id, tmp_path / "stopped"):
         assert names <= {path.name for path in folder.iterdir()}
@@ -245,7 +249,7 @@ def test_intermediate_results_of_a_search_tell_the_state_of_the_structure(finish
     names = {"default", "train_loss", "temperature", "entropy", "expected_params", "max_probability"}
     names |= {"chosen_probability"}
     assert all(set(numbers) == names for _, numbers in results)
-    assert results[-1][1]["temperature"] == pytest.approx(0.2)
+    assert results[-1][1]["temperature"] == pytest.approx(0.4)
 
 
 def test_the_export_compares_each_network_found_with_random_ones_of_its_size(
@@ -273,7 +277,7 @@ def test_a_training_shows_the_choices_of_its_network_and_every_trial_its_stage_a
 
 
 def test_a_trial_takes_its_share_of_the_cores(finished_experiment):
-    cores = len(os.sched_getaffinity(0))
+    cores = loky.cpu_count()
     for trial in of_stage(finished_experiment, "search"):
         # NNI sends what a trial prints to its log.
         said = (finished_experiment.output_of(trial) / "trial.log").read_text()
@@ -309,9 +313,26 @@ def test_wait_prints_the_table_and_ends_with_0(finished_experiment, nni_environm
         "parameters",
         "one random network",
         "gumbel-export",
+        "report.html",
         f"nnictl stop {finished_experiment.id}",
     ):
         assert words in run.stdout
+
+
+def test_the_report_of_the_main_job_opens_without_a_message(finished_experiment, user_folder):
+    page = user_folder / "gumbel-report" / finished_experiment.id / "report.html"
+    with opened(page) as (shown, said, _):
+        assert said == [] and shown.locator(".warning").count() == 0
+        names = {name.removesuffix(".svg") for name in os.listdir(page.parent) if name.endswith(".svg")}
+        assert names == {"network", "front", "stability", "probabilities", "search", "agreement"}
+        assert shown.locator("figure").count() == len(names)
+
+
+def test_the_report_is_written_again_by_its_command(finished_experiment, nni_environment, tmp_path):
+    text = command(nni_environment, tmp_path, "report", finished_experiment.directory, "-o", "again")
+    # The space prints, too.
+    assert text.splitlines()[-1] == str(tmp_path / "again" / "report.html")
+    assert "(exported)" in (tmp_path / "again" / "report.html").read_text()
 
 
 def test_nnis_own_export_lists_the_trials(finished_experiment, nni_environment, tmp_path):

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from nni_gumbel.data import DIRECTORY_FIELD, FIELD, FILE_PREFIX, PACKAGED
-from nni_gumbel.errors import UsageError, user_code
+from nni_gumbel.errors import UsageError, first_line, user_code
 
 SPLIT_SEED = 20240229
 VALIDATION_SHARE = 0.1
@@ -127,7 +127,10 @@ def _torchvision(name: str, folder: Path) -> list[Images]:
         folder.mkdir(parents=True, exist_ok=True)
         # Trials that start together would otherwise write the same files.
         with FileLock(folder / ".download.lock"), _patience(seconds=30):
-            return read(download=True)
+            try:
+                return read(download=True)
+            except RuntimeError as error:  # torchvision's, if no mirror answers
+                raise ConnectionError(first_line(error)) from error
 
 
 @contextmanager

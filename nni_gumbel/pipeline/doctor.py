@@ -7,12 +7,9 @@ trials will ask, in the order in which they would fail.
 
 from __future__ import annotations
 
-import os
-import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ import loky
 import yaml
 
 from nni_gumbel.errors import UsageError
+from nni_gumbel.names import ignore_what_nni_wonders_about, inside
 from nni_gumbel.pipeline.machine import (
     FAIL,
     OK,
@@ -136,12 +134,13 @@ def config_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
         return (
             f"{len(searches)} combination(s) x {found.settings.search_seeds} search(es) of "
             f"{found.settings.search_epochs} epochs, {found.settings.train_seeds} training(s) of "
-            f"{found.settings.train_epochs} for each network found; at most {found.largest_trial_count} trials"
+            f"{found.settings.train_epochs} for each network found; at most {found.trial_count} trials if none fails"
         )
 
     yield finding_of("settings", plan)
     try:
         command, directory = trial_command_of(config)
+        command.check(directory)
     except UsageError as error:
         yield Finding(FAIL, "trial command", str(error))
         return
@@ -158,21 +157,8 @@ def config_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
             )
         return rehearsed(command, searches)
 
-    with _inside(directory), warnings.catch_warnings():
-        # NNI wonders about classes that torch has added since; nobody can do anything about it.
-        warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"nni\.nas")
+    with inside(directory), warnings.catch_warnings():
+        ignore_what_nni_wonders_about()
         yield finding_of("search", search)
     lines = (line for each in searches for line in without_effect(each, command.cost is not None))
     yield from (Finding(WARN, "costs", line) for line in dict.fromkeys(lines))
-
-
-@contextmanager
-def _inside(directory: Path) -> Iterator[None]:
-    """Work in the trial code directory, where a trial finds modules and files."""
-    before, path = Path.cwd(), list(sys.path)
-    os.chdir(directory)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-        sys.path[:] = path

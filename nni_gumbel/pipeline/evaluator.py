@@ -8,25 +8,36 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from nni.nas.evaluator.pytorch import ClassificationModule, Lightning, Trainer
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from nni_gumbel.data import build_data
 from nni_gumbel.errors import UsageError
 from nni_gumbel.names import call_named
 from nni_gumbel.pipeline.command import EVALUATOR_FIELD, TrialCommand
 from nni_gumbel.pipeline.rehearsal import check_scores, output_of
-from nni_gumbel.pipeline.reporting import logged_metric
+from nni_gumbel.pipeline.reporting import logged_metric, validation_metric
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.results.example import Example
+from nni_gumbel.results.example import Example, batch_size
+from nni_gumbel.results.perturbation import CHEAP_PASSES, measure_stability
+from nni_gumbel.results.stability import Stability
 from nni_gumbel.search.state import unchanged_randomness
 
 logger = logging.getLogger(__name__)
+
+# Examples of `stability: cheap`.
+_CHEAP_EXAMPLES, _FEWEST_EXAMPLES = 512, 64
+# Of a Trainer that is given none.
+_DEFAULT_LOGGERS = (TensorBoardLogger, CSVLogger)
 
 
 class Classification(ClassificationModule):
@@ -51,9 +62,17 @@ class Classification(ClassificationModule):
 
 
 def evaluator_of(
-    command: TrialCommand, network: nn.Module, settings: ExperimentSettings, epochs: int, seed: int
+    command: TrialCommand,
+    network: nn.Module,
+    settings: ExperimentSettings,
+    epochs: int,
+    seed: int,
+    output: Path,
 ) -> Lightning:
-    """The evaluator that a trial command names, for a run of so many epochs; logs the device that it runs on."""
+    """The evaluator that a trial command names, for a run of so many epochs; logs the device that it runs on.
+
+    What its Trainer writes by default goes into the trial's output directory.
+    """
     data, size = None, settings.batch_size
     if command.data is not None:
         data = build_data(command.data, data_dir=command.data_dir, batch_size=size, seed=seed)
@@ -61,11 +80,26 @@ def evaluator_of(
         command.evaluator, data=data, network=network, epochs=epochs, batch_size=size,
         learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, seed=seed,
     )  # fmt: skip
+    write_into(output, evaluator.trainer)
     # NNI assigns a GPU by hiding the others: inside the trial it is always number 0.
     assigned = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
     device = evaluator.trainer.strategy.root_device
     logger.info("this trial runs on %s (CUDA_VISIBLE_DEVICES=%s)", device, assigned)
     return evaluator
+
+
+def write_into(output: Path, trainer: Trainer) -> None:
+    """Let what a Trainer writes by default go into a directory, and not into the one that all trials work in."""
+
+    def is_shared(path: str | None) -> bool:
+        return path is not None and Path(path).resolve() == Path.cwd()
+
+    if is_shared(trainer.default_root_dir):
+        trainer._default_root_dir = str(output)  # it has no setter
+    trainer.loggers = [
+        type(each)(str(output)) if isinstance(each, _DEFAULT_LOGGERS) and is_shared(each.save_dir) else each
+        for each in trainer.loggers
+    ]
 
 
 def build_evaluator(
@@ -133,6 +167,77 @@ def validation_size(evaluator: Lightning) -> int | None:
         return len(first.dataset)
     except (AttributeError, TypeError):
         return None
+
+
+def measure_stability_of(
+    evaluator: Lightning, metric: str, minimize: bool, level: str, *, trained: int | None = None,
+    on_test_part: bool = False,
+) -> Stability | None:  # fmt: skip
+    """How stable the network of an evaluator is, after its training or with the weights of one.
+
+    Args:
+        evaluator: its trainer validates the network; what that logs goes to no logger.
+        metric: name of the metric.
+        minimize: whether a smaller one is better.
+        level: ``cheap`` (at most 512 examples) or ``full`` (all of them).
+        trained: number of examples that the training saw, epoch by epoch: ``cheap`` takes so few that it has at most a
+            tenth of the training's forward and backward passes, but never fewer than 64.
+        on_test_part: of the examples; else of the validation part.
+
+    Returns:
+        ``None`` where there is no such part.
+    """
+    data, trainer, module = evaluator.datamodule, evaluator.trainer, evaluator.module
+    if on_test_part:
+        if data is None or not is_overridden("test_dataloader", data):
+            return None
+        data.prepare_data()
+        data.setup("test")
+        loader = data.test_dataloader()
+    else:
+        loader = evaluator.val_dataloaders if data is None else data.val_dataloader()
+    loader = loader[0] if isinstance(loader, (list, tuple)) else loader
+    most = None
+    if level == "cheap":
+        most = _CHEAP_EXAMPLES
+        if trained is not None:
+            # An example of a training is three forward passes; half of the tenth is left for what is not counted.
+            most = min(max(int(0.05 * 3 * trained / CHEAP_PASSES), _FEWEST_EXAMPLES), most)
+
+    def score(batches: Sequence[Any]) -> float:
+        loggers, trainer.loggers = trainer.loggers, []
+        try:
+            trainer.validate(module, DataLoader(batches, batch_size=None), verbose=False)
+        finally:
+            trainer.loggers = loggers
+        return validation_metric(trainer, metric)
+
+    with unchanged_randomness([]):
+        batches = _some_of(loader, most)
+        return measure_stability(
+            module.model, batches, score, metric=metric, minimize=minimize, full=level == "full",
+            device=trainer.strategy.root_device,
+        )  # fmt: skip
+
+
+def _some_of(loader: Any, most: int | None) -> list[Any]:
+    """About so many examples of a loader, evenly spaced, in its batches; all if no number is given.
+
+    A validation part may be sorted by class. Of a loader without a length the first examples are taken.
+    """
+    kept, stride, seen = [], 1, 0
+    for number, loaded in enumerate(loader):
+        batch = Example((loaded,))
+        size = batch_size(batch.args, {})
+        if number == 0 and most is not None and hasattr(loader, "__len__"):
+            stride = max(1, -(-len(loader) * size // most))
+        first = -seen % stride
+        if first < size:
+            kept.append(batch.every(stride, first).args[0])
+        seen += size
+        if most is not None and stride == 1 and seen >= most:
+            break
+    return kept
 
 
 def result_on_test_part(evaluator: Lightning, metric: str) -> float | None:

@@ -7,27 +7,22 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import nni
 
 from nni_gumbel.errors import UsageError, first_line, nearest
-from nni_gumbel.names import inside
 from nni_gumbel.pipeline.command import TrialCommand
-from nni_gumbel.pipeline.manager import Manager, plan_of
-from nni_gumbel.pipeline.plan import Plan
+from nni_gumbel.pipeline.manager import Manager
 from nni_gumbel.pipeline.records import Records
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.task import BUNDLE, EXPORT_FOLDER, TRAIN, Task, Trial
+from nni_gumbel.pipeline.task import BUNDLE, EXPORT_FOLDER, REPORT_FOLDER, Task
 from nni_gumbel.results import front
 from nni_gumbel.results.bundle import copy_bundle
-from nni_gumbel.results.choice import Choice, Network, choose
+from nni_gumbel.results.choice import Choice, Network
 from nni_gumbel.results.report import export_readme
 
 logger = logging.getLogger(__name__)
@@ -76,10 +71,11 @@ class Export:
 
 
 def run_export(task: Task, command: TrialCommand, manager: Manager, output: Path) -> None:
-    """The export trial: the chosen network in its output directory and in the trial code directory."""
-    destination = Path.cwd() / EXPORT_FOLDER / os.environ["NNI_EXP_ID"]
-    folders = (destination, output / EXPORT_FOLDER)
-    done = export(manager.experiment(), manager.trials(), output.parent, command, folders, output)
+    """The export trial: the chosen network, and the report, in its output directory and the trial code directory."""
+    # NNI keeps the output directories of an experiment's trials side by side.
+    records = Records(manager.experiment(), manager.trials(), output.parent, command, output)
+    destination = Path.cwd() / EXPORT_FOLDER / records.id
+    done = export(records, records.choice, (destination, output / EXPORT_FOLDER), output)
     chosen = done.choice.network
     nni.report_final_result(
         {
@@ -94,6 +90,18 @@ def run_export(task: Task, command: TrialCommand, manager: Manager, output: Path
             **({"warning": "; ".join(done.warnings)} if done.warnings else {}),
         }
     )
+    # What follows are extras: the export is there, and reported.
+    if records.plan.settings.stability != "none":
+        from nni_gumbel.pipeline.trial import keep_stability_on_test_part  # imports torch
+
+        keep_stability_on_test_part(records, output)
+    try:
+        from nni_gumbel.pipeline.report import write_report
+
+        write_report(records, Path.cwd() / REPORT_FOLDER / records.id)
+    # Whatever a full disk or a person's space raises.
+    except Exception as error:
+        logger.warning("the report could not be written: %s", first_line(error), exc_info=error)
 
 
 def export_of(experiment: str | Path | None, folder: str | Path | None = None, wish: Wish = Wish()) -> Export:
@@ -109,51 +117,63 @@ def export_of(experiment: str | Path | None, folder: str | Path | None = None, w
         UsageError: there is no such experiment or network, no training has finished, or the folder cannot be written.
     """
     records = Records.of(experiment)
-    service = records.profile["params"]["trainingService"]
-    command = TrialCommand.from_trial_command(service.get("trialCommand") or "")
-    code = Path(service.get("trialCodeDirectory") or ".")
-    choice = _choice(records.profile, records.trials, command, wish)
-    if folder is None:
-        named = f"-{choice.network.name}" if wish != Wish() else ""
-        folder = Path(EXPORT_FOLDER) / f"{records.profile['id']}{named}"
-    folder = Path(folder).expanduser().absolute()
-    outputs = records.outputs.absolute()
-    # Without the directory of the space the network cannot be rebuilt: the bundle then comes without programs.
-    with TemporaryDirectory() as work, inside(code) if code.is_dir() else nullcontext():
-        return export(records.profile, records.trials, outputs, command, (folder,), Path(work), wish)
+    choice = wished(records, wish)
+    named = f"-{choice.network.name}" if wish != Wish() else ""
+    folder = Path(folder or Path(EXPORT_FOLDER) / f"{records.id}{named}").expanduser().absolute()
+    # Without the module of the space the network cannot be rebuilt: the bundle then comes without programs.
+    with TemporaryDirectory() as work, records.in_code_directory():
+        return export(records, choice, (folder,), Path(work))
 
 
-def export(
-    experiment: Mapping[str, Any],
-    trials: Sequence[Trial],
-    outputs: Path,
-    command: TrialCommand,
-    folders: Sequence[Path],
-    work: Path,
-    wish: Wish = Wish(),
-) -> Export:
-    """Choose between the networks trained so far and write the chosen one.
-
-    The front, and the network as programs that need no NNI, are written beside it. What of these fails, and a folder
-    that cannot be written where another one can, the export comes without, and with a warning.
-
-    Args:
-        experiment: its profile.
-        trials: those so far.
-        outputs: the folder with their output directories.
-        command: the trial command; the process works where a trial does.
-        folders: those that are written, each complete in itself.
-        work: a folder for files on their way.
-        wish: which network.
+def wished(records: Records, wish: Wish) -> Choice:
+    """The network that a person asks for.
 
     Raises:
-        UsageError: no training has finished, there is no network as asked for, or no folder can be written.
+        UsageError: no training has finished, or there is no such network.
     """
-    plan = plan_of(experiment)
-    settings, found = plan.settings, plan.networks(trials)
-    choice = _choice(experiment, trials, command, wish)
-    source = outputs / choice.run.trial_id / BUNDLE
-    return write_export(choice, found, settings, command.data, source, folders, work)
+    choice, found = records.choice, records.networks
+    if wish.network is not None:
+        named = {each.name: each for each in records.trained}
+        if wish.network not in named:
+            raise UsageError(f"--network: there is no {wish.network!r}{nearest(wish.network, named)}")
+        reason = f"{wish.network} was asked for by its name."
+        return replace(records.choice_among([named[wish.network]]), reason=reason)
+    if wish.trial is not None:
+        trained = {run.trial_id: (network, run) for network in records.trained for run in network.runs}
+        if wish.trial not in trained:
+            raise UsageError(f"--trial: {wish.trial!r} is no finished training{nearest(wish.trial, trained)}")
+        network, run = trained[wish.trial]
+        reason = f"{network.name} with the weights of trial {wish.trial} was asked for."
+        return replace(records.choice_among([network]), run=run, reason=reason)
+    asked = []
+    for field, (cost, noun) in _LIMITS.items():
+        if (most := getattr(wish, field)) is None:
+            continue
+        smallest = min(found, key=lambda network: network.price(cost))
+        found = [network for network in found if network.price(cost) <= most]
+        asked.append(f"at most {most:,} {noun}")
+        if not found:
+            least, option = smallest.price(cost), f"--{field.replace('_', '-')}"
+            if math.isinf(least):
+                raise UsageError(
+                    f"{option}: no {noun} of a network were measured; search with {field}: {most}"
+                )
+            raise UsageError(
+                f"{option}: no network with {' and '.join(asked)} was trained, the least has {least:,.10g} "
+                f"({smallest.name}); give more, or search with {field}: {most}"
+            )
+    if asked:
+        choice = records.choice_among(found)
+        choice = replace(choice, reason=f"Of the networks with {' and '.join(asked)}: {choice.reason}")
+    return choice
+
+
+def export(records: Records, choice: Choice, folders: Sequence[Path], work: Path) -> Export:
+    """Write a network of an experiment; the process works where a trial does. See :func:`write_export`."""
+    source, settings = records.outputs / choice.run.trial_id / BUNDLE, records.plan.settings
+    return write_export(
+        choice, records.networks, settings, records.command.data, source, folders, work, records.priced
+    )
 
 
 def write_export(
@@ -164,8 +184,12 @@ def write_export(
     source: Path,
     folders: Sequence[Path],
     work: Path,
+    priced: str = "params",
 ) -> Export:
-    """Write the chosen network and what belongs to it; see :func:`export`.
+    """Write the chosen network and what belongs to it.
+
+    The front, and the network as programs that need no NNI, are written beside it. What of these fails, and a folder
+    that cannot be written where another one can, the export comes without, and with a warning.
 
     Args:
         choice: the network and the training whose weights are written.
@@ -173,7 +197,9 @@ def write_export(
         settings: of the experiment.
         data: the data set's name.
         source: the bundle of the training.
-        folders, work: see :func:`export`.
+        folders: those that are written, each complete in itself.
+        work: a folder for files on their way.
+        priced: the cost that the front is of.
 
     Raises:
         UsageError: no folder can be written.
@@ -183,10 +209,10 @@ def write_export(
 
     chosen = choice.network
     files, warnings = [], []
-    pictured = (found, chosen, settings.metric, settings.optimize_mode)
+    pictured = (found, chosen, settings.metric, settings.optimize_mode, priced)
     for names, write in (
         ((front.TABLE,), lambda: front.write_table(work / front.TABLE, *pictured)),
-        ((front.PICTURE,), lambda: front.draw(work / front.PICTURE, *pictured)),
+        ((front.PICTURE,), lambda: front.front_figure(*pictured).savefig(work / front.PICTURE, dpi=130)),
         (PROGRAMS, lambda: write_programs(source, work)),
     ):
         missing: Mapping[str, str] = {}
@@ -222,68 +248,3 @@ def write_export(
             logger.warning("%s", error)
             warnings.append(str(error))
     return Export(choice, written, warnings)
-
-
-# -- which network -------------------------------------------------------------------------------------------
-
-
-def _choice(
-    experiment: Mapping[str, Any], trials: Sequence[Trial], command: TrialCommand, wish: Wish
-) -> Choice:
-    plan = plan_of(experiment)
-    settings, found = plan.settings, plan.networks(trials)
-    if not found and any(trial.stage == TRAIN and trial.report is not None for trial in trials):
-        raise UsageError(
-            f"ID: experiment {experiment['id']} has trainings, but not with the settings that its experiment.yml means "
-            "to this version of nni_gumbel; export with the version that ran it"
-        )
-    if not found:
-        raise UsageError(
-            f"ID: experiment {experiment['id']} has no finished training yet, so there is nothing to export; "
-            f"`nni-gumbel wait {experiment['id']}` follows it"
-        )
-
-    def chosen(networks: Sequence[Network], before: str = "") -> Choice:
-        choice = choose(networks, settings.metric, settings.optimize_mode, _priced(command, plan))
-        return replace(choice, reason=before + choice.reason)
-
-    everything = {each.name: each for network in found for each in (network, *network.baseline)}
-    if wish.network is not None:
-        if wish.network not in everything:
-            raise UsageError(f"--network: there is no {wish.network!r}{nearest(wish.network, everything)}")
-        return replace(
-            chosen([everything[wish.network]]), reason=f"{wish.network} was asked for by its name."
-        )
-    if wish.trial is not None:
-        trained = {run.trial_id: (network, run) for network in everything.values() for run in network.runs}
-        if wish.trial not in trained:
-            raise UsageError(f"--trial: {wish.trial!r} is no finished training{nearest(wish.trial, trained)}")
-        network, run = trained[wish.trial]
-        reason = f"{network.name} with the weights of trial {wish.trial} was asked for."
-        return replace(chosen([network]), run=run, reason=reason)
-    asked = []
-    for field, (cost, noun) in _LIMITS.items():
-        if (most := getattr(wish, field)) is None:
-            continue
-        smallest = min(found, key=lambda network: network.price(cost))
-        found = [network for network in found if network.price(cost) <= most]
-        asked.append(f"at most {most:,} {noun}")
-        if not found:
-            least, option = smallest.price(cost), f"--{field.replace('_', '-')}"
-            if math.isinf(least):
-                raise UsageError(
-                    f"{option}: no {noun} of a network were measured; search with {field}: {most}"
-                )
-            raise UsageError(
-                f"{option}: no network with {' and '.join(asked)} was trained, the least has {least:,.10g} "
-                f"({smallest.name}); give more, or search with {field}: {most}"
-            )
-    return chosen(found, f"Of the networks with {' and '.join(asked)}: " if asked else "")
-
-
-def _priced(command: TrialCommand, plan: Plan) -> str:
-    """What the searches of an experiment price; parameters, where some price one cost and some another."""
-    words = {variant.search.cost for variant in plan.variants}
-    if command.cost is not None:
-        return "cost"
-    return words.pop() if len(words) == 1 else "params"

@@ -19,12 +19,14 @@ from pathlib import Path
 
 import loky
 import nni
+import psutil
 from filelock import FileLock
 
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.export import run_export
-from nni_gumbel.pipeline.manager import Manager
+from nni_gumbel.pipeline.lifeline import end_with, manager_process
+from nni_gumbel.pipeline.manager import Manager, ManagerUnreachable, receive_plain_json
 from nni_gumbel.pipeline.task import EXPORT, TENSORBOARD, Task
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit code; a person's mistake is one line on stderr and 1.
     """
+    task = None
     try:
         command = TrialCommand.parse(arguments)
         if "NNI_TRIAL_JOB_ID" not in os.environ:
@@ -43,13 +46,14 @@ def main(arguments: list[str]) -> int:
                 "nni-gumbel trial: it is started by NNI, as the trialCommand of an experiment; "
                 "run `nnictl create --config experiment.yml`"
             )
+        end_with(_manager_process())
+        receive_plain_json()
         nni.get_next_parameter()  # takes one from the queue; ours is in the manager's record
         manager = Manager.from_trial_environment()
         task = Task.from_parameters(manager.trial(os.environ["NNI_TRIAL_JOB_ID"]).parameters)
         output = Path(os.environ["NNI_OUTPUT_DIR"])
         output.mkdir(parents=True, exist_ok=True)
-        # After the manager was killed, a trial lives on until its next report; a resumed experiment runs the same
-        # trial again in the same directory meanwhile, which waits here.
+        # Two writers never share a directory: a resumed experiment may run the same trial before the first has ended.
         with FileLock(output / ".lock"):
             (output / "task.json").write_text(json.dumps(task.parameters(), indent=2) + "\n")
             _show_tensorboard_to_the_portal(output)
@@ -62,10 +66,31 @@ def main(arguments: list[str]) -> int:
             RUNS[task.stage](task, command, manager, output)
     except UsageError as error:
         print(f"nni-gumbel: {first_line(error)}", file=sys.stderr)
+        if task is not None and _would_come_again(error):
+            nni.report_final_result({"key": task.key, "mistake": first_line(error)})
         return 1
     except SystemExit as error:  # Lightning ends a run so after SIGTERM, with the code of a success
         return error.code or 128 + signal.SIGTERM
     return 0
+
+
+def _manager_process() -> psutil.Process | None:
+    found = manager_process()
+    if found is None and os.environ.get("NNI_PLATFORM") == "local":
+        # Another manager may answer at the same address by now: of the same experiment, resumed.
+        raise UsageError("NNI's manager is gone, and so this trial ends")
+    return found
+
+
+def _would_come_again(error: BaseException | None) -> bool:
+    """Whether another attempt would end alike: not where the machine was the cause, its memory, disk or network."""
+    while error is not None:
+        of_the_machine = isinstance(error, (OSError, MemoryError, ManagerUnreachable))
+        of_the_machine |= type(error).__name__ == "OutOfMemoryError"  # torch's, which is not imported here
+        if of_the_machine and not isinstance(error, FileNotFoundError):
+            return False
+        error = error.__cause__ or error.__context__
+    return True
 
 
 def _use_share_of_cores(manager: Manager) -> None:
@@ -74,10 +99,13 @@ def _use_share_of_cores(manager: Manager) -> None:
     Must run before torch is imported, which reads the variable once.
     """
     cores = loky.cpu_count()  # of this process: affinity and the limits of a container count
-    threads = max(1, cores // manager.experiment()["params"]["trialConcurrency"])
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # those that a person has set stay
-        threads = int(os.environ.setdefault(variable, str(threads)))
-    logger.info("this trial uses %d of %d cores", threads, cores)
+    share = max(1, cores // manager.experiment()["params"]["trialConcurrency"])
+    variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    # What a person has set stays, and one that is alone speaks for both: torch takes MKL's number for OpenMP, too.
+    threads = next((os.environ[name] for name in variables if os.environ.get(name)), str(share))
+    for name in variables:
+        os.environ[name] = os.environ.get(name) or threads
+    logger.info("this trial uses %s of %d cores", threads, cores)
 
 
 def _show_tensorboard_to_the_portal(output: Path) -> None:

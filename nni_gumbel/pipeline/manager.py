@@ -8,6 +8,7 @@ unpickles.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import time
@@ -25,6 +26,7 @@ from urllib3.util import Retry
 
 from nni_gumbel.errors import UsageError, first_line, user_code
 from nni_gumbel.pipeline.command import TrialCommand
+from nni_gumbel.pipeline.lifeline import is_alive
 from nni_gumbel.pipeline.plan import Failure, Plan
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import Trial, judged
@@ -40,6 +42,10 @@ class ManagerUnreachable(UsageError):
     """NNI's manager does not answer: it is ending, or not there."""
 
 
+class ManagerClosed(ManagerUnreachable):
+    """Nobody listens where the manager was."""
+
+
 class Manager:
     """A client of one experiment's manager.
 
@@ -50,6 +56,7 @@ class Manager:
     def __init__(self, url: str) -> None:
         self.url = url
         self._session = requests.Session()
+        self._read: dict[str, tuple[Mapping[str, Any], Trial]] = {}
         # The manager is on this machine: a proxy for the outside is not asked.
         self._session.trust_env = False
         # The manager closes idle connections after five seconds, perhaps just when one is used again.
@@ -66,8 +73,22 @@ class Manager:
         return cls(_api_beside(os.environ["NNI_TRIAL_COMMAND_CHANNEL"], own_parts=3))
 
     def trials(self) -> list[Trial]:
-        """All trials so far, in no particular order."""
-        return [trial_of(record) for record in self._get("trial-jobs")]
+        """All trials so far, in no particular order; of one that has ended, the same object every time."""
+        read = (
+            (one, self._known(one) or trial_of(self._with_metric(one))) for one in self._get("trial-jobs")
+        )
+        self._read = {record["trialJobId"]: (record, trial) for record, trial in read}
+        return [trial for _, trial in self._read.values()]
+
+    def _with_metric(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A record with the final metric of a failed trial, which NNI keeps, and leaves out of its lists."""
+        if record.get("status") != "FAILED" or record.get("finalMetricData"):
+            return record
+        return {**record, "finalMetricData": self._get(f"metric-data/{record['trialJobId']}?type=FINAL")}
+
+    def _known(self, record: Mapping[str, Any]) -> Trial | None:
+        before, trial = self._read.get(record["trialJobId"], (None, None))
+        return trial if before == record and trial.state != "pending" else None
 
     def trial(self, trial_id: str) -> Trial:
         """One trial. Its parameters are those that the portal shows for it.
@@ -94,6 +115,12 @@ class Manager:
         profile = self.experiment()
         profile["params"]["maxTrialNumber"] = number
         self._request("PUT", "experiment?update_type=MAX_TRIAL_NUM", json=profile)
+
+    def add_time(self, seconds: int) -> None:
+        """Let ``maxExperimentDuration`` end so much later than now."""
+        profile = self.experiment()
+        profile["params"]["maxExperimentDuration"] = f"{math.ceil(profile['execDuration']) + seconds}s"
+        self._request("PUT", "experiment?update_type=MAX_EXEC_DURATION", json=profile)
 
     def last_word(self, trial_id: str) -> str:
         """The line of a trial's stderr that says why it failed."""
@@ -123,7 +150,10 @@ class Manager:
         except requests.RequestException as error:
             # Only an answer says more than the name of the error.
             why = first_line(error) if isinstance(error, requests.HTTPError) else type(error).__name__
-            raise ManagerUnreachable(
+            is_closed = isinstance(error, requests.ConnectionError) and not isinstance(
+                error, requests.Timeout
+            )
+            raise (ManagerClosed if is_closed else ManagerUnreachable)(
                 f"NNI's manager at {self.url} does not answer ({why}); is the experiment running?"
             ) from None
         return response
@@ -134,6 +164,17 @@ def error_line(stderr: str) -> str | None:
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     error = re.compile(r"nni-gumbel: |[\w.]*(Error|Exception|Interrupt|Exit)\b")
     return (list(filter(error.match, lines)) or lines or [None])[-1]
+
+
+def receive_plain_json() -> None:
+    """Let NNI's own code in this process, a tuner or a trial, read what it is sent with `json.loads`.
+
+    It would read with `nni.load`, which runs the code that a parameter or a metric names.
+    """
+    import nni
+    from nni.runtime import msg_dispatcher, msg_dispatcher_base
+
+    nni.load = msg_dispatcher.load = msg_dispatcher_base.load = json.loads
 
 
 def plan_of(experiment: Mapping[str, Any]) -> Plan:
@@ -156,6 +197,16 @@ def check_tuner(experiment: Mapping[str, Any]) -> None:
     tuner = (experiment["params"].get("tuner") or {}).get("name")
     if str(tuner).lower() != NAME.lower():
         raise UsageError(f"ID: experiment {experiment['id']} runs the tuner {tuner!r}; give one of {NAME}")
+
+
+def time_is_over(experiment: Mapping[str, Any]) -> bool:
+    """Whether an experiment's profile says that ``maxExperimentDuration`` is used up."""
+    most = experiment["params"].get("maxExperimentDuration")
+    if most is None:
+        return False
+    from nni.experiment.config.utils import parse_time
+
+    return experiment["execDuration"] > parse_time(most)
 
 
 def check_params(params: Mapping[str, Any]) -> None:
@@ -189,13 +240,11 @@ def trial_command_of(params: Mapping[str, Any]) -> tuple[TrialCommand, Path]:
         params: the YAML in NNI's canonical form.
 
     Raises:
-        UsageError: the command is not ours, or names what is not there.
+        UsageError: the command is not ours.
     """
     service = params["trainingService"]  # NNI copies both to there, where they stand at the top
-    directory = Path(service.get("trialCodeDirectory") or ".")
     command = TrialCommand.from_trial_command(service.get("trialCommand") or "")
-    command.check(directory)
-    return command, directory
+    return command, Path(service.get("trialCodeDirectory") or ".")
 
 
 def _api_beside(channel: str, own_parts: int) -> str:
@@ -320,9 +369,9 @@ def _listed() -> dict[str, dict[str, Any]]:
 
 
 def _is_alive(entry: Mapping[str, Any]) -> bool:
-    """Whether an experiment's manager runs. One that ended, but waits to be reaped, does not."""
+    """Whether an experiment's manager runs."""
     try:
-        return psutil.Process(entry["pid"]).status() != psutil.STATUS_ZOMBIE
+        return is_alive(psutil.Process(entry["pid"]))
     except (KeyError, TypeError, psutil.Error):
         return False
 

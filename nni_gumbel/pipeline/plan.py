@@ -73,11 +73,11 @@ class Plan:
         return [self.settings.with_values(combination) for combination in self.combinations]
 
     @property
-    def largest_trial_count(self) -> int:
-        """How many trials it takes if every task needs all its attempts and no two networks are alike."""
+    def trial_count(self) -> int:
+        """How many trials it takes if nothing fails and no two networks are alike."""
         settings = self.settings
         of_a_network = 1 + settings.train_seeds + settings.random_baseline
-        return len(self.combinations) * settings.search_seeds * of_a_network * settings.attempts + 1
+        return len(self.combinations) * settings.search_seeds * of_a_network + 1
 
     def check_trial_limit(self, limit: int | None) -> None:
         """See that ``maxTrialNumber`` leaves room for the export.
@@ -85,15 +85,18 @@ class Plan:
         Raises:
             UsageError: it may not.
         """
-        if limit is not None and limit < self.largest_trial_count:
+        if limit is not None and limit < self.trial_count:
             raise UsageError(
-                f"maxTrialNumber: {limit} may be too few, the export would never come; give at least "
-                f"{self.largest_trial_count} (combinations x search_seeds x (1 + train_seeds + random_baseline) x "
-                "attempts + 1) or leave it out"
+                f"maxTrialNumber: {limit} may be too few for the whole plan; give at least {self.trial_count} "
+                "(combinations x search_seeds x (1 + train_seeds + random_baseline) + 1) or leave it out"
             )
 
-    def next_tasks(self, trials: Sequence[Trial]) -> list[Task]:
+    def next_tasks(self, trials: Sequence[Trial], limit: int | None = None) -> list[Task]:
         """All tasks that may start now, in the order in which they should.
+
+        Args:
+            trials: those so far.
+            limit: ``maxTrialNumber``; the last trial is kept for an export of what there is by then.
 
         Returns:
             Tasks that are neither pending nor done nor given up; empty when all of the rest is pending,
@@ -102,20 +105,21 @@ class Plan:
         ledger = _Ledger(trials, self.settings.attempts)
         if EXPORT in ledger.done:
             return []
-        work = self._work(ledger)
-        if all(ledger.is_over(task) for task in work):
+        work, room = self._work(ledger), None if limit is None else max(limit - 1 - len(trials), 0)
+        if room == 0 and not ledger.pending or all(ledger.is_over(task) for task in work):
+            room = None
             trained = any(task.stage == TRAIN and task.identity in ledger.done for task in work)
             work = [Task(EXPORT, self.settings.seed, 1, self.settings.export_values())] if trained else []
         return [
             replace(task, attempt=ledger.next_attempt(task))
             for task in work
             if task.identity not in ledger.pending and not ledger.is_over(task)
-        ]
+        ][:room]
 
-    def failure(self, trials: Sequence[Trial]) -> Failure | None:
-        """Why no export can come any more; ``None`` as long as one can."""
+    def failure(self, trials: Sequence[Trial], limit: int | None = None) -> Failure | None:
+        """Why no export can come any more; ``None`` as long as one can. Arguments: see :meth:`next_tasks`."""
         ledger = _Ledger(trials, self.settings.attempts)
-        if EXPORT in ledger.done or ledger.pending or self.next_tasks(trials):
+        if EXPORT in ledger.done or ledger.pending or self.next_tasks(trials, limit):
             return None
         trainings = [task for found in self._found(ledger) for task in self._trainings(found)]
         if not trainings:
@@ -124,9 +128,14 @@ class Plan:
             stage, what = TRAIN, "every training failed, so there is no network to export"
         else:
             stage, what = EXPORT, "the export failed"
-        failed = [trial for each in ledger.failed.values() for trial in each if trial.task.stage == stage]
+        failed = [trial for each in ledger.failed.values() for trial in each]
+        if not any(trial.task.stage == stage for trial in failed):
+            what = "maxTrialNumber or maxExperimentDuration is used up, and no network has been trained"
+        failed = [trial for trial in failed if trial.task.stage == stage] or failed
+        if not failed:
+            return None  # NNI's status tells it
         last = max(failed, key=lambda trial: (trial.end or 0, trial.sequence))
-        return Failure(f"{what} (attempts: {self.settings.attempts})", last.id)
+        return Failure(f"{what} (attempts: {last.task.attempt})", last.id)
 
     def networks(self, trials: Sequence[Trial]) -> list[Network]:
         """The distinct networks with at least one finished training, named in the order of their searches.
@@ -147,6 +156,17 @@ class Plan:
                 named.append(replace(_network(name, done), found_with=varied, baseline=baseline))
         return named
 
+    def searches(self, trials: Sequence[Trial]) -> list[tuple[dict[str, Any], Task, Trial]]:
+        """The finished searches in the order of the plan: the combination, the task, the trial that did it.
+
+        Combinations that differ in the training alone share their searches, which stand with the first of them.
+        """
+        ledger, found = _Ledger(trials, self.settings.attempts), {}
+        for combination, (tasks, _) in zip(self.combinations, self._by_variant):
+            for task, trial in ledger.done_of(tasks):
+                found.setdefault(task.identity, (dict(combination), task, trial))
+        return list(found.values())
+
     def _work(self, ledger: _Ledger) -> list[Task]:
         """Everything that comes before the export, as far as it is known.
 
@@ -154,7 +174,7 @@ class Plan:
         size their baseline. A network that nobody could train needs none.
         """
         found = self._found(ledger)
-        searches = [task for variant in self.variants for task in self._searches(variant)]
+        searches = [task for tasks, _ in self._by_variant for task in tasks]
         trainings = [task for network in found for task in self._trainings(network)]
         trained = [network for network in found if ledger.done_of(self._trainings(network))]
         baseline = [task for network in trained for task in self._baseline(network)]
@@ -163,18 +183,23 @@ class Plan:
     def _found(self, ledger: _Ledger) -> list[_Found]:
         """What the finished searches have found, in the order of the plan."""
         found: dict[str, _Found] = {}
-        for combination, variant in zip(self.combinations, self.variants):
-            values = variant.train_values()
-            for _, trial in ledger.done_of(self._searches(variant)):
+        for combination, (searches, values) in zip(self.combinations, self._by_variant):
+            for _, trial in ledger.done_of(searches):
                 key = canonical([trial.report.architecture, values])
                 network = found.setdefault(key, _Found(trial.report, values, []))
                 if combination not in network.combinations:
                     network.combinations.append(combination)
         return list(found.values())
 
-    def _searches(self, variant: ExperimentSettings) -> list[Task]:
+    @cached_property
+    def _by_variant(self) -> list[tuple[list[Task], dict[str, Any]]]:
+        """The searches of each variant, and the settings of its trainings."""
         seeds = range(self.settings.seed, self.settings.seed + self.settings.search_seeds)
-        return [Task(SEARCH, seed, 1, variant.search_values()) for seed in seeds]
+        return [
+            ([Task(SEARCH, seed, 1, values) for seed in seeds], variant.train_values())
+            for variant in self.variants
+            for values in [variant.search_values()]
+        ]
 
     def _trainings(self, found: _Found) -> list[Task]:
         seeds = range(self.settings.seed, self.settings.seed + self.settings.train_seeds)
@@ -210,7 +235,9 @@ class _Ledger:
 
     def is_over(self, task: Task) -> bool:
         """Whether the task is done or given up."""
-        used_up = task.identity not in self.pending and self.next_attempt(task) > self._attempts
+        failed = self.failed.get(task.identity, [])
+        in_vain = self.next_attempt(task) > self._attempts or any(trial.mistake for trial in failed)
+        used_up = task.identity not in self.pending and in_vain
         return used_up or task.identity in self.done
 
     def next_attempt(self, task: Task) -> int:

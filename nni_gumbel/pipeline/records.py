@@ -1,48 +1,64 @@
-"""What an experiment has done, read from the files that NNI keeps of it, whether its manager runs or not.
+"""What an experiment has done: its trials, what they left in their output directories, and what follows from both.
 
 NNI writes every event and every metric into ``<experiment>/db/nni.sqlite`` at once, and its REST interface answers from
-there; so does :class:`Records`, without a manager: of an experiment that runs, was stopped, failed or was killed, and
-from a copy of its folder. The trials' output directories lie in the same folder.
+there; so does :meth:`Records.of`, without a manager: of an experiment that runs, was stopped, failed or was killed, and
+from a copy of its folder. Output directories lie in the same folder: they have TensorBoard's events of a search, the
+bundle and the stability of a training.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
-from collections.abc import Mapping
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from nni_gumbel.errors import UsageError, first_line
-from nni_gumbel.pipeline.manager import check_tuner, find_experiment, plan_of, trial_of
-from nni_gumbel.pipeline.task import CHOICE_PREFIX, Trial
+from nni_gumbel.names import inside
+from nni_gumbel.pipeline.command import TrialCommand
+from nni_gumbel.pipeline.manager import check_tuner, find_experiment, plan_of, trial_command_of, trial_of
+from nni_gumbel.pipeline.plan import Plan
+from nni_gumbel.pipeline.task import CHOICE_PREFIX, EXPORT, TENSORBOARD, TRAIN, Task, Trial
+from nni_gumbel.results.agreement import choice_of
+from nni_gumbel.results.choice import Choice, Network, choose
+from nni_gumbel.results.pictures import SearchHistory
+from nni_gumbel.results.report import chosen_value
+from nni_gumbel.results.space import canonical
+from nni_gumbel.results.stability import FILE as STABILITY
+from nni_gumbel.results.stability import Stability, read_stability
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+logger = logging.getLogger(__name__)
 
 _DATABASE = Path("db", "nni.sqlite")
 
 
 @dataclass(frozen=True)
 class Records:
-    """An experiment as it was when its files were read.
+    """An experiment as it was when its records were read; what follows from them is computed when it is asked for.
 
     Args:
-        directory: the experiment's folder, ``nni-experiments/<id>``.
         profile: as :meth:`~nni_gumbel.pipeline.manager.Manager.experiment` tells it.
-        trials: all of them, in the order in which they were submitted.
+        trials: all of them.
+        outputs: the folder with their output directories.
+        command: the trial command.
+        export: the output directory of the export; ``None`` if there is none yet.
     """
 
-    directory: Path
     profile: Mapping[str, Any]
-    trials: list[Trial]
-
-    @property
-    def outputs(self) -> Path:
-        """The folder with the output directories of the trials."""
-        return self.directory / "environments" / "local-env" / "trials"
+    trials: Sequence[Trial]
+    outputs: Path
+    command: TrialCommand
+    export: Path | None = None
 
     @classmethod
     def of(cls, experiment: str | Path | None = None) -> Records:
@@ -61,10 +77,11 @@ class Records:
                     f"{str(experiment)!r} holds no {_DATABASE}; give an id or the folder nni-experiments/ID"
                 )
             folder = find_experiment(None if experiment is None else str(experiment)).directory
+        folder = folder.absolute()
         path = folder / _DATABASE
         try:
             # Not read-only: what a killed manager left half written is rolled back by whoever opens it next.
-            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as database:
+            with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as database:
                 profile = database.execute(
                     "select id, params, startTime, endTime, execDuration from ExperimentProfile"
                     " order by revision desc limit 1"
@@ -84,7 +101,158 @@ class Records:
         found = dict(zip(("id", "params", "startTime", "endTime", "execDuration"), profile))
         found["params"] = json.loads(found["params"])
         check_tuner(found)
-        return cls(folder, found, _trials(events, dict(metrics)))
+        command, _ = trial_command_of(found["params"])
+        trials, outputs = _trials(events, dict(metrics)), folder / "environments" / "local-env" / "trials"
+        exports = (
+            outputs / trial.id for trial in trials if trial.report is not None and trial.stage == EXPORT
+        )
+        return cls(found, trials, outputs, command, next(exports, None))
+
+    def in_code_directory(self) -> AbstractContextManager[None]:
+        """Work where the trials do, if that folder is there: without it, the space cannot be built."""
+        _, directory = trial_command_of(self.profile["params"])
+        return inside(directory) if directory.is_dir() else nullcontext()
+
+    @property
+    def id(self) -> str:
+        return self.profile["id"]
+
+    @cached_property
+    def plan(self) -> Plan:
+        return plan_of(self.profile)
+
+    @property
+    def metric(self) -> str:
+        return self.plan.settings.metric
+
+    # -- networks -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def networks(self) -> list[Network]:
+        """Those that were found and trained, each with its random ones."""
+
+        def known(network: Network) -> Network:
+            runs = tuple(
+                replace(run, stability=each.index) if (each := self.stability.get(run.trial_id)) else run
+                for run in network.runs
+            )
+            return replace(network, runs=runs, baseline=tuple(map(known, network.baseline)))
+
+        return list(map(known, self.plan.networks(self.trials)))
+
+    @property
+    def trained(self) -> list[Network]:
+        """All that were trained: those that were found, each followed by its random ones."""
+        return [each for network in self.networks for each in (network, *network.baseline)]
+
+    @cached_property
+    def stability(self) -> dict[str, Stability]:
+        """What trainings kept of the stability of their networks, by trial; a damaged file is a warning."""
+        found = {trial.id: _stability_in(self.outputs / trial.id) for trial in self.trials if trial.report}
+        return {trial: stability for trial, stability in found.items() if stability is not None}
+
+    @cached_property
+    def test_stability(self) -> Stability | None:
+        """Of the exported network, on the test part."""
+        return None if self.export is None else _stability_in(self.export)
+
+    @cached_property
+    def priced(self) -> str:
+        """What the searches price; parameters, where some price one cost and some another."""
+        words = {variant.search.cost for variant in self.plan.variants}
+        if self.command.cost is not None:
+            return "cost"
+        return words.pop() if len(words) == 1 else "params"
+
+    @cached_property
+    def choice(self) -> Choice:
+        """By the rule of the experiment.
+
+        Raises:
+            UsageError: no training has finished.
+        """
+        if not self.networks:
+            told = f"ID: experiment {self.id} has"
+            if any(trial.stage == TRAIN and trial.report is not None for trial in self.trials):
+                raise UsageError(
+                    f"{told} trainings, but not with the settings that its experiment.yml means to this version of "
+                    "nni_gumbel; use the version that ran it"
+                )
+            raise UsageError(f"{told} no finished training yet; `nni-gumbel wait {self.id}` follows it")
+        return self.choice_among(self.networks)
+
+    def choice_among(self, networks: Sequence[Network]) -> Choice:
+        """By the rule of the experiment, among some of its networks (at least one)."""
+        settings = self.plan.settings
+        return choose(networks, self.metric, settings.optimize_mode, self.priced, settings.choice_rule)
+
+    # -- searches -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def searches(self) -> list[tuple[dict[str, Any], Task, Trial]]:
+        """See :meth:`~nni_gumbel.pipeline.plan.Plan.searches`."""
+        return self.plan.searches(self.trials)
+
+    @cached_property
+    def groups(self) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        """The settings that were varied, and the networks that their searches found, one a seed."""
+        groups: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+        for combination, _, trial in self.searches:
+            _, found = groups.setdefault(canonical(combination), (combination, []))
+            found.append(trial.report.architecture)
+        return list(groups.values())
+
+    @cached_property
+    def history(self) -> dict[str, SearchHistory]:
+        """What each search reported, by its trial."""
+        return {
+            trial.id: _history_of(
+                f"search {trial.id}, seed {task.seed}", self.outputs / trial.id / TENSORBOARD
+            )
+            for _, task, trial in self.searches
+        }
+
+    @cached_property
+    def candidates(self) -> dict[str, tuple[list[str], int]]:
+        """The candidates of every label of the space, and how many outcomes it has.
+
+        Where the space cannot be built, they are those that searches have found.
+        """
+        from nni_gumbel.supernet.distribution import law_of  # imports torch, as the space does
+
+        try:
+            variables = self.command.reference.build().simplify()
+        except UsageError as error:
+            logger.warning("the candidates are those that searches have found: %s", first_line(error))
+            found: dict[str, dict[str, None]] = {}
+            for _, _, trial in self.searches:
+                for label in trial.report.architecture:
+                    found.setdefault(label, {})[choice_of(trial.report.architecture, label)] = None
+            return {label: (list(words), len(words)) for label, words in found.items()}
+        return {
+            label: (list(map(chosen_value, variable.values)), law_of(label, variable).outcomes)
+            for label, variable in variables.items()
+        }
+
+    @cached_property
+    def experiment(self) -> str:
+        """The experiment as a file that starts it again."""
+        params = self.profile["params"]
+        names = (
+            "experimentName",
+            "searchSpace",
+            "trialConcurrency",
+            "maxTrialNumber",
+            "maxExperimentDuration",
+        )
+        text = {name: params[name] for name in names if params.get(name) is not None}
+        service = params.get("trainingService") or {}
+        text["trialCommand"] = service.get("trialCommand") or params.get("trialCommand")
+        # Where the space lies; the person who reads this may have it elsewhere.
+        text["trialCodeDirectory"] = "."
+        text["tuner"] = params["tuner"]
+        text["trainingService"] = {"platform": "local"}
+        return yaml.safe_dump(text, sort_keys=False)
 
 
 def results(experiment: str | Path | None = None) -> DataFrame:
@@ -106,16 +274,12 @@ def results(experiment: str | Path | None = None) -> DataFrame:
     import pandas
 
     records = Records.of(experiment)
-    plan = plan_of(records.profile)
-    metric, names = plan.settings.metric, {}
-    for network in plan.networks(records.trials):
-        for each in (network, *network.baseline):
-            names |= {run.trial_id: each.name for run in each.runs}
+    names = {run.trial_id: network.name for network in records.trained for run in network.runs}
     rows = []
     for trial in sorted(records.trials, key=lambda trial: trial.sequence):
         given, reported = dict(trial.parameters or {}), dict(trial.result or {})
         architecture = trial.report.architecture if trial.report is not None else None
-        renamed = {"default": f"validation_{metric}", "test": f"test_{metric}"}
+        renamed = {"default": f"validation_{records.metric}", "test": f"test_{records.metric}"}
         given.pop("stage", None), given.pop("key", None)
         rows.append({
             "trial": trial.id,
@@ -138,6 +302,9 @@ def results(experiment: str | Path | None = None) -> DataFrame:
     return pandas.DataFrame(rows).set_index("trial") if rows else pandas.DataFrame()
 
 
+# -- files ---------------------------------------------------------------------------------------------------
+
+
 def _trials(events: list[tuple[Any, ...]], finals: Mapping[str, str]) -> list[Trial]:
     """The trials that NNI's events lead to, by NNI's own rules (``getTrialJobsByReplayEvents``)."""
     records: dict[str, dict[str, Any]] = {}
@@ -157,6 +324,36 @@ def _trials(events: list[tuple[Any, ...]], finals: Mapping[str, str]) -> list[Tr
         if sequence is not None:
             record.setdefault("sequenceId", sequence)
     for name, record in records.items():
-        if record["status"] == "SUCCEEDED" and name in finals:
+        # Of a failed trial, its mistake.
+        if record["status"] in ("SUCCEEDED", "FAILED") and name in finals:
             record["finalMetricData"] = [{"data": finals[name]}]
     return [trial_of(record) for record in records.values()]
+
+
+def _stability_in(output: Path) -> Stability | None:
+    try:
+        return read_stability(output / STABILITY)
+    except UsageError as error:
+        logger.warning("%s", error)
+        return None
+
+
+def _history_of(name: str, events: Path) -> SearchHistory:
+    """What a search wrote for TensorBoard."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    curves: dict[str, list[float]] = {}
+    probabilities: dict[str, dict[str, list[float]]] = {}
+    if events.is_dir():
+        found = EventAccumulator(str(events), size_guidance={"scalars": 0})
+        found.Reload()
+        for tag in found.Tags()["scalars"]:
+            values = [event.value for event in found.Scalars(tag)]
+            kind, _, rest = tag.partition("/")
+            if kind == "probability":
+                # A label may hold slashes, the word of a candidate not.
+                label, _, candidate = rest.rpartition("/")
+                probabilities.setdefault(label, {})[candidate] = values
+            else:
+                curves[tag] = values
+    return SearchHistory(name, curves, probabilities)

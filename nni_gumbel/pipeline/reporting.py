@@ -133,8 +133,11 @@ def validation_metric(trainer: pl.Trainer, metric: str) -> float:
     """The metric that networks are compared by, after a run.
 
     Raises:
-        UsageError: the evaluator logs no such metric.
+        UsageError: the evaluator logs no such metric, or it is not finite.
+        KeyboardInterrupt: the run was interrupted, and Lightning returned as if it had come to its end.
     """
+    if trainer.interrupted:
+        raise KeyboardInterrupt
     value = logged_metric(trainer, "val", metric)
     if value is None:
         names = sorted(name for name in trainer.callback_metrics if name.startswith("val"))
@@ -142,4 +145,6 @@ def validation_metric(trainer: pl.Trainer, metric: str) -> float:
         raise UsageError(
             f"metric: the evaluator logs no val_{metric}, it logs {there}; set metric to one of them (without `val_`)"
         )
+    if not math.isfinite(value):
+        raise UsageError(f"metric: val_{metric} is {value}; lower learning_rate, or correct the evaluator")
     return value

@@ -74,11 +74,11 @@ def train_again(
         if from_weights:
             # Without the layers that were pruned, whose outputs nobody uses.
             network.load_state_dict(load_file(path / WEIGHTS), strict=False)
-        made = evaluator_of(command, network, settings, settings.train_epochs, seed)
+        output = folder / f"seed-{seed}"
+        made = evaluator_of(command, network, settings, settings.train_epochs, seed, output)
         if evaluator is None:
             name = type(network).__name__
             check_scores(output_of(network, example, name), name, made.datamodule.num_classes)
-        output = folder / f"seed-{seed}"
         made.trainer.callbacks.append(Progress(settings.metric, output / TENSORBOARD))
         with our_reports_only():
             trained = train(network, made, architecture, reference, settings.train_values(), seed, output)

@@ -9,12 +9,14 @@ trial command.
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import model_validator
 
 from nni_gumbel.errors import UsageError, nearest
+from nni_gumbel.results.choice import Rule
 from nni_gumbel.search.settings import COUPLINGS, SearchSettings
 from nni_gumbel.settings import Settings, allowed_values, setting
 
@@ -48,6 +50,18 @@ class ExperimentSettings(Settings):
     batch_size: int = setting(64, "examples in a batch", ge=1, basic=True)
     learning_rate: float = setting(1e-2, "largest learning rate of the weights", gt=0, basic=True)
     weight_decay: float = setting(1e-4, "weight decay of the weights", ge=0, basic=True)
+    # Not `off`: YAML reads that as false.
+    stability: Literal["cheap", "full", "none"] = setting(
+        "cheap",
+        "whether each trained network is disturbed to see how stable it is: `cheap` takes at most a tenth of the "
+        "training (noise, removed weights, FGSM), `full` takes all validation data, also PGD and corruptions of images",
+        basic=True,
+    )  # fmt: skip
+    choice_rule: Rule = setting(
+        "cheapest-stable",
+        "which network is exported: of those within one standard error of the best validation metric the cheapest that "
+        "is not less stable than their median, the `cheapest` whatever its stability, or the `best` whatever its cost",
+    )
     attempts: int = setting(2, "how often a trial is tried before it is left out", ge=1)
     seed: int = setting(
         0,
@@ -127,6 +141,26 @@ def _flattened(dumped: dict[str, Any]) -> dict[str, Any]:
 
 FLAT_NAMES = tuple(ExperimentSettings().flat())
 
+_DEFAULTS = ExperimentSettings().flat()
+# A preset counts by the values that it fills in; the others say how a result is shown or compared.
+_WITHOUT_RESULT = ("preset", "optimize_mode", "log_prob_every_n_step")
+
+
+def deciding(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a trial's settings that change its result; what is as if it were left out is none of them.
+
+    Settings that a later version adds do not change it, therefore: a resumed experiment knows its tasks again.
+    """
+    found = {name: value for name, value in values.items() if value != _DEFAULTS[name]}
+    for name in _WITHOUT_RESULT:
+        found.pop(name, None)
+    if "kl_weight" not in found:  # its default, and that of cost_weight, is 0
+        found.pop("prior", None)
+    if "cost_weight" not in found and found.get("prior") != "cost":
+        found.pop("cost", None)
+    return found
+
+
 # What a search space may vary: whatever a trial is told, except how its result is judged, because
 # results that are judged differently cannot be compared.
 VARIED_NAMES = tuple(
@@ -199,12 +233,11 @@ def experiment_schema() -> str:
 def settings_markdown() -> str:
     """The text of ``examples/SETTINGS.md``, which is this function's output."""
     fixed = ", ".join(f"`{name}`" for name in FLAT_NAMES if name not in VARIED_NAMES)
-    lines = [
-        "# Settings", "",
-        "Written by `nni-gumbel settings --markdown`. The [guide](README.md#settings) says where they are given, and",
-        "explains presets and estimators. `searchSpace` may vary all of them except",
-        f"{fixed}.", "",
-    ]  # fmt: skip
+    text = (
+        "Written by `nni-gumbel settings --markdown`. The [guide](README.md#settings) says where they are given, and "
+        f"explains presets and estimators. `searchSpace` may vary all of them except {fixed}."
+    )
+    lines = ["# Settings", "", *textwrap.wrap(text, 110), ""]
     for title, basic in (("Basic", True), ("Expert", False)):
         lines += [f"## {title}", ""]
         lines += ["| setting | default | range | meaning | coupled |", "| --- | --- | --- | --- | --- |"]

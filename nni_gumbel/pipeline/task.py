@@ -1,9 +1,9 @@
 """A task: one piece of work for one trial, its key, and the trials that did it.
 
-The key - stage, a hash of the settings and of the network, seed and attempt - is in the parameters of the trial that is
-to do the task and in the final metric of the trial that did it. A task is done when a succeeded trial reports its key,
-whatever parameters NNI shows for that trial: NNI 3.0 can hand the parameters of one trial to another. A success without
-a sound report is a failure.
+The key - stage, a hash of the settings that decide and of the network, seed and attempt - is in the parameters of the
+trial that is to do the task and in the final metric of the trial that did it. A task is done when a succeeded trial
+reports its key, whatever parameters NNI shows for that trial: NNI 3.0 can hand the parameters of one trial to another.
+A success without a sound report is a failure.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, Json, NonNegativeInt, PositiveInt, ValidationError
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.pipeline.settings import ExperimentSettings
+from nni_gumbel.pipeline.settings import ExperimentSettings, deciding
 from nni_gumbel.results.space import canonical
 
 SEARCH, TRAIN, RANDOM, EXPORT = STAGES = ("search", "train", "random", "export")
@@ -28,6 +28,8 @@ TENSORBOARD = "tensorboard"
 BUNDLE = "bundle"
 # Of an export, in its trial's output directory and in the trial code directory.
 EXPORT_FOLDER = "gumbel-export"
+# Beside it, in the trial code directory.
+REPORT_FOLDER = "gumbel-report"
 
 # Of a network's choices, among the parameters of its training.
 CHOICE_PREFIX = "choice/"
@@ -55,7 +57,7 @@ class Task:
         """What is to be done, whichever attempt it is."""
         if self.stage == EXPORT:
             return EXPORT
-        what = canonical([self.settings, self.architecture, self.target_parameters])
+        what = canonical([deciding(self.settings), self.architecture, self.target_parameters])
         return f"{self.stage}-{hashlib.sha256(what.encode()).hexdigest()[:8]}-seed{self.seed}"
 
     @property
@@ -89,7 +91,7 @@ class Task:
         architecture = {name.removeprefix(CHOICE_PREFIX): value for name, value in choices.items()}
         ExperimentSettings.from_flat(rest)
         task = cls(stage, seed, attempt, rest, architecture or None, size)
-        # The key is a hash of all the rest; only 0 and "0" look alike in it.
+        # The key is a hash of all the rest that decides; only 0 and "0" look alike in it.
         if (
             stage not in STAGES
             or not isinstance(seed, int)
@@ -153,6 +155,12 @@ class Trial:
             return Task.from_parameters(self.parameters)
         except UsageError:
             return None
+
+    @property
+    def mistake(self) -> str | None:
+        """The line of an error with which every attempt would end; ``None`` if there was none."""
+        line = (self.result or {}).get("mistake")
+        return line if self.state == "failed" and isinstance(line, str) else None
 
     @cached_property
     def report(self) -> Report | None:

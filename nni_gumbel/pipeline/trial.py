@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,17 +28,24 @@ from nni_gumbel.complexity.table import cost_of
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.checkpoints import CHECKPOINTS, resumable
 from nni_gumbel.pipeline.command import TrialCommand
-from nni_gumbel.pipeline.evaluator import evaluator_of, result_on_test_part, validation_size
+from nni_gumbel.pipeline.evaluator import (
+    evaluator_of,
+    measure_stability_of,
+    result_on_test_part,
+    validation_size,
+)
 from nni_gumbel.pipeline.manager import Manager, plan_of
+from nni_gumbel.pipeline.records import Records
 from nni_gumbel.pipeline.rehearsal import EXAMPLES, BeforeTheSearch, rehearse
 from nni_gumbel.pipeline.reporting import Metrics, Progress, our_reports_only, validation_metric
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import BUNDLE, RANDOM, SEARCH, TENSORBOARD, TRAIN, Task
-from nni_gumbel.results.bundle import write_bundle
+from nni_gumbel.results.bundle import load, write_bundle
 from nni_gumbel.results.choice import EQUAL_SIZE
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.pruning import prune
 from nni_gumbel.results.space import SpaceReference, network_of, sample_of
+from nni_gumbel.results.stability import FILE as STABILITY
 from nni_gumbel.search.settings import SearchSettings
 from nni_gumbel.search.strategy import GumbelSearch
 from nni_gumbel.supernet.distribution import Distribution
@@ -58,7 +65,7 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
     supernet = strategy.mutate_model(reference.build())
     with torch.no_grad():
         strategy.distribution.use_probabilities()
-    evaluator = evaluator_of(command, supernet, settings, settings.search_epochs, task.seed)
+    evaluator = evaluator_of(command, supernet, settings, settings.search_epochs, task.seed, output)
     evaluator = strategy.mutate_evaluator(evaluator)
     # The built-in evaluator needs an output for every class; another one's needs are its own.
     classes = evaluator.datamodule.num_classes if command.evaluator is None else None
@@ -111,11 +118,12 @@ def run_training(task: Task, command: TrialCommand, manager: Manager, output: Pa
     own = command.own_cost()
     if own is not None:  # a function that fails is told before the training
         also["own_cost"] = own_cost_of(own, sample, partial(network_of, space))
-    evaluator = evaluator_of(command, network, settings, settings.train_epochs, task.seed)
+    evaluator = evaluator_of(command, network, settings, settings.train_epochs, task.seed, output)
     evaluator.trainer.callbacks.append(Progress(settings.metric, output / TENSORBOARD))
     with our_reports_only(), resumable(evaluator, _checkpoints(task, output)):
         trained = train(network, evaluator, architecture, reference, task.settings, task.seed, output)
-        if any(_prices_latency(variant.search) for variant in plan_of(manager.experiment()).variants):
+        plan = plan_of(manager.experiment())
+        if any(_prices_latency(variant.search) for variant in plan.variants):
             also |= latencies(trained.pruned, sample, reference, trained.example.first(1), output)
         nni.report_final_result(
             Metrics(
@@ -127,6 +135,8 @@ def run_training(task: Task, command: TrialCommand, manager: Manager, output: Pa
                 **also,
             )
         )
+        seen = evaluator.trainer.global_step * settings.batch_size
+        keep_stability(output, plan.settings, lambda: evaluator, trained=seen)
 
 
 @dataclass(frozen=True)
@@ -185,6 +195,51 @@ def train(
     facts = {"settings": settings, "metric": metric, "validation": validation, "seed": seed, **sizes}
     write_bundle(output / BUNDLE, network, architecture, reference, example, facts, pruned)
     return Trained(validation, pruned, sizes, example)
+
+
+def keep_stability(
+    output: Path, settings: ExperimentSettings, evaluator: Callable[[], Lightning], **where: Any
+) -> None:
+    """Measure how stable a trained network is, and keep it as a file; one that cannot be told is a warning.
+
+    Args:
+        output: the trial's output directory.
+        settings: of the experiment.
+        evaluator: gives that of the network.
+        **where: see :func:`~nni_gumbel.pipeline.evaluator.measure_stability_of`.
+    """
+    if settings.stability == "none":
+        return
+    minimize = settings.optimize_mode == "minimize"
+    try:
+        found = measure_stability_of(evaluator(), settings.metric, minimize, settings.stability, **where)
+        if found is not None:
+            (output / STABILITY).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    # Whatever a person's network, data or evaluator raises: the network is reported.
+    except Exception as error:
+        logger.warning("the stability of the network is not known: %s", first_line(error), exc_info=error)
+
+
+def keep_stability_on_test_part(records: Records, output: Path) -> None:
+    """As :func:`keep_stability`, of the network that is exported.
+
+    Args:
+        records: of the experiment.
+        output: the export trial's output directory.
+    """
+    chosen, run = records.choice.network, records.choice.run
+
+    def evaluator() -> Lightning:
+        settings, network = (
+            ExperimentSettings.from_flat(chosen.settings),
+            load(records.outputs / run.trial_id / BUNDLE),
+        )
+        found = evaluator_of(records.command, network, settings, settings.train_epochs, run.seed, output)
+        found.module.set_model(network)
+        return found
+
+    with our_reports_only():
+        keep_stability(output, records.plan.settings, evaluator, on_test_part=True)
 
 
 def _checkpoints(task: Task, output: Path) -> Path:

@@ -23,20 +23,26 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
 
+from nni.runtime.msg_dispatcher import _create_parameter_id
 from nni.tuner import Tuner
 
 from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.pipeline.lifeline import end_with, is_alive, manager_process
 from nni_gumbel.pipeline.manager import (
     ERROR_FILE,
     Manager,
+    ManagerClosed,
     ManagerUnreachable,
     check_params,
+    receive_plain_json,
+    time_is_over,
     trial_command_of,
 )
 from nni_gumbel.pipeline.plan import Plan, finished
@@ -46,6 +52,8 @@ from nni_gumbel.pipeline.task import Task, Trial
 _logger = logging.getLogger(__name__)
 
 _LOOK_EVERY = 5.0
+_SECONDS_FOR_LAST_WORDS = 5
+_TIME_FOR_AN_EXPORT = 600
 
 
 def _ends_the_experiment(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -68,12 +76,19 @@ def _ends_the_experiment(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _end(error: Exception) -> NoReturn:
-    line = first_line(error)
-    _logger.error("%s", line, exc_info=None if isinstance(error, UsageError) else error)
-    _error_file().write_text(line + "\n", encoding="utf8")
-    logging.shutdown()
-    # NNI takes nothing less than the end of the process for the end of the tuner.
-    os._exit(1)
+    """End this process, whatever becomes of the log and of the error file.
+
+    NNI takes nothing less than the end of the process for the end of the tuner.
+    """
+    # A disk that answers no more, or a lock that another thread holds: the kernel ends the process then.
+    signal.alarm(_SECONDS_FOR_LAST_WORDS)
+    try:
+        line = first_line(error)
+        _logger.error("%s", line, exc_info=None if isinstance(error, UsageError) else error)
+        _error_file().write_text(line + "\n", encoding="utf8")
+        logging.shutdown()
+    finally:
+        os._exit(1)
 
 
 def _error_file() -> Path:
@@ -85,13 +100,19 @@ class GumbelSearchTuner(Tuner):
 
     def __init__(self, /, **class_args: Any) -> None:
         super().__init__()
-        _error_file().unlink(missing_ok=True)
+        receive_plain_json()
+        self._manager_process = manager_process()
+        end_with(self._manager_process)
         self._lock = threading.RLock()
         self._owed: list[int] = []
+        self._time_was_added = False
+        self._planned_for: tuple[list[Trial], int | None] | None = None
+        self._planned: list[Task] = []
         self._on_their_way: dict[str, Task] = {}
         self._send: Callable[[int, dict[str, Any]], None] | None = None
         self._manager = Manager.from_tuner_environment()
         try:
+            _error_file().unlink(missing_ok=True)
             self._start(class_args)
         except Exception as error:
             _end(error)
@@ -103,12 +124,13 @@ class GumbelSearchTuner(Tuner):
         params = self._manager.experiment()["params"]
         self._plan = Plan.of(settings, params.get("searchSpace"))
         check_params(params)
-        trial_command_of(params)  # refuses what a trial would
+        command, directory = trial_command_of(params)
+        command.check(directory)
         # After the export it is the number of trials that there were.
         if not finished(self._manager.trials()):
             self._plan.check_trial_limit(params.get("maxTrialNumber"))
-        count, most = len(self._plan.combinations), self._plan.largest_trial_count
-        _logger.info("%d combinations, at most %d trials", count, most)
+        count, most = len(self._plan.combinations), self._plan.trial_count
+        _logger.info("%d combinations, at most %d trials if none fails", count, most)
 
     @_ends_the_experiment
     def update_search_space(self, search_space: Any) -> None:
@@ -119,7 +141,7 @@ class GumbelSearchTuner(Tuner):
             _logger.error("the search space stays as it was: %s", error)
             return
         with self._lock:
-            self._plan = changed
+            self._plan, self._planned_for = changed, None
             self._look()
 
     @_ends_the_experiment
@@ -150,9 +172,9 @@ class GumbelSearchTuner(Tuner):
     def _missing(self) -> list[Task]:
         """The tasks that may start now; ends the experiment if it is over, one way or the other."""
         try:
-            trials = self._manager.trials()
+            trials, profile = self._manager.trials(), self._manager.experiment()
             if finished(trials):
-                self._let_it_be_done(trials)
+                self._let_it_be_done(trials, profile)
                 return []
         except ManagerUnreachable as error:
             # It is ending, and then this process does, too; or it is busy, and the next look succeeds.
@@ -161,10 +183,27 @@ class GumbelSearchTuner(Tuner):
         shown = {(trial.parameters or {}).get("key") for trial in trials}
         self._on_their_way = {key: task for key, task in self._on_their_way.items() if key not in shown}
         trials += [Trial(key, -1, "pending", task.parameters()) for key, task in self._on_their_way.items()]
-        failed = self._plan.failure(trials)
-        if failed is not None:
-            raise UsageError(self._manager.explained(failed))
-        return self._plan.next_tasks(trials)
+        no_time = time_is_over(profile)
+        limit = 0 if no_time or self._time_was_added else profile["params"].get("maxTrialNumber")
+        if self._planned_for != (trials, limit):  # most looks see nothing new
+            failed = self._plan.failure(trials, limit)
+            if failed is not None:
+                raise UsageError(self._manager.explained(failed))
+            self._planned_for, self._planned = (trials, limit), self._plan.next_tasks(trials, limit)
+        tasks = list(self._planned)
+        if no_time and (tasks or self._on_their_way):
+            try:
+                self._give_time_for_the_export(len(tasks))
+            except ManagerUnreachable as error:
+                _logger.warning("%s", error)
+                return []
+        return tasks
+
+    def _give_time_for_the_export(self, tasks: int) -> None:
+        """NNI starts nothing any more, what it was given before neither, and asks for nothing; it takes what comes."""
+        self._manager.add_time(_TIME_FOR_AN_EXPORT)
+        self._time_was_added = True
+        self._owed += [_create_parameter_id() for _ in range(tasks - len(self._owed))]
 
     def _fill(self, tasks: list[Task]) -> None:
         while tasks and self._owed and self._send is not None:
@@ -176,9 +215,9 @@ class GumbelSearchTuner(Tuner):
         self._on_their_way[task.key] = task
         _logger.info("hand out %s", task.key)
 
-    def _let_it_be_done(self, trials: list[Trial]) -> None:
+    def _let_it_be_done(self, trials: list[Trial], profile: dict[str, Any]) -> None:
         """Set `maxTrialNumber` to the number of trials: only then does NNI show `DONE`."""
-        if self._manager.experiment()["params"].get("maxTrialNumber") != len(trials):
+        if profile["params"].get("maxTrialNumber") != len(trials):
             self._manager.set_max_trial_number(len(trials))
             _logger.info("the export has succeeded; the experiment has %d trials", len(trials))
 
@@ -197,8 +236,11 @@ class GumbelSearchTuner(Tuner):
     def _is_stopping(self) -> bool:
         try:
             return self._manager.status()[0] in ("STOPPING", "STOPPED")
-        except ManagerUnreachable:
+        except ManagerClosed:  # which a manager that stops is first, and then waits for this process
             return True
+        except ManagerUnreachable:
+            # One that is busy answers later, and lives.
+            return self._manager_process is not None and not is_alive(self._manager_process)
 
     def _keep_looking(self) -> None:
         pause = threading.Event()

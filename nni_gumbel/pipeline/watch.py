@@ -14,14 +14,23 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.pipeline.manager import Experiment, Manager, ManagerUnreachable, check_tuner, plan_of
+from nni_gumbel.pipeline.manager import (
+    Experiment,
+    Manager,
+    ManagerUnreachable,
+    check_tuner,
+    plan_of,
+    time_is_over,
+)
 from nni_gumbel.pipeline.plan import Plan, finished
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.task import EXPORT, RANDOM, SEARCH, TRAIN, Trial
+from nni_gumbel.pipeline.task import EXPORT, RANDOM, REPORT_FOLDER, SEARCH, TRAIN, Trial
 from nni_gumbel.results.choice import Network
+from nni_gumbel.results.page import PAGE
 
 # Longer than a manager is silent when it is busy.
 _PATIENCE = 30.0
@@ -33,13 +42,14 @@ _NOUNS = {SEARCH: "searches", TRAIN: "trainings", RANDOM: "random networks", EXP
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished experiment: all networks that were trained, the chosen one, and where it lies."""
+    """A finished experiment: all networks that were trained, the chosen one, where it lies, and where the report."""
 
     networks: list[Network]
     chosen: Network | None
     settings: ExperimentSettings
     path: str
     warning: str | None = None
+    report: Path | None = None
 
 
 def follow(
@@ -87,7 +97,8 @@ def follow(
                 if status in ("DONE", "VIEWED") or now - done_at > _UNTIL_DONE:
                     return _outcome(plan, trials)
             else:
-                failure = plan.failure(trials)
+                limit = 0 if time_is_over(profile) else profile["params"].get("maxTrialNumber")
+                failure = plan.failure(trials, limit)
                 failed = failure and manager.explained(failure)
                 end = _end(experiment, status, errors, profile["params"], trials, failed)
         if end is not None:
@@ -138,7 +149,9 @@ def failed_trial_line(manager: Manager, trial: Trial) -> str:
     parameters = trial.parameters or {}
     names = [name for name in ("stage", "seed", "attempt") if name in parameters]
     what = ", ".join(f"{name} {parameters[name]}" for name in names)
-    if trial.result is not None:
+    if trial.mistake is not None:
+        reason = trial.mistake
+    elif trial.result is not None:
         reason = f"its result {trial.result.get('default')!r} is not a finite number"
     else:
         reason = manager.last_word(trial.id)
@@ -209,4 +222,7 @@ def _outcome(plan: Plan, trials: list[Trial]) -> Outcome:
     found = plan.networks(trials)
     export = next(trial for trial in trials if trial.state == "succeeded" and trial.stage == EXPORT)
     chosen = next((network for network in found if network.name == export.result.get("network")), None)
-    return Outcome(found, chosen, plan.settings, str(export.result.get("path")), export.result.get("warning"))
+    path = Path(str(export.result.get("path")))
+    report = path.parent.parent / REPORT_FOLDER / path.name / PAGE
+    warning = export.result.get("warning")
+    return Outcome(found, chosen, plan.settings, str(path), warning, report if report.is_file() else None)

@@ -1,10 +1,10 @@
-"""Which of the trained networks is exported: the least complex one that is not worse than the best.
+"""Which of the trained networks is exported: the least complex one that is neither worse nor less stable.
 
 The one-standard-error rule: among the networks whose mean validation metric is within one standard
-error of the best mean, the one that costs least wins: least of what the experiment prices, ties by parameters and
-by FLOPs, all as exported, without unreachable layers. A validation part is itself a sample, so for a proportion such
-as accuracy the error is at least that of a proportion of ``n`` images; few seeds that happen to agree cannot make it
-smaller.
+error of the best mean, and whose stability is not below the median of these, the one that costs least wins: least of
+what the experiment prices, ties by parameters and by FLOPs, all as exported, without unreachable layers. A validation
+part is itself a sample, so for a proportion such as accuracy the error is at least that of a proportion of ``n``
+images; few seeds that happen to agree cannot make it smaller.
 
 Test results travel in the records, for the report, and are never read here by :func:`choose`.
 """
@@ -14,8 +14,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
-from typing import Any
+from statistics import fmean, median_low, stdev
+from typing import Any, Literal
 
 # Networks are of equal size if their numbers of parameters differ by at most this part.
 EQUAL_SIZE = 0.05
@@ -29,6 +29,8 @@ class TrainedRun:
     seed: int
     validation: float
     test: float | None
+    # The index of results/stability.py; None where it was not measured.
+    stability: float | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,19 @@ class Network:
         return stdev(run.test for run in self.runs) if self._is_tested and len(self.runs) > 1 else None
 
     @property
+    def stability_mean(self) -> float | None:
+        """Of the runs in which it is known; ``None`` if it is in none."""
+        return fmean(self._stabilities) if self._stabilities else None
+
+    @property
+    def stability_std(self) -> float | None:
+        return stdev(self._stabilities) if len(self._stabilities) > 1 else None
+
+    @property
+    def _stabilities(self) -> list[float]:
+        return [run.stability for run in self.runs if run.stability is not None]
+
+    @property
     def _is_tested(self) -> bool:
         return all(run.test is not None for run in self.runs)
 
@@ -114,23 +129,54 @@ _WORDS = {
 }
 
 
+# What is chosen by: all that the module says, all but stability, the validation metric alone.
+Rule = Literal["cheapest-stable", "cheapest", "best"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """How the rule has judged one network.
+
+    Args:
+        network: which one.
+        is_near: whether it is within one standard error of the best.
+        is_stable: whether it is not less stable than the median of those; ``None`` if not known, or not asked.
+        decision: in words, with the numbers.
+    """
+
+    network: Network
+    is_near: bool
+    is_stable: bool | None
+    decision: str
+
+
 @dataclass(frozen=True)
 class Choice:
-    """The network to export, the run whose weights are taken, and why."""
+    """The network to export, the run whose weights are taken, why, and how each candidate was judged."""
 
     network: Network
     run: TrainedRun
     best: Network
     standard_error: float
     reason: str
+    candidates: tuple[Candidate, ...]
 
 
-def choose(networks: Sequence[Network], metric: str, optimize_mode: str, priced: str = "params") -> Choice:
-    """Apply the one-standard-error rule to validation results.
+def choose(
+    networks: Sequence[Network],
+    metric: str,
+    optimize_mode: str,
+    priced: str = "params",
+    rule: Rule = "cheapest-stable",
+) -> Choice:
+    """Apply the rule to validation results.
 
     ``standard_error = max(s / sqrt(m), sqrt(p (1 - p) / n))`` of the best network: ``s`` its sample
     standard deviation over ``m`` seeds, ``p`` its mean, ``n`` the size of the validation part; the
     second term only where the metric is a proportion and ``n`` is known.
+
+    The median of the stabilities is the lower one of an even number: at least half of the networks are not below it. A
+    stability that is not known is not held against a network.
 
     Args:
         networks: at least one, each with at least one run; validation results are finite.
@@ -140,6 +186,7 @@ def choose(networks: Sequence[Network], metric: str, optimize_mode: str, priced:
         priced: what the experiment prices: ``params``, ``flops``, ``latency`` (by the table of the searches; as
             measured where there is no table) or ``cost`` (a function of the person's own). A network whose price is
             not known counts as dearer than all others.
+        rule: ``cheapest-stable``, ``cheapest`` (whatever its stability) or ``best`` (whatever its cost).
 
     Returns:
         The choice. Equal results are decided by complexity, then by the order given; of equal runs
@@ -163,33 +210,77 @@ def choose(networks: Sequence[Network], metric: str, optimize_mode: str, priced:
 
     best = min(networks, key=lambda network: (-score(network), *complexity(network)))
     error = _standard_error(best, metric)
-    eligible = [network for network in networks if score(best) - score(network) <= error]
-    chosen = min(eligible, key=lambda network: (*complexity(network), -score(network)))
+    near = [network for network in networks if score(best) - score(network) <= error]
+    known = [each.stability_mean for each in near if each.stability_mean is not None]
+    median = median_low(known) if known and rule == "cheapest-stable" else None
+
+    def is_stable(network: Network) -> bool | None:
+        if median is None or network.stability_mean is None:
+            return None
+        return network.stability_mean >= median
+
+    if rule == "best":
+        chosen = best
+    else:
+        eligible = [network for network in near if is_stable(network) is not False]
+        chosen = min(eligible, key=lambda network: (*complexity(network), -score(network)))
     run = min(chosen.runs, key=lambda run: (-sign * run.validation, run.seed))
+
+    def decision(network: Network) -> str:
+        price = _worded(network, priced)
+        if network is chosen:
+            return f"chosen: {price}, the {'best' if rule == 'best' else 'least of those that are left'}"
+        if rule == "best":
+            return f"not chosen: {metric} {network.validation_mean:.4g} is not the best"
+        if network not in near:
+            return (
+                f"out: {metric} {network.validation_mean:.4g} is further than one standard error ({error:.2g}) from "
+                f"the best, {best.validation_mean:.4g}"
+            )
+        if is_stable(network) is False:
+            stability = f"{network.stability_mean:.4g}"
+            return f"out: stability {stability} is below the median {median:.4g} of those near the best"
+        # Of equal price the next cost decides, and then the metric.
+        return f"not chosen: {price}, not less than {chosen.name}"
+
+    candidates = tuple(Candidate(each, each in near, is_stable(each), decision(each)) for each in networks)
     reached = f"validation {metric} {best.validation_mean:.4g}"
+    less_stable = [each for each in near if is_stable(each) is False]
     if len(networks) == 1:
         reason = f"{chosen.name} is the only network that was trained ({reached})."
+    elif rule == "best":
+        reason = f"{chosen.name} is the best on validation ({reached})."
     elif chosen is best:
         reason = (
-            f"{chosen.name} is the best on validation ({reached}), and no simpler network is within "
-            f"one standard error ({error:.2g}) of it."
+            f"{chosen.name} is the best on validation ({reached}), and no simpler network "
+            f"{'that is as stable ' if less_stable else ''}is within one standard error ({error:.2g}) of it."
         )
     else:
         # The first in which the two differ: of equal price the smaller one was chosen.
         by = next((cost for cost in costs if chosen.price(cost) != best.price(cost)), priced)
-        less, more = (
-            "a cost that is not known" if math.isinf(each.price(by)) else _WORDS[by].format(each.price(by))
-            for each in (chosen, best)
-        )
         reason = (
-            f"{chosen.name} has {less}, the best ({best.name}, {reached}) has {more}, and its "
-            f"validation {metric} {chosen.validation_mean:.4g} is within one standard error ({error:.2g}) of that."
+            f"{chosen.name} has {_worded(chosen, by)}, the best ({best.name}, {reached}) has {_worded(best, by)}, and "
+            f"its validation {metric} {chosen.validation_mean:.4g} is within one standard error ({error:.2g}) of that."
         )
-    return Choice(network=chosen, run=run, best=best, standard_error=error, reason=reason)
+    if median is not None and chosen.stability_mean is not None and len(networks) > 1:
+        out = f"; that of {', '.join(each.name for each in less_stable)} is" if less_stable else ""
+        of = f"the median {median:.4g} of the networks within one standard error"
+        reason += f" Its stability {chosen.stability_mean:.4g} is not below {of}{out}."
+    return Choice(chosen, run, best, error, reason, candidates)
+
+
+def _worded(network: Network, cost: str) -> str:
+    price = network.price(cost)
+    return "a cost that is not known" if math.isinf(price) else _WORDS[cost].format(price)
 
 
 def _standard_error(best: Network, metric: str) -> float:
     over_seeds = (best.validation_std or 0.0) / math.sqrt(len(best.runs))
     p, n = best.validation_mean, best.validation_size
-    is_proportion = metric.rsplit("_", 1)[-1] in ("acc", "accuracy") and 0 <= p <= 1
+    is_proportion = is_accuracy(metric) and 0 <= p <= 1
     return max(over_seeds, math.sqrt(p * (1 - p) / n)) if is_proportion and n else over_seeds
+
+
+def is_accuracy(metric: str) -> bool:
+    """Whether a metric of this name is a share of examples: ``acc``, ``accuracy``, ``top5_acc`` ..."""
+    return metric.rsplit("_", 1)[-1] in ("acc", "accuracy")

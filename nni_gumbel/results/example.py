@@ -37,8 +37,15 @@ class Example:
 
     def first(self, count: int) -> Example:
         """So many of its examples."""
+        return self._selected(slice(count))
+
+    def every(self, stride: int, start: int = 0) -> Example:
+        """Each so-manieth of its examples, from one on."""
+        return self._selected(slice(start, None, stride))
+
+    def _selected(self, examples: slice) -> Example:
         size = batch_size(self.args, self.kwargs)
-        return self.map(lambda value: value[:count] if value.dim() and len(value) == size else value)
+        return self.map(lambda value: value[examples] if value.dim() and len(value) == size else value)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Example:
         """The same with every tensor changed."""

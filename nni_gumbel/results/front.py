@@ -1,36 +1,49 @@
-"""The front of an experiment: every trained network by accuracy and size, as a table and as a picture.
+"""The front of an experiment: every trained network by accuracy and cost, as a table and as a picture.
 
-A network is on the front if no other network found has at most as many parameters and at least as good a mean
-validation metric, one of the two strictly better. Random networks are what the search is compared with: they are in
-the table and in the picture, and never on the front. Test results stand in the table alone, beside the validation
-results by which networks are chosen. Plain records in, files out; only the picture needs matplotlib.
+A network is on the front if no other network found costs at most as much, of what the experiment prices, and has at
+least as good a mean validation metric, one of the two strictly better. Random networks are what the search is compared
+with: they are in the table and in the picture, and never on the front. Test results stand in the table alone, beside
+the validation results by which networks are chosen. Plain records in, files out; only the picture needs matplotlib.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import TYPE_CHECKING
 
 from nni_gumbel.results.choice import Network
 from nni_gumbel.results.report import varied_values
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 TABLE, PICTURE = "front.csv", "front.png"
 
+# The words of what an experiment prices.
+COSTS = {
+    "params": "parameters", "flops": "FLOPs (multiply-adds of one example)", "latency": "latency of one example in ms",
+    "cost": "cost by the function of --cost",
+}  # fmt: skip
+# Those that are counts, without a fraction.
+COUNTS = ("params", "flops")
 # A linear axis squeezes smaller networks into a corner where the largest has this many times their size.
 _LOG_FROM = 5
 # More names than these cover each other.
 _MOST_NAMES = 12
 
 
-def front(networks: Sequence[Network], optimize_mode: str) -> list[Network]:
-    """The networks that no other one dominates in (parameters, mean validation metric), smallest first.
+def front(networks: Sequence[Network], optimize_mode: str, priced: str = "params") -> list[Network]:
+    """The networks that no other one dominates in (cost, mean validation metric), cheapest first.
 
     Args:
         networks: those that were found.
         optimize_mode: ``maximize`` or ``minimize``.
+        priced: the cost, see :func:`~nni_gumbel.results.choice.choose`.
 
     Returns:
         At least one, if there is any; of networks that are equal in both, each.
@@ -38,16 +51,21 @@ def front(networks: Sequence[Network], optimize_mode: str) -> list[Network]:
     sign = {"maximize": 1.0, "minimize": -1.0}[optimize_mode]
 
     def dominates(one: Network, other: Network) -> bool:
-        mine = (-one.parameters, sign * one.validation_mean)
-        theirs = (-other.parameters, sign * other.validation_mean)
+        mine = (-one.price(priced), sign * one.validation_mean)
+        theirs = (-other.price(priced), sign * other.validation_mean)
         return mine != theirs and all(a >= b for a, b in zip(mine, theirs))
 
     best = [network for network in networks if not any(dominates(other, network) for other in networks)]
-    return sorted(best, key=lambda network: (network.parameters, -sign * network.validation_mean))
+    return sorted(best, key=lambda network: (network.price(priced), -sign * network.validation_mean))
 
 
 def write_table(
-    path: str | Path, networks: Sequence[Network], chosen: Network, metric: str, optimize_mode: str
+    path: str | Path,
+    networks: Sequence[Network],
+    chosen: Network,
+    metric: str,
+    optimize_mode: str,
+    priced: str = "params",
 ) -> None:
     """Write the front as CSV, one row a network; the random ones follow the network they are compared with.
 
@@ -59,12 +77,13 @@ def write_table(
         chosen: the one that is exported.
         metric: name of the metric; it is part of the names of four columns.
         optimize_mode: ``maximize`` or ``minimize``.
+        priced: the cost that the front is of.
 
     Raises:
         OSError: the file cannot be written.
     """
     varied = dict.fromkeys(name for each in networks for values in each.found_with for name in values)
-    best = front(networks, optimize_mode)
+    best = front(networks, optimize_mode, priced)
     rows = []
     for network in networks:
         for each in (network, *network.baseline):
@@ -87,6 +106,8 @@ def write_table(
                 f"validation_{metric}_std": each.validation_std,
                 f"test_{metric}_mean": each.test_mean,
                 f"test_{metric}_std": each.test_std,
+                "stability_mean": each.stability_mean,
+                "stability_std": each.stability_std,
                 "seeds": len(each.runs),
                 "architecture": json.dumps(each.architecture),
             })  # fmt: skip
@@ -96,46 +117,46 @@ def write_table(
         writer.writerows(rows)
 
 
-def draw(
-    path: str | Path, networks: Sequence[Network], chosen: Network, metric: str, optimize_mode: str
-) -> None:
-    """Draw the front as PNG: validation metric against parameters, error bars over seeds.
+def front_figure(
+    networks: Sequence[Network], chosen: Network, metric: str, optimize_mode: str, priced: str = "params"
+) -> Figure:
+    """The front as a picture: validation metric against what the experiment prices, error bars over seeds.
+
+    Each network has an invisible point with its name as ``gid``, by which a page tells more when it is pointed at.
 
     Args:
-        path: the file.
-        networks: those that were found, each with its baseline.
+        networks: those that were found, each with its baseline. One whose cost is not known is not in the picture.
         chosen: the one that is marked.
         metric: name of the metric.
         optimize_mode: ``maximize`` or ``minimize``.
-
-    Raises:
-        ImportError: matplotlib is missing. Whatever else matplotlib raises is passed on.
+        priced: the cost, see :func:`~nni_gumbel.results.choice.choose`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
     # No pyplot: nothing is asked of the machine's display or of a person's own settings.
-    figure = Figure(figsize=(8.5, 5.5), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(8.5, 5.5), layout="constrained")
     axes = figure.add_subplot()
     blue, orange, grey, dark = "#1f5fa8", "#d9480f", "#b9bec4", "#71787f"
+    networks = [network for network in networks if math.isfinite(network.price(priced))]
 
-    def points(group: Sequence[Network]) -> tuple[list[int], list[float]]:
-        return [each.parameters for each in group], [each.validation_mean for each in group]
+    def points(group: Sequence[Network]) -> tuple[list[float], list[float]]:
+        return [each.price(priced) for each in group], [each.validation_mean for each in group]
 
     # In the order of the legend; what comes first is drawn on top.
     star = {"fmt": "*", "color": orange, "markersize": 15, "capsize": 3, "zorder": 5}
-    axes.errorbar(*points([chosen]), yerr=chosen.validation_std or 0.0, **star, label="chosen network")
+    if chosen in networks:
+        axes.errorbar(*points([chosen]), yerr=chosen.validation_std or 0.0, **star, label="chosen network")
     if others := [network for network in networks if network.name != chosen.name]:
         spread = [network.validation_std or 0.0 for network in others]
         dots = {"fmt": "o", "color": blue, "markersize": 6, "capsize": 3, "zorder": 4}
         axes.errorbar(*points(others), yerr=spread, **dots, label="network found")
-    if len(best := front(networks, optimize_mode)) > 1:
+    if len(best := front(networks, optimize_mode, priced)) > 1:
         line = {"where": "post", "color": blue, "linewidth": 1.2, "alpha": 0.6, "zorder": 3}
-        axes.step(*points(best), **line, label="front: nothing found is smaller and better")
+        axes.step(*points(best), **line, label="front: nothing found is cheaper and better")
     # Networks of equal size share theirs, which are drawn once.
     random = list({each.runs[0].trial_id: each for network in networks for each in network.baseline}.values())
+    random = [each for each in random if math.isfinite(each.price(priced))]
     if random:
         axes.plot(*points(random), "o", color=grey, markersize=4, label="random network, trained alike")
         compared = [network for network in networks if network.baseline]
@@ -147,23 +168,26 @@ def draw(
         )  # fmt: skip
     for network in networks if len(networks) <= _MOST_NAMES else [chosen]:
         color = orange if network.name == chosen.name else blue
-        place = (network.parameters, network.validation_mean)
+        place = (network.price(priced), network.validation_mean)
         axes.annotate(
             network.name, place, (8, 5), textcoords="offset points", fontsize=8, color=color, zorder=6
         )
+    for network in (*networks, *random):
+        (point,) = axes.plot(*points([network]), "o", markersize=14, alpha=0.0, zorder=9)
+        point.set_gid(network.name)
     sizes, _ = points([*networks, *random])
-    if min(sizes) > 0 and max(sizes) >= _LOG_FROM * min(sizes):
+    if sizes and min(sizes) > 0 and max(sizes) >= _LOG_FROM * min(sizes):
         axes.set_xscale("log", subs=(2, 5) if max(sizes) < 100 * min(sizes) else ())
         axes.xaxis.set_minor_formatter(NullFormatter() if max(sizes) >= 100 * min(sizes) else "{x:,.0f}")
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}" if priced in COUNTS else "{x:.3g}"))
     axes.margins(x=0.12, y=0.12)
-    seeds = sorted({len(network.runs) for network in networks})
+    seeds = sorted({len(network.runs) for network in networks} or {1})
     over = f"mean ± standard deviation over {'–'.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds"
     better = "higher" if optimize_mode == "maximize" else "lower"
     spelled = "accuracy" if metric == "acc" else metric
     found = "1 network" if len(networks) == 1 else f"{len(networks)} networks"
-    axes.set_title(f"{found} found, by size and {spelled}")
-    axes.set_xlabel("parameters")
+    axes.set_title(f"{found} found, by cost and {spelled}")
+    axes.set_xlabel(COSTS[priced])
     of = "one training" if seeds == [1] else over
     axes.set_ylabel(f"validation {spelled} ({better} is better)\n{of}")
     axes.grid(color="#e6e8eb", linewidth=0.7)
@@ -172,5 +196,6 @@ def draw(
     handles = dict(zip(*reversed(axes.get_legend_handles_labels())))
     order = ("chosen", "network", "front", "random", "their")
     labels = sorted(handles, key=lambda label: order.index(label.split()[0].rstrip(":")))
-    axes.legend([handles[label] for label in labels], labels, loc="best", fontsize=8, framealpha=0.9)
-    figure.savefig(path)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": 3}  # where it hides nothing
+    axes.legend([handles[label] for label in labels], labels, **below, fontsize=8, frameon=False)
+    return figure

@@ -18,6 +18,7 @@ import logging
 import re
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -57,17 +58,27 @@ def write_programs(bundle: Path, folder: Path) -> dict[str, str]:
         expected = example(network)
     missing: dict[str, str] = {}
 
-    def source(path: Path, network: nn.Module, example: Example) -> Any:
+    exported = cache(lambda: _exported(network, example))  # two files are made of it
+
+    def source(path: Path) -> Any:
         path.write_text(source_of(network, example), encoding="utf-8")
         return _run_source(path, bundle / WEIGHTS, example)
 
-    for name, write in ((SOURCE, source), (PROGRAM, _write_program), (ONNX, _write_onnx)):
+    def program(path: Path) -> Any:
+        torch.export.save(exported(), path)
+        return example(torch.export.load(path).module())
+
+    def onnx(path: Path) -> Any:
+        torch.onnx.export(exported(), dynamo=True).save(path, include_initializers=True, external_data=False)
+        return _run_onnx(path, example)
+
+    for name, write in ((SOURCE, source), (PROGRAM, program), (ONNX, onnx)):
         path = folder / name
         try:
             # The exporters print what they are doing, and warn of what concerns their own code.
             with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
                 warnings.simplefilter("ignore")
-                found = write(path, network, example)
+                found = write(path)
             torch.testing.assert_close(found, expected, **_TOLERANCE)
         except Exception as error:  # an exporter fails in any way, on what it does not know
             path.unlink(missing_ok=True)
@@ -90,16 +101,10 @@ def _exported(network: nn.Module, example: Example) -> torch.export.ExportedProg
     return torch.export.export(network, example.args, example.kwargs, dynamic_shapes=shapes)
 
 
-def _write_program(path: Path, network: nn.Module, example: Example) -> Any:
-    torch.export.save(_exported(network, example), path)
-    return example(torch.export.load(path).module())
-
-
-def _write_onnx(path: Path, network: nn.Module, example: Example) -> Any:
+def _run_onnx(path: Path, example: Example) -> Any:
+    """What the network of an :data:`ONNX` returns."""
     import onnxruntime
 
-    program = torch.onnx.export(_exported(network, example), dynamo=True)
-    program.save(path, include_initializers=True, external_data=False)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     tensors = [leaf for leaf in tree_flatten((example.args, example.kwargs))[0] if isinstance(leaf, Tensor)]
     (output,) = session.run(

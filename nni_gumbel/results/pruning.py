@@ -80,15 +80,20 @@ def prune(network: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
     return pruned
 
 
-def traced(network: nn.Module) -> fx.Graph:
+def traced(network: nn.Module, whole: tuple[type, ...] = ()) -> fx.Graph:
     """The forward of a network as a graph, whose steps are torch's layers and what cannot be traced further.
 
+    Args:
+        network: without choices; it is left in evaluation.
+        whole: further classes of modules that are single steps.
+
     Raises:
-        Exception: whatever a forward raises that cannot be traced.
+        Exception: whatever a forward raises that cannot be traced, is another one in training or draws random numbers.
     """
     graph = fx.Graph()  # without the tracer's class, which a pickled network would look for
+    leaves = {module: True for module in network.modules() if isinstance(module, whole)}
     with torch.random.fork_rng([]):
-        graph.output(graph.graph_copy(_Tracer({}).both_modes(network), {}))
+        graph.output(graph.graph_copy(_Tracer(leaves).both_modes(network), {}))
     return graph
 
 

@@ -12,6 +12,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from nni_gumbel.results.choice import EQUAL_SIZE, Choice, Network
+from nni_gumbel.results.space import canonical
 
 _PROGRAMS = (
     "Without NNI and nni_gumbel: {}. `from model import load` beside the files gives the network as a plain "
@@ -26,7 +27,7 @@ def network_table(
     """The titles of the columns, and one row a network, in the order given; the chosen one is marked.
 
     What stands before a network's choices: the settings that were varied, by which it was found and trained. A
-    column for what no network has, a latency, is left out.
+    column for what no network has, a latency or a stability, is left out.
     """
     varied = dict.fromkeys(name for each in networks for values in each.found_with for name in values)
     trained = [
@@ -59,11 +60,34 @@ def network_table(
         f"parameters{pruned}": lambda n: _count(n.parameters, n.exported_parameters),
         f"FLOPs{pruned}": lambda n: _count(n.flops, n.exported_flops),
         "ms (by table)": latency,
+        "stability": lambda n: mean_and_std(n.stability_mean, n.stability_std),
         "seeds": lambda n: str(len(n.runs)),
     }
-    if all(network.latency_ms is None for network in networks):
-        del columns["ms (by table)"]
+    for column, field in (("ms (by table)", "latency_ms"), ("stability", "stability_mean")):
+        if all(getattr(network, field) is None for network in networks):
+            del columns[column]
     return [tuple(columns), *(tuple(cell(network) for cell in columns.values()) for network in networks)]
+
+
+def decision_table(choice: Choice, metric: str) -> list[tuple[str, ...]]:
+    """The titles of the columns, and one row a candidate: how the rule has judged it."""
+    rows = [
+        (
+            each.network.name,
+            mean_and_std(each.network.validation_mean, each.network.validation_std),
+            _yes_or_no(each.is_near),
+            mean_and_std(each.network.stability_mean, each.network.stability_std),
+            _yes_or_no(each.is_stable),
+            each.decision,
+        )
+        for each in choice.candidates
+    ]
+    titles = ("network", f"validation {metric}", "within one standard error of the best", "stability")
+    return [(*titles, "not below the median", "decision"), *rows]
+
+
+def _yes_or_no(fact: bool | None) -> str:
+    return {True: "yes", False: "no", None: "–"}[fact]
 
 
 def varied_values(network: Network, name: str) -> str:
@@ -104,8 +128,8 @@ def _count(count: int, exported: int) -> str:
 def chosen_value(value: Any) -> str:
     """A value of an NNI sample in words: one chosen input comes as a list of one."""
     if isinstance(value, (list, tuple)):
-        return "+".join(str(one) for one in value) if value else "none"
-    return str(value)
+        return "+".join(map(str, value)) if value else "none"
+    return value if isinstance(value, str) else canonical(value)
 
 
 def mean_and_std(mean: float | None, std: float | None) -> str:
@@ -168,6 +192,7 @@ def export_readme(
     for title, settings in (("searched with", searched or {}), ("trained with", network.settings)):
         if settings:
             facts[title] = ", ".join(f"{name} {value}" for name, value in settings.items())
+    criteria, *judged = decision_table(choice, metric)
     choices = [(label, chosen_value(value)) for label, value in network.architecture.items()]
     header, *rows = network_table(networks, metric, network)
     parts = [
@@ -180,6 +205,8 @@ def export_readme(
         *([_PROGRAMS.format(", ".join(f"`{name}`" for name in programs))] if programs else []),
         "## Choices",
         _table(("label", "chosen"), choices),
+        "## Decision",
+        _table(criteria, judged),
         "## All networks found",
     ]
     if picture:

@@ -23,6 +23,7 @@ from enum import Enum
 SHORTEST = 25
 # The part of the steps that the stages have, and the length of the first one, relative to another.
 _STAGES, _FIRST_STAGE = 0.4, 2
+
 _logger = logging.getLogger(__name__)
 
 

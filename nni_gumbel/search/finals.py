@@ -132,12 +132,12 @@ class Finals:
         return [networks[i] for i in np.argsort(self._expected(networks), kind="stable")]
 
     def _expected(self, networks: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """The mean of ``f`` at some networks, from all judgements, in units of their spread."""
+        """The mean of ``f`` at some networks, from all judgements."""
         population, new = self._population, len(networks)
         seen = [*population.judged, *self.networks]
         if not seen or not new:
             return np.zeros(new)
-        reached = np.array([*population.objectives, *self.objectives])
+        centred = np.array([*population.objectives, *self.objectives])
         features = features_of(self._distribution, [*networks, *seen])
         features = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
         common = features @ features.T
@@ -148,11 +148,9 @@ class Finals:
         group = np.array([*population.ages, *[-1] * len(self.networks)])
         of_seen += _CONSTANT * (group[:, None] == group[None])
         of_seen += np.diag(np.where(group < 0, _NOISE_ALONE, _NOISE_SHARED / DISCOUNT ** group.clip(0)))
-        spread = float(np.std(population.objectives)) if shared else float(np.std(reached))
-        spread, centred = max(spread, 1e-12), reached.copy()
         for number in {*group.tolist()}:
             centred[group == number] -= centred[group == number].mean()
-        return kernel[:new, new:] @ np.linalg.solve(of_seen, centred / spread)
+        return kernel[:new, new:] @ np.linalg.solve(of_seen, centred)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed search must know."""

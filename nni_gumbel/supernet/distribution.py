@@ -52,7 +52,7 @@ class Distribution(nn.Module):
                 "add a LayerChoice or an InputChoice"
             )
         self.variables: dict[str, Categorical | CategoricalMultiple] = dict(variables)
-        self.laws: dict[str, Law] = {label: _law_of(label, variable) for label, variable in variables.items()}
+        self.laws: dict[str, Law] = {label: law_of(label, variable) for label, variable in variables.items()}
         # Variables of one law are computed together: one operation serves all of them.
         self._labels_of: dict[Law, list[str]] = {}
         for label, law in self.laws.items():
@@ -284,7 +284,12 @@ def check_float64(device: torch.device) -> None:
         ) from error
 
 
-def _law_of(label: str, variable: Any) -> Law:
+def law_of(label: str, variable: Any) -> Law:
+    """The law of an NNI variable.
+
+    Raises:
+        UsageError: it is not discrete.
+    """
     if isinstance(variable, CategoricalMultiple):
         if variable.n_chosen is None:
             # An optional input: NNI's frozen module gives None without it.

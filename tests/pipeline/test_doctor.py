@@ -133,7 +133,7 @@ def check(folder, **changes):
 
 
 def test_a_sound_experiment_has_nothing_to_mend(folder):
-    assert check(folder, maxTrialNumber=9) == []
+    assert check(folder, maxTrialNumber=5) == []
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_a_file_can_be_read_after_one_that_nni_refuses(folder):
             "settings",
             ["learning_rate", "'uniform'", "_type: choice"],
         ),
-        ({"maxTrialNumber": 8}, "settings", ["maxTrialNumber: 8", "at least 9"]),
+        ({"maxTrialNumber": 4}, "settings", ["maxTrialNumber: 4", "at least 5"]),
         ({"command": "--space doctored:Tinny --data mnist5k"}, "trial command", ["'Tinny'", "Tiny?"]),
         ({"command": "--space nowhere:Tiny --data mnist5k"}, "trial command", ["'nowhere'", "nowhere.py"]),
         ({"command": "--space doctored:Tiny --data minst"}, "trial command", ["'minst'", "mnist"]),

@@ -83,7 +83,9 @@ def test_a_trial_runs_what_the_managers_record_of_itself_says_on_its_share_of_th
     (tmp_path / "small_space.py").write_text(SPACE)
     images, labels = np.zeros((40, 8, 8), np.uint8), np.arange(40) % 2
     np.savez(tmp_path / "tiny.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("NNI_", "OMP_"))}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("NNI_", "OMP_", "MKL_"))
+    }
     environment |= {
         "NNI_TRIAL_JOB_ID": "T1", "NNI_OUTPUT_DIR": str(tmp_path / "out"), "NNI_TRIAL_COMMAND_CHANNEL": manager
     }  # fmt: skip
@@ -129,17 +131,17 @@ def test_a_trial_that_runs_again_in_its_folder_finds_its_tensorboard_link(
     assert (seen / "events").exists()
 
 
-@pytest.mark.parametrize("own", [None, "1"])
-def test_a_number_of_threads_that_a_person_has_set_stays(monkeypatch, own):
+@pytest.mark.parametrize("own", [{}, {"OMP_NUM_THREADS": "1"}, {"MKL_NUM_THREADS": "1"}], ids=str)
+def test_a_number_of_threads_that_a_person_has_set_stays_and_speaks_for_both_variables(monkeypatch, own):
     from nni_gumbel.pipeline.launch import _use_share_of_cores
 
     class Alone:
         def experiment(self):
             return {"params": {"trialConcurrency": 1}}
 
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        monkeypatch.delenv(name, raising=False)
-    if own is not None:
-        monkeypatch.setenv("OMP_NUM_THREADS", own)
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    for name in names:
+        monkeypatch.setenv(name, own.get(name, ""))
     _use_share_of_cores(Alone())
-    assert os.environ["OMP_NUM_THREADS"] == (own or str(loky.cpu_count()))
+    expected = "1" if own else str(loky.cpu_count())
+    assert [os.environ[name] for name in names] == [expected] * 2

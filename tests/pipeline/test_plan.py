@@ -144,7 +144,7 @@ def test_no_task_is_done_twice_and_the_export_comes_last_and_once(
         # The export may need its attempts, too: they are not part of the count.
         assert (
             len([key for key in started if key[:6] != "export"])
-            < Plan(settings, combinations).largest_trial_count
+            <= (Plan(settings, combinations).trial_count - 1) * attempts
         )
     exports = [trial for trial in trials if trial.parameters["stage"] == "export"]
     if finished(trials):
@@ -421,16 +421,85 @@ def test_parameters_that_are_not_a_tasks_are_refused(change):
     task = PLAN.next_tasks([])[0]
     with pytest.raises(UsageError):
         Task.from_parameters(task.parameters() | change)
+    task = Plan(SETTINGS, [{"batch_size": 8}]).next_tasks([])[0]
     with pytest.raises(UsageError):
         Task.from_parameters(
             {name: value for name, value in task.parameters().items() if name != "batch_size"}
         )
 
 
-def test_the_largest_number_of_trials_is_that_of_the_guide():
-    assert Plan(ExperimentSettings(), NOTHING_VARIED).largest_trial_count == 1 * 1 * (1 + 3) * 2 + 1
-    assert Plan(SETTINGS, [{}, {"batch_size": 8}]).largest_trial_count == 2 * 2 * (1 + 2) * 2 + 1
-    assert Plan(WITH_BASELINE, [{}, {"batch_size": 8}]).largest_trial_count == 2 * 1 * (1 + 2 + 2) * 2 + 1
+def test_the_number_of_trials_that_is_asked_for_is_that_of_the_guide():
+    assert Plan(ExperimentSettings(), NOTHING_VARIED).trial_count == 1 * 1 * (1 + 3) + 1
+    assert Plan(SETTINGS, [{}, {"batch_size": 8}]).trial_count == 2 * 2 * (1 + 2) + 1
+    assert Plan(WITH_BASELINE, [{}, {"batch_size": 8}]).trial_count == 2 * 1 * (1 + 2 + 2) + 1
+
+
+def play_in_turn(plan, limit, ends):
+    """Run one trial after the other until none may start; `ends` are the states of the first ones."""
+    trials, ends = [], iter(ends)
+    while tasks := plan.next_tasks(trials, limit):
+        trials.append(trial_of(tasks[0], next(ends, "succeeded"), f"t{len(trials)}"))
+    return trials
+
+
+@pytest.mark.parametrize("failed", [0, 1, 2, 3])
+def test_the_last_trial_that_a_limit_allows_is_an_export_of_what_there_is(failed):
+    plan = Plan(SETTINGS.with_values({"attempts": 5, "search_seeds": 1}), NOTHING_VARIED)
+    trials = play_in_turn(plan, plan.trial_count, ["failed"] * failed)
+    exported = failed < 2  # of 4 trials one is a search and one the export
+    assert finished(trials) is exported
+    assert (plan.failure(trials, plan.trial_count) is None) is exported
+
+
+def test_when_time_is_over_nothing_is_begun_but_an_export():
+    plan = Plan(SETTINGS.with_values({"search_seeds": 1}), NOTHING_VARIED)
+    (search,) = plan.next_tasks([])
+    trials = [trial_of(search, "succeeded")]
+    first, second = plan.next_tasks(trials)
+    assert plan.next_tasks([*trials, trial_of(first, "pending", "b")], 0) == []
+    (export,) = plan.next_tasks([*trials, trial_of(first, "succeeded", "b")], 0)
+    assert export.stage == "export" and second.stage == "train"
+
+
+def test_a_mistake_is_not_tried_again():
+    plan = Plan(SETTINGS.with_values({"search_seeds": 1, "attempts": 3}), NOTHING_VARIED)
+    (search,) = plan.next_tasks([])
+    mistaken = replace(trial_of(search, "failed"), result={"key": search.key, "mistake": "--space: no"})
+    assert plan.next_tasks([mistaken]) == []
+    assert (
+        plan.failure([mistaken]).line == "every search failed, so there is no network to train (attempts: 1)"
+    )
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"log_prob_every_n_step": 3}, {"optimize_mode": "minimize"}, {"cost": "flops"}, {"prior": "cost"},
+        {"preset": "gradual"},
+    ],
+)  # fmt: skip
+def test_what_changes_no_result_makes_no_other_task(values):
+    plain = ExperimentSettings.from_flat(
+        ExperimentSettings.from_flat({"preset": "gradual"}).flat() | {"preset": "none"}
+    )
+    one, other = (Plan(each, NOTHING_VARIED).next_tasks([])[0] for each in (plain, plain.with_values(values)))
+    assert one.identity == other.identity
+
+
+@pytest.mark.parametrize(
+    "values", [{"cost": "flops", "cost_weight": 1.0}, {"kl_weight": 1.0}, {"metric": "loss"}]
+)
+def test_what_changes_a_result_makes_another_task(values):
+    one, other = (
+        Plan(each, NOTHING_VARIED).next_tasks([])[0] for each in (SETTINGS, SETTINGS.with_values(values))
+    )
+    assert one.identity != other.identity
+
+
+def test_a_task_of_a_version_that_lacked_a_setting_is_known_again():
+    task = PLAN.next_tasks([])[0]
+    older = {name: value for name, value in task.parameters().items() if name != "capacity_exponent"}
+    assert Task.from_parameters(older).identity == task.identity
 
 
 @pytest.mark.parametrize("size", [None, "100", -1, 1.5, 101])

@@ -4,102 +4,25 @@ import csv
 import json
 from dataclasses import replace
 
-import nni
-import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import nni_gumbel.results.front
 from nni_gumbel.complexity.params import count_parameters
 from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.command import TrialCommand
-from nni_gumbel.pipeline.export import Wish, export, run_export
+from nni_gumbel.pipeline.export import Wish, export, run_export, wished
 from nni_gumbel.pipeline.plan import Plan
+from nni_gumbel.pipeline.records import Records
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import Task, Trial
 from nni_gumbel.results.bundle import FACTS, README, load, write_bundle
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference
+from nni_gumbel.results.stability import Stability, curve_of, read_stability
 
 COMMAND = TrialCommand("spaces_of_trials:Widths", data="npz:tiny.npz")
-SPACE = """
-import torch
-from nni.nas.evaluator.pytorch import DataLoader, Lightning, LightningModule, Trainer
-from nni.nas.nn.pytorch import LayerChoice, ModelSpace
-from pytorch_lightning import LightningDataModule
-
-class Widths(ModelSpace):
-    def __init__(self):
-        super().__init__()
-        layers = [torch.nn.Sequential(torch.nn.Linear(64, n), torch.nn.Linear(n, 2)) for n in (1, 5, 20)]
-        self.width = LayerChoice(layers, label="width")
-        self.activation = LayerChoice({"relu": torch.nn.ReLU(), "tanh": torch.nn.Tanh()}, label="activation")
-
-    def forward(self, x):
-        return self.activation(self.width(x.flatten(1)))
-
-class Tied(ModelSpace):
-    def __init__(self):
-        super().__init__()
-        self.first = torch.nn.Linear(64, 64, bias=False)
-        again = [torch.nn.Sequential(self.first, torch.nn.Tanh()), self.first]
-        self.again = LayerChoice(again, label="again")
-        self.head = torch.nn.Linear(64, 2)
-
-    def forward(self, x):
-        return self.head(self.again(self.first(x.flatten(1))))
-
-def fewest(sample):
-    return 1.0 + sample["width"]
-
-class Table(ModelSpace):
-    def __init__(self):
-        super().__init__()
-        self.embedding, self.head = torch.nn.Embedding(5, 3), torch.nn.Linear(8, 3)
-        relu = torch.nn.Sequential(torch.nn.Linear(7, 8), torch.nn.ReLU())
-        self.layer = LayerChoice([torch.nn.Linear(7, 8), relu], label="layer")
-
-    def forward(self, categories, numbers):
-        return self.head(self.layer(torch.cat([self.embedding(categories), numbers], 1)))
-
-class Rows(LightningDataModule):
-    def __init__(self, kind):
-        super().__init__()
-        self.kind = kind
-
-    def setup(self, stage):
-        rows = [(torch.randint(0, 5, ()), torch.randn(4), torch.randint(0, 3, ())) for _ in range(32)]
-        arrange = {
-            "flat": lambda a, b, y: (a, b, y),
-            "pairs": lambda a, b, y: ((a, b), y),
-            "named": lambda a, b, y: ({"numbers": b, "categories": a}, y),
-        }[self.kind]
-        self.rows = [arrange(*row) for row in rows]
-
-    def train_dataloader(self):
-        return DataLoader(self.rows, 8)
-
-    val_dataloader = test_dataloader = train_dataloader
-
-def flat(): return Rows("flat")
-def pairs(): return Rows("pairs")
-def named(): return Rows("named")
-
-class OwnSteps(LightningModule):
-    def training_step(self, batch, batch_idx):
-        *inputs, labels = batch
-        return torch.nn.functional.cross_entropy(self.model(*inputs), labels)
-
-    def validation_step(self, batch, batch_idx):
-        self.log("val_acc", -self.training_step(batch, batch_idx))
-
-    def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters())
-
-def own(data, epochs):
-    trainer = Trainer(max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False)
-    return Lightning(OwnSteps(), trainer, datamodule=data)
-"""
 # 64 n + n of the first layer, 2 n + 2 of the second.
 SIZES = {0: 69, 1: 337, 2: 1342}
 
@@ -113,40 +36,10 @@ class Manager:
         self._trials = list(trials)
 
     def experiment(self):
-        return {"params": self._params}
+        return {"id": "EXP", "params": self._params}
 
     def trials(self):
         return self._trials
-
-
-def fill(tmp_path, monkeypatch):
-    (tmp_path / "spaces_of_trials.py").write_text(SPACE)
-    labels = np.arange(60) % 2
-    images = np.random.default_rng(0).integers(0, 255, (60, 8, 8)).astype(np.uint8)
-    np.savez(
-        tmp_path / "tiny.npz",
-        x_train=images[:40], y_train=labels[:40], x_test=images[40:], y_test=labels[40:],
-    )  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("NNI_EXP_ID", "EXP")
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The trial code directory, in which a trial works."""
-    fill(tmp_path, monkeypatch)
-    return tmp_path
-
-
-@pytest.fixture
-def reported(monkeypatch):
-    """The final metric that a trial reports."""
-    kept = {}
-    monkeypatch.setattr(nni, "report_final_result", kept.update)
-    # A search in this process, by NNI's own engine, leaves its parameters behind; evaluators then report by themselves.
-    monkeypatch.setattr("nni.trial._params", None)
-    return kept
 
 
 def before_the_export(folder, class_args, found=lambda seed: {"width": 1, "activation": "relu"}, **results):
@@ -222,6 +115,69 @@ def test_a_training_reports_what_a_cost_of_ones_own_says_of_its_network(folder, 
     assert reported["own_cost"] == 2.0
 
 
+@pytest.mark.parametrize("level", ["cheap", "full"])
+def test_a_training_keeps_the_stability_of_its_network_after_its_report(folder, reported, monkeypatch, level):
+    from nni_gumbel.pipeline import trial
+
+    measure = trial.measure_stability_of
+
+    def measured(*args, **where):
+        assert "default" in reported
+        return measure(*args, **where)
+
+    monkeypatch.setattr(trial, "measure_stability_of", measured)
+    output = train(folder, COMMAND, {"width": 1, "activation": "relu"}, {"stability": level})
+    found = read_stability(output / "stability.json")
+    # One of ten of the 40 training examples is for validation.
+    assert found.metric == "acc" and found.examples == 4
+    assert found.curves[0].values[0] == pytest.approx(reported["default"])
+    assert "weights removed" in [curve.name for curve in found.curves]
+    assert ("JPEG" in [curve.name for curve in found.curves]) == (level == "full")
+
+
+def test_a_training_whose_stability_cannot_be_measured_is_reported_and_warns(
+    folder, reported, monkeypatch, caplog
+):
+    from nni_gumbel.pipeline import trial
+
+    def fails(*_, **__):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(trial, "measure_stability_of", fails)
+    output = train(folder, COMMAND, {"width": 1, "activation": "relu"})
+    assert reported["key"] and not (output / "stability.json").exists()
+    assert "stability of the network is not known: RuntimeError: no memory" in caplog.text
+
+
+def test_without_stability_nothing_is_measured(folder, reported):
+    output = train(folder, COMMAND, {"width": 1, "activation": "relu"}, {"stability": "none"})
+    assert reported["key"] and not (output / "stability.json").exists()
+
+
+def test_an_export_keeps_the_stability_of_the_exported_network_on_the_test_part(experiment, reported):
+    manager, task, output = experiment
+    run_export(task, COMMAND, manager, output)
+    found = read_stability(output / "stability.json")
+    assert found.examples == 20 and len(found.curves) == 4
+
+
+def test_the_choice_reads_what_the_trainings_kept_of_their_stability(folder, reported, caplog):
+    manager, task, output = before_the_export(
+        folder, {"search_seeds": 3, "train_seeds": 1}, lambda seed: {"width": seed, "activation": "relu"}
+    )
+    trained = [trial for trial in manager.trials() if trial.stage == "train"]
+    for trial, left in zip(trained, (0.6, 0.9, 0.9)):
+        curve = curve_of("noise", "", (0.0, 1.0), (0.9, left))
+        kept = Stability(metric="acc", minimize=False, chance=0.5, examples=9, curves=(curve,))
+        (folder / "trials" / trial.id / "stability.json").write_text(kept.model_dump_json())
+    run_export(task, COMMAND, manager, output)
+    assert reported["network"] == "network-2"  # the smallest is less stable than the median
+    assert "out: stability 0.625" in (output / "gumbel-export" / README).read_text()
+    (folder / "trials" / trained[0].id / "stability.json").write_text("damaged")
+    run_export(task, COMMAND, manager, output)
+    assert reported["network"] == "network-1" and "holds no stability" in caplog.text
+
+
 def test_what_is_tied_is_searched_trained_and_loaded_as_one(folder, reported):
     from nni_gumbel import load
     from nni_gumbel.pipeline.trial import run_training
@@ -250,7 +206,9 @@ def test_an_export_has_the_front_in_both_of_its_folders(experiment, reported, fo
     assert reported["network"] == "network-1" and "warning" not in reported
 
 
-@pytest.mark.parametrize(("function", "missing"), [("draw", "front.png"), ("write_table", "front.csv")])
+@pytest.mark.parametrize(
+    ("function", "missing"), [("front_figure", "front.png"), ("write_table", "front.csv")]
+)
 def test_an_export_comes_without_the_front_that_cannot_be_written_and_says_so(
     experiment, reported, folder, monkeypatch, caplog, function, missing
 ):
@@ -280,32 +238,28 @@ def test_an_export_is_complete_where_only_the_trial_code_directory_cannot_be_wri
     assert load(output / "gumbel-export") is not None
 
 
-@pytest.fixture(scope="module")
-def asked_for(tmp_path_factory):
+@pytest.fixture
+def asked_for(folder, monkeypatch):
     """Exports a network of an experiment with three, of widths 0, 1, 2, as a person asks for it."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("asked")
-        fill(folder, patch)
-        # What is asked for, not what is written: programs and pictures have their own tests.
-        patch.setattr("nni_gumbel.results.portable.PROGRAMS", ())
-        patch.setattr("nni_gumbel.results.portable.write_programs", lambda *_: {})
-        patch.setattr(nni_gumbel.results.front, "draw", lambda path, *_: path.touch())
-        manager, _, output = before_the_export(
-            folder,
-            {"search_seeds": 3, "train_seeds": 2, "random_baseline": 1},
-            lambda seed: {"width": 2 - seed, "activation": "relu"},
-            table_latency_ms={0: 1.0, 1: 2.0, 2: 3.0},
-        )
+    # What is asked for, not what is written: programs and pictures have their own tests.
+    monkeypatch.setattr("nni_gumbel.results.portable.PROGRAMS", ())
+    monkeypatch.setattr("nni_gumbel.results.portable.write_programs", lambda *_: {})
+    monkeypatch.setattr(nni_gumbel.results.front, "front_figure", lambda *_: Figure())
+    manager, _, output = before_the_export(
+        folder,
+        {"search_seeds": 3, "train_seeds": 2, "random_baseline": 1},
+        lambda seed: {"width": 2 - seed, "activation": "relu"},
+        table_latency_ms={0: 1.0, 1: 2.0, 2: 3.0},
+    )
 
-        def asked(trials=None, **wish):
-            trials = manager.trials() if trials is None else trials
-            where = (folder / "export",)
-            profile = {"id": "EXP", **manager.experiment()}
-            done = export(profile, trials, output.parent, COMMAND, where, output, Wish(**wish))
-            text = (folder / "export" / "architecture.json").read_text()
-            return json.loads(text)["width"], done.choice
+    def asked(trials=None, **wish):
+        trials = manager.trials() if trials is None else trials
+        records = Records(manager.experiment(), trials, output.parent, COMMAND)
+        done = export(records, wished(records, Wish(**wish)), (folder / "export",), output)
+        text = (folder / "export" / "architecture.json").read_text()
+        return json.loads(text)["width"], done.choice
 
-        yield asked, manager.trials()
+    return asked, manager.trials()
 
 
 @pytest.mark.parametrize(
@@ -499,14 +453,14 @@ def test_parameters_counted_in_this_file_are_those_of_the_space(folder):
 # -- networks with several inputs, data that does not tell its classes --------------------------------
 
 
-def train(folder, command, architecture):
+def train(folder, command, architecture, class_args=None):
     from nni_gumbel.pipeline.trial import run_training
 
     settings = ExperimentSettings.from_flat({"train_epochs": 1, "batch_size": 8}).train_values()
     task = Task("train", 0, 1, settings, architecture)
     output = folder / "trials" / task.key
     output.mkdir(parents=True)
-    run_training(task, command, Manager({}), output)
+    run_training(task, command, Manager(class_args or {}), output)
     return output
 
 
@@ -526,6 +480,16 @@ def test_a_network_with_several_inputs_is_searched_trained_and_given_back(folder
     assert reported["parameters"] == count_parameters(network)
 
 
+def test_what_an_evaluator_writes_by_default_goes_into_the_trials_output_directory(folder, reported):
+    command = TrialCommand(
+        "spaces_of_trials:Table", data="spaces_of_trials:flat", evaluator="spaces_of_trials:by_default"
+    )
+    before = {path.name for path in folder.iterdir()}
+    output = train(folder, command, {"layer": 0})
+    assert {path.name for path in folder.iterdir()} - before <= {"trials", "__pycache__"}
+    assert list(output.glob("lightning_logs/*/checkpoints/*.ckpt"))
+
+
 def test_a_step_that_does_not_fit_the_batches_is_told_in_one_line(folder, reported):
     command = TrialCommand(
         "spaces_of_trials:Table", data="spaces_of_trials:named", evaluator="spaces_of_trials:own"
@@ -541,3 +505,20 @@ def test_the_built_in_evaluator_says_which_batches_it_takes(folder, reported):
     command = TrialCommand("spaces_of_trials:Table", data="spaces_of_trials:flat")
     with pytest.raises(UsageError, match=r"--data: a batch is a list of 3; give \(inputs, labels\)"):
         search({}, folder, command)
+
+
+def test_a_run_that_was_interrupted_or_ended_with_nan_has_no_result():
+    from pytorch_lightning import Trainer
+    from pytorch_lightning.trainer.states import TrainerStatus
+
+    from nni_gumbel.pipeline.reporting import validation_metric
+
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    trainer.callback_metrics["val_acc"] = torch.tensor(0.5)
+    assert validation_metric(trainer, "acc") == 0.5
+    trainer.callback_metrics["val_acc"] = torch.tensor(float("nan"))
+    with pytest.raises(UsageError, match="metric: val_acc is nan"):
+        validation_metric(trainer, "acc")
+    trainer.state.status = TrainerStatus.INTERRUPTED
+    with pytest.raises(KeyboardInterrupt):
+        validation_metric(trainer, "acc")

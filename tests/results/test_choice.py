@@ -169,3 +169,64 @@ def test_sizes_are_those_of_what_is_exported_without_unreachable_layers():
 def test_no_network_is_an_error():
     with pytest.raises(ValueError, match="no trained network"):
         choose([], "acc", "maximize")
+
+
+# -- stability, and the decision in words --------------------------------------------------------------------
+
+
+def stable(name, stability, parameters, validation=0.9):
+    found = network(name, [validation] * 2, parameters=parameters, size=100)
+    return replace(found, runs=tuple(replace(run, stability=stability) for run in found.runs))
+
+
+def test_the_cheapest_network_is_not_chosen_if_it_is_less_stable_than_the_median():
+    found = [stable("small", 0.4, 10), stable("middle", 0.6, 20), stable("large", 0.7, 30)]
+    choice = choose(found, "acc", "maximize")
+    assert choice.network.name == "middle"
+    assert "Its stability 0.6 is not below the median 0.6" in choice.reason
+    assert "that of small is" in choice.reason
+
+
+def test_of_two_networks_none_is_below_the_lower_median():
+    found = [stable("small", 0.4, 10), stable("large", 0.7, 30)]
+    assert choose(found, "acc", "maximize").network.name == "small"
+
+
+def test_the_median_is_of_the_networks_that_are_near_the_best():
+    far = [stable(f"far-{n}", 0.9, 5, validation=0.5) for n in range(3)]
+    found = [*far, stable("small", 0.4, 10), stable("large", 0.4, 30)]
+    assert choose(found, "acc", "maximize").network.name == "small"
+
+
+def test_a_stability_that_is_not_known_is_not_held_against_a_network():
+    found = [stable("unknown", None, 5), stable("small", 0.4, 10), stable("a", 0.6, 20), stable("b", 0.7, 30)]
+    assert choose(found, "acc", "maximize").network.name == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("rule", "name"), [("cheapest", "small"), ("best", "best"), ("cheapest-stable", "a")]
+)
+def test_the_rule_says_what_is_chosen_by(rule, name):
+    found = [
+        stable("small", 0.4, 10),
+        stable("a", 0.6, 20),
+        stable("b", 0.7, 30),
+        stable("best", 0.8, 40, 0.91),
+    ]
+    choice = choose(found, "acc", "maximize", rule=rule)
+    assert choice.network.name == name and name in choice.reason
+
+
+def test_the_decision_is_written_out_candidate_by_candidate():
+    found = [
+        stable("far", 0.9, 5, validation=0.5), stable("small", 0.4, 10), stable("a", 0.6, 20), stable("b", 0.7, 30)
+    ]  # fmt: skip
+    candidates = choose(found, "acc", "maximize").candidates
+    assert [(each.network.name, each.is_near, each.is_stable) for each in candidates] == [
+        ("far", False, True), ("small", True, False), ("a", True, True), ("b", True, True),
+    ]  # fmt: skip
+    far, small, a, b = (each.decision for each in candidates)
+    assert far.startswith("out: acc 0.5 is further than one standard error")
+    assert small == "out: stability 0.4 is below the median 0.6 of those near the best"
+    assert a == "chosen: 20 parameters, the least of those that are left"
+    assert b == "not chosen: 30 parameters, not less than a"

@@ -28,8 +28,8 @@ def temperatures(**arguments):
         ({"init": 1.0, "min": 0.33}, (1.0, 0.33, "linear")),
         ({"init": 1.0, "min": 0.33, "schedule": "cosine"}, (1.0, 0.33, "cosine")),
         (LinearTemperatureScheduler(4.0, 0.1), (4.0, 0.1, "linear")),
-        ("cosine", (1.0, 0.2, "cosine")),
-        (None, (1.0, 0.2, "exponential")),
+        ("cosine", (1.0, 0.4, "cosine")),
+        (None, (1.0, 0.4, "exponential")),
     ],
 )
 def test_a_temperature_is_taken_in_every_form_that_nni_takes(given, meant):

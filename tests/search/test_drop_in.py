@@ -325,7 +325,7 @@ def test_a_state_that_leads_to_no_checkpoint_says_that_the_search_starts_anew(ca
 
 def test_probabilities_are_logged_every_n_steps_without_noise():
     records = Records()
-    strategy = searched(evaluate=evaluator(logger=records), log_prob_every_n_step=7)  # of 8
+    strategy = searched(evaluate=evaluator(logger=records), preset="gradual", log_prob_every_n_step=7)  # of 8
     uniform = {"layer/wide": 1 / 3, "layer/nested": 1 / 3, "layer/erase": 1 / 3, "inner/tanh": 1 / 2}
     first, last = records.seen
     # Each at most one step of the logits away, 0.05; noise would be another order of magnitude.
