@@ -230,10 +230,8 @@ def keep_stability_on_test_part(records: Records, output: Path) -> None:
     chosen, run = records.choice.network, records.choice.run
 
     def evaluator() -> Lightning:
-        settings, network = (
-            ExperimentSettings.from_flat(chosen.settings),
-            load(records.outputs / run.trial_id / BUNDLE),
-        )
+        settings = ExperimentSettings.from_flat(chosen.settings)
+        network = load(records.outputs / run.trial_id / BUNDLE)
         found = evaluator_of(records.command, network, settings, settings.train_epochs, run.seed, output)
         found.module.set_model(network)
         return found
