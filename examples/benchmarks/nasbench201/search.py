@@ -1,12 +1,12 @@
 """Which strategy finds the best cell of NAS-Bench-201 in the same time?
 
     python examples/benchmarks/nasbench201/search.py --table FILE --images FILE [--minutes 10] [--clock cpu]
-        [--strategies default default:cost_weight=0 GumbelDARTS ...] [--seeds 5] [--channels 8 --cells 1 ...] [--quick]
+        [--threads 1] [--strategies default GumbelDARTS ...] [--seeds 5] [--channels 8 --cells 1 ...] [--quick]
 
-Each search runs on one thread and ends when its time is used: a one-shot strategy runs for as many epochs as fit, a
-multi-trial one trains cells by themselves, at the same size. The table judges the cells found: accuracy after 200
-epochs, rank, regret (points below the best cell), hits (within 0.1 points of it). Where NNI's code fails, the row
-names the line. Stopped, it goes on where it was: every search is a row of a CSV.
+Each search ends when its time is used: a one-shot strategy runs for as many epochs as fit, a multi-trial one trains
+cells by themselves, at the same size. The table judges the cells found: accuracy after 200 epochs, rank, regret (points
+below the best cell), hits (within 0.1 points of it). Where NNI's code fails, the row names the line. Stopped,
+it goes on where it was: every search is a row of a CSV.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument(
         "--clock", choices=strategies.CLOCKS, default="cpu", help="CPU time of the process, or wall"
     )
+    parser.add_argument("--threads", type=int, default=1, help="of each search; with several, --clock wall")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument(
         "--learning-rate", type=float, default=0.003, help="largest, of a one-shot's weights (AdamW)"
@@ -69,7 +70,9 @@ def main() -> None:
     texts = arguments.strategies or (QUICK if arguments.quick else DEFAULT)
     judge, size = table.read(arguments.table), space.Size.of(arguments)
     size.read(arguments.images, seed=0)  # before an hour of work says that it cannot
-    names = ("minutes", "clock", "learning_rate", "weight_decay", "trial_epochs", "trial_learning_rate")
+    names = (
+        "minutes", "clock", "threads", "learning_rate", "weight_decay", "trial_epochs", "trial_learning_rate"
+    )  # fmt: skip
     common = {**size.job(), **{name: getattr(arguments, name) for name in names}}
     jobs = [
         {**common, "strategy": text, "settings": strategies.parse(text).resolved(), "seed": seed}
@@ -86,7 +89,7 @@ def main() -> None:
 
     console = Console(width=150)
     console.print(
-        f"{runs.machine()}; {size}; {arguments.minutes:g} minutes of {arguments.clock} on one thread, "
+        f"{runs.machine()}; {size}; {arguments.minutes:g} minutes of {arguments.clock}, threads: {arguments.threads}, "
         f"seeds 0 to {arguments.seeds - 1}; best cell {judge.best:.2f}",
         highlight=False,
     )
@@ -98,7 +101,9 @@ def main() -> None:
 def search(images: str, **job: Any) -> runs.Row:
     """One search; the row has the cell as the benchmark writes it, and the trajectory as JSON."""
     import alone
+    import torch
 
+    torch.set_num_threads(job["threads"])
     size = space.Size(**{name: job[name] for name in space.Size().job()})
     data = size.read(Path(images), job["seed"])
 

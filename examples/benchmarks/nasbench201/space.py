@@ -71,5 +71,7 @@ def add_arguments(parser: ArgumentParser, reads_images: bool = True) -> None:
         )
         parser.add_argument("--batch-size", type=int, default=size.batch_size)
     parser.add_argument("--quick", action="store_true", help="tiny, whatever is given: does it run?")
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time, each on one thread")
+    parser.add_argument(
+        "--workers", type=int, default=2, help="runs at a time, each on one thread unless it says more"
+    )
     parser.add_argument("--folder", type=Path, default=Path("benchmark-results"), help="CSV and picture")
