@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _DATABASE = Path("db", "nni.sqlite")
+# Of every table of results.
+_COLUMNS = ["trial", "sequence", "stage", "state", "seed", "attempt", "network", "start", "seconds"]
 
 
 @dataclass(frozen=True)
@@ -299,7 +301,8 @@ def results(experiment: str | Path | None = None) -> DataFrame:
                 if name not in ("key", "architecture", "network")
             },
         })  # fmt: skip
-    return pandas.DataFrame(rows).set_index("trial") if rows else pandas.DataFrame()
+    # Of an experiment that has just begun, the table is empty, and has the columns that every table has.
+    return pandas.DataFrame(rows, columns=None if rows else _COLUMNS).set_index("trial")
 
 
 # -- files ---------------------------------------------------------------------------------------------------
