@@ -3,6 +3,7 @@
 - :class:`GumbelSearch`: the search as a strategy of NNI's ``NasExperiment``.
 - :func:`relax`: the same for a training loop of your own; it returns the space's :class:`Distribution`.
 - :func:`load`: an exported network.
+- ``results``: the trials of an experiment as a table, see :func:`nni_gumbel.pipeline.records.results`.
 - :func:`assert_supernet_equals_frozen`: the check of a space, before a search.
 - :class:`UsageError`: what all of them raise for a mistake, in one line.
 
@@ -24,10 +25,15 @@ _HOME = {
     "UsageError": "nni_gumbel.errors",
 }
 
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+# A room that can be called: see its own docstring.
+_ROOM = "results"
+
+__all__ = ["__version__", *_HOME, _ROOM]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
+    if name == _ROOM:
+        return import_module(f"nni_gumbel.{_ROOM}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

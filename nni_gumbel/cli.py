@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from nni_gumbel.pipeline.export import Export
     from nni_gumbel.pipeline.watch import Outcome
 
 # What the shell shows for a program that Ctrl-C has ended.
@@ -80,10 +81,44 @@ def _parser() -> argparse.ArgumentParser:
     wait = add("wait", "follow an experiment until it ends and show the networks found", _wait)
     wait.add_argument("id", metavar="ID", nargs="?", help="the experiment's id (default: the newest)")
     wait.add_argument("--timeout", metavar="SECONDS", type=float, help="give up waiting after this time")
+    export = add("export", "write the best network trained so far, or another one, as a folder", _export)
+    export.add_argument(
+        "id", metavar="ID", nargs="?", help="the experiment's id or folder (default: the newest)"
+    )
+    export.add_argument(
+        "-o", "--output", metavar="DIR", help="where to (default: gumbel-export/ID from here)"
+    )
+    export.add_argument(
+        "--max-params", metavar="N", type=int, help="choose among networks of at most N parameters"
+    )
+    export.add_argument("--max-flops", metavar="N", type=int, help="of at most N multiply-adds")
+    export.add_argument("--max-latency-ms", metavar="MS", type=float, help="of at most so many milliseconds")
+    export.add_argument(
+        "--network", metavar="NAME", help="the network of this name, as `nni-gumbel wait` shows it"
+    )
+    export.add_argument("--trial", metavar="T", help="the network and the weights of this training")
+    train = add("train", "train a network that was found again: longer, or on other data", _train)
+    train.add_argument("bundle", metavar="BUNDLE", help="the folder of an export or of a training")
+    train.add_argument(
+        "-o", "--output", metavar="DIR", required=True, help="where to; made, nothing is overwritten"
+    )
+    train.add_argument("--data", metavar="NAME", help="the data, as after `nni-gumbel trial`")
+    train.add_argument(
+        "--data-dir", metavar="DIR", default="data", help="of downloads (default: %(default)s)"
+    )
+    train.add_argument("--evaluator", metavar="module:function", help="your own loss, metric or task")
+    train.add_argument("--epochs", metavar="N", type=int, help="(default of this and the next: the bundle's)")
+    train.add_argument("--batch-size", metavar="N", type=int, help="examples in a batch")
+    train.add_argument("--learning-rate", metavar="RATE", type=float, help="the largest one")
+    train.add_argument("--weight-decay", metavar="DECAY", type=float, help="of the weights")
+    train.add_argument("--seeds", metavar="N", type=int, default=1, help="trainings (default: %(default)s)")
+    train.add_argument("--from-weights", action="store_true", help="go on from the weights of the bundle")
     report = add(
         "report", "write what an experiment has found as one page, with pictures and tables", _report
     )
-    report.add_argument("id", metavar="ID", nargs="?", help="the experiment's id (default: the newest)")
+    report.add_argument(
+        "id", metavar="ID", nargs="?", help="the experiment's id or folder (default: the newest)"
+    )
     report.add_argument(
         "-o", "--output", metavar="DIR", help="folder of the page (default: gumbel-report/ID)"
     )
@@ -218,14 +253,66 @@ def _wait(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _train(arguments: argparse.Namespace) -> int:
+    from nni_gumbel.errors import UsageError
+    from nni_gumbel.pipeline.retraining import train_again
+
+    if arguments.data is None and arguments.evaluator is None:
+        raise UsageError("--data: it is missing; name the data, or an --evaluator that brings its own")
+    done = train_again(
+        arguments.bundle, arguments.output, data=arguments.data, data_dir=arguments.data_dir,
+        evaluator=arguments.evaluator, seeds=arguments.seeds, from_weights=arguments.from_weights,
+        train_epochs=arguments.epochs, batch_size=arguments.batch_size, learning_rate=arguments.learning_rate,
+        weight_decay=arguments.weight_decay,
+    )  # fmt: skip
+    return _print_export(done)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    import logging
+    import warnings
+
+    from nni_gumbel.pipeline.export import Wish, export_of
+
+    wish = Wish(
+        arguments.max_params,
+        arguments.max_flops,
+        arguments.max_latency_ms,
+        arguments.trial,
+        arguments.network,
+    )
+    log = logging.getLogger("nni_gumbel")
+    level = log.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of exporters, about their own code
+        log.setLevel(logging.ERROR)  # what is warned of is shown below
+        try:
+            done = export_of(arguments.id, arguments.output, wish)
+        finally:
+            log.setLevel(level)
+    return _print_export(done)
+
+
+def _print_export(done: Export) -> int:
+    from nni_gumbel.results.report import mean_and_std
+
+    console, network = _console(120), done.choice.network
+    console.print(done.choice.reason, soft_wrap=True, markup=False)
+    test = mean_and_std(network.test_mean, network.test_std)
+    console.print(f"test     {test}, seeds: {len(network.runs)}", soft_wrap=True, markup=False)
+    for warning in done.warnings:
+        console.print(f"warning: {warning}", soft_wrap=True, markup=False, style="yellow")
+    console.print(f"export   {done.folders[0]}", soft_wrap=True, markup=False)
+    return 0
+
+
 def _report(arguments: argparse.Namespace) -> int:
     from nni_gumbel.names import ignore_what_nni_wonders_about
 
     ignore_what_nni_wonders_about()
-    from nni_gumbel.pipeline.manager import find_experiment
     from nni_gumbel.pipeline.report import report
 
-    print(report(find_experiment(arguments.id), arguments.output))
+    print(report(arguments.id, arguments.output))
     return 0
 
 

@@ -19,11 +19,11 @@ def test_help_names_every_subcommand_with_a_line(capsys):
         main(["--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    for name in ("register", "init", "doctor", "wait", "trial"):
+    for name in ("register", "init", "doctor", "wait", "export", "train", "trial"):
         assert re.search(rf"^    {name}\s+\w+ \w+", text, re.MULTILINE), name
 
 
-@pytest.mark.parametrize("name", ["register", "init", "doctor", "wait", "trial"])
+@pytest.mark.parametrize("name", ["register", "init", "doctor", "wait", "export", "train", "trial"])
 def test_every_subcommand_has_help(name, capsys):
     with pytest.raises(SystemExit) as ended:
         main([name, "--help"])
@@ -45,6 +45,10 @@ def test_the_version_is_the_packages(capsys):
         (["wait", "--timeout", "soon"], "'soon'"),
         (["wait", "--timeout", "0"], "--timeout: 0"),
         (["init"], "DIR"),
+        (["export", "--max-params", "few"], "'few'"),
+        (["export", "--network", "network-1", "--max-flops", "9"], "leave out --max-flops"),
+        (["export", "nowhere/at/all"], "nowhere/at/all"),
+        (["train", "somewhere", "-o", "there"], "--data: it is missing"),
     ],
 )
 def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(words, line, capsys):

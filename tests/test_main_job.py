@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import loky
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,6 +19,8 @@ from real_experiments import SMALL, Experiment, free_port, of_stage
 from safetensors.torch import load_file
 
 import nni_gumbel
+from nni_gumbel.data import build_data
+from nni_gumbel.pipeline.records import Records
 
 pytestmark = pytest.mark.slow
 
@@ -60,6 +63,112 @@ def test_the_export_lies_where_it_was_started_and_in_the_export_trials_directory
     copy = finished_experiment.output_of(trial) / "gumbel-export"
     assert {path.name for path in copy.iterdir()} == names
     assert trial.result["path"] == str(export)
+
+
+def command(nni_environment, folder, *words):
+    """What a subcommand prints, started in a folder."""
+    program = Path(sys.executable).parent / "nni-gumbel"
+    run = subprocess.run(
+        [program, *map(str, words)],
+        env=nni_environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_the_best_so_far_of_an_experiment_that_runs_or_was_stopped_is_exported_and_reported_by_commands(
+    nni_environment, user_folder, tmp_path
+):
+    experiment = Experiment.create(nni_environment, user_folder, free_port(), {**SMALL, "train_seeds": 20})
+    try:
+        experiment.wait_until(lambda e: any(t.report for t in of_stage(e, "train")), 240)
+        running = command(nni_environment, tmp_path, "export", experiment.id)
+        live = {trial.id: trial.report for trial in experiment.manager.trials() if trial.report}
+    finally:
+        experiment.stop()
+    assert "is the only network" in running or "network-2" in running
+    stopped = command(nni_environment, tmp_path, "export", experiment.directory, "-o", "stopped")
+    assert str(tmp_path / "stopped") in stopped
+    page = command(nni_environment, tmp_path, "report", experiment.directory).splitlines()[-1]
+    assert "best so far: the experiment has not ended" in Path(page).read_text()
+    names = {"model.safetensors", "model.py", "model.pt2", "model.onnx", "README.md", "front.csv"}
+    for folder in (tmp_path / "gumbel-export" / experiment.id, tmp_path / "stopped"):
+        assert names <= {path.name for path in folder.iterdir()}
+    table = nni_gumbel.results(experiment.directory)
+    reported = table[table.state == "succeeded"]
+    assert set(live) <= set(reported.index)
+
+
+def test_another_network_than_the_exported_one_has_a_folder_of_its_own(
+    finished_experiment, nni_environment, tmp_path
+):
+    (drawn, *_) = of_stage(finished_experiment, "random")
+    words = ("export", finished_experiment.directory, "--trial", drawn.id)
+    text = command(nni_environment, tmp_path, *words)
+    assert f"trial {drawn.id} was asked for" in text
+    (folder,) = (tmp_path / "gumbel-export").iterdir()
+    assert folder.name.startswith(f"{finished_experiment.id}-network-")
+    source = finished_experiment.output_of(drawn) / "bundle" / "model.safetensors"
+    assert (folder / "model.safetensors").read_bytes() == source.read_bytes()
+
+
+def test_the_files_of_an_experiment_tell_what_its_manager_tells(finished_experiment):
+    records = Records.of(finished_experiment.directory)
+    assert {t.id: t for t in records.trials} == {t.id: t for t in finished_experiment.manager.trials()}
+    assert records.profile["params"] == finished_experiment.manager.experiment()["params"]
+
+
+def test_the_table_of_results_has_a_row_for_each_trial(finished_experiment, tmp_path):
+    shutil.copytree(finished_experiment.directory / "db", tmp_path / "copy" / "db")
+    table = nni_gumbel.results(tmp_path / "copy")
+    trials = finished_experiment.manager.trials()
+    assert list(table.sequence) == sorted(trial.sequence for trial in trials)
+    assert set(table.state) == {"succeeded"} and table.seconds.notna().all()
+    for trial in trials:
+        row = table.loc[trial.id]
+        assert (row.stage, row.validation_acc) == (trial.stage, trial.result["default"])
+        if trial.stage == "train":
+            assert row.network.startswith("network-") and row.test_acc == trial.result["test"]
+            assert row.train_epochs == SMALL["train_epochs"]
+            assert row["choice/layer"] == trial.parameters["choice/layer"]
+        if trial.stage == "search":
+            assert row["choice/layer"] == json.loads(trial.result["architecture"])["layer"]
+
+
+@pytest.mark.parametrize(
+    ("predict", "but"),
+    [
+        ("from model import load; scores = load()(torch.from_numpy(images))", "import torch"),
+        ("scores = torch.export.load('model.pt2').module()(torch.from_numpy(images))", "import torch"),
+        (
+            "session = onnxruntime.InferenceSession('model.onnx')\n"
+            "(scores,) = session.run(None, {session.get_inputs()[0].name: images})",
+            "import onnxruntime; sys.modules['torch'] = None",
+        ),
+    ],
+    ids=["model.py", "model.pt2", "model.onnx"],
+)
+def test_without_nni_and_this_package_an_export_reaches_the_reported_test_accuracy(
+    finished_experiment, user_folder, tmp_path, predict, but
+):
+    export = export_of(finished_experiment, user_folder)
+    data = build_data(f"npz:{user_folder / 'tiny.npz'}", data_dir=".", batch_size=8, seed=0)
+    images, labels = (torch.cat(part).numpy() for part in zip(*data.test_dataloader()))
+    np.savez(tmp_path / "test.npz", images=images, labels=labels)
+    code = (
+        "import sys\nfor name in ('nni', 'nni_gumbel', 'safetensors'): sys.modules[name] = None\n"
+        f"import numpy; images, labels = numpy.load('{tmp_path / 'test.npz'}').values()\n{but}\n{predict}\n"
+        "print((numpy.array(scores.tolist()).argmax(1) == labels).mean())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=export, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    readme = (export / "README.md").read_text()
+    (trial,) = [trial for trial in of_stage(finished_experiment, "train") if f"trial {trial.id}" in readme]
+    assert float(run.stdout) == pytest.approx(trial.result["test"])
 
 
 def test_an_export_is_rebuilt_in_eval_mode_without_any_choice(finished_experiment, user_folder, monkeypatch):
@@ -220,14 +329,9 @@ def test_the_report_of_the_main_job_opens_without_a_message(finished_experiment,
 
 
 def test_the_report_is_written_again_by_its_command(finished_experiment, nni_environment, tmp_path):
-    program = Path(sys.executable).parent / "nni-gumbel"
-    command = [program, "report", finished_experiment.id, "-o", tmp_path / "again"]
-    run = subprocess.run(
-        list(map(str, command)), env=nni_environment, capture_output=True, text=True, timeout=120
-    )
-    assert run.returncode == 0, run.stderr
+    text = command(nni_environment, tmp_path, "report", finished_experiment.directory, "-o", "again")
     # The space prints, too.
-    assert run.stdout.splitlines()[-1] == str(tmp_path / "again" / "report.html")
+    assert text.splitlines()[-1] == str(tmp_path / "again" / "report.html")
     assert "(exported)" in (tmp_path / "again" / "report.html").read_text()
 
 

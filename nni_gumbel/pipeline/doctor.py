@@ -140,6 +140,7 @@ def config_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
     yield finding_of("settings", plan)
     try:
         command, directory = trial_command_of(config)
+        command.check(directory)
     except UsageError as error:
         yield Finding(FAIL, "trial command", str(error))
         return

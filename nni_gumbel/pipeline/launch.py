@@ -57,10 +57,10 @@ def main(arguments: list[str]) -> int:
         with FileLock(output / ".lock"):
             (output / "task.json").write_text(json.dumps(task.parameters(), indent=2) + "\n")
             _show_tensorboard_to_the_portal(output)
+            _use_share_of_cores(manager)
             if task.stage == EXPORT:
                 run_export(task, command, manager, output)
                 return 0
-            _use_share_of_cores(manager)
             from nni_gumbel.pipeline.trial import RUNS  # imports torch
 
             RUNS[task.stage](task, command, manager, output)

@@ -74,7 +74,9 @@ class Manager:
 
     def trials(self) -> list[Trial]:
         """All trials so far, in no particular order; of one that has ended, the same object every time."""
-        read = ((one, self._known(one) or _trial(self._with_metric(one))) for one in self._get("trial-jobs"))
+        read = (
+            (one, self._known(one) or trial_of(self._with_metric(one))) for one in self._get("trial-jobs")
+        )
         self._read = {record["trialJobId"]: (record, trial) for record, trial in read}
         return [trial for _, trial in self._read.values()]
 
@@ -97,7 +99,7 @@ class Manager:
         record = self._get(f"trial-jobs/{trial_id}")
         if not isinstance(record, Mapping):
             raise UsageError(f"trial {trial_id}: NNI's manager at {self.url} does not know it")
-        return _trial(record)
+        return trial_of(record)
 
     def experiment(self) -> dict[str, Any]:
         """The experiment's profile: ``id``, ``params`` (the YAML in NNI's own form), times."""
@@ -186,6 +188,17 @@ def plan_of(experiment: Mapping[str, Any]) -> Plan:
     return Plan.of(settings, params.get("searchSpace"))
 
 
+def check_tuner(experiment: Mapping[str, Any]) -> None:
+    """See that an experiment's profile is of one that this package's tuner runs.
+
+    Raises:
+        UsageError: another one does.
+    """
+    tuner = (experiment["params"].get("tuner") or {}).get("name")
+    if str(tuner).lower() != NAME.lower():
+        raise UsageError(f"ID: experiment {experiment['id']} runs the tuner {tuner!r}; give one of {NAME}")
+
+
 def time_is_over(experiment: Mapping[str, Any]) -> bool:
     """Whether an experiment's profile says that ``maxExperimentDuration`` is used up."""
     most = experiment["params"].get("maxExperimentDuration")
@@ -227,13 +240,11 @@ def trial_command_of(params: Mapping[str, Any]) -> tuple[TrialCommand, Path]:
         params: the YAML in NNI's canonical form.
 
     Raises:
-        UsageError: the command is not ours, or names what is not there.
+        UsageError: the command is not ours.
     """
     service = params["trainingService"]  # NNI copies both to there, where they stand at the top
-    directory = Path(service.get("trialCodeDirectory") or ".")
     command = TrialCommand.from_trial_command(service.get("trialCommand") or "")
-    command.check(directory)
-    return command, directory
+    return command, Path(service.get("trialCodeDirectory") or ".")
 
 
 def _api_beside(channel: str, own_parts: int) -> str:
@@ -245,7 +256,8 @@ def _api_beside(channel: str, own_parts: int) -> str:
     return "/".join([f"http://{host}", *prefix, _API])
 
 
-def _trial(record: Mapping[str, Any]) -> Trial:
+def trial_of(record: Mapping[str, Any]) -> Trial:
+    """A trial from NNI's own record of it, as its REST interface and its database have it."""
     result = _decoded((record.get("finalMetricData") or [{}])[0].get("data"))
     packed = _decoded((record.get("hyperParameters") or [None])[0])
     parameters = packed.get("parameters") if isinstance(packed, Mapping) else None
@@ -296,11 +308,6 @@ class Experiment:
     @property
     def logs(self) -> Path:
         return self.directory / "log"
-
-    @property
-    def outputs(self) -> Path:
-        """The folder with the output directories of its trials."""
-        return self.directory / "environments" / "local-env" / "trials"
 
     @property
     def is_stopped(self) -> bool:

@@ -1,70 +1,218 @@
-"""What is known of an experiment, for its report: from NNI's trials, their output directories, and the space.
+"""What an experiment has done: its trials, what they left in their output directories, and what follows from both.
 
-An output directory has TensorBoard's events of a search, the bundle and the stability of a training.
+NNI writes every event and every metric into ``<experiment>/db/nni.sqlite`` at once, and its REST interface answers from
+there; so does :meth:`Records.of`, without a manager: of an experiment that runs, was stopped, failed or was killed, and
+from a copy of its folder. Output directories lie in the same folder: they have TensorBoard's events of a search, the
+bundle and the stability of a training.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import sqlite3
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.names import inside
 from nni_gumbel.pipeline.command import TrialCommand
-from nni_gumbel.pipeline.export import priced_by, with_stability
-from nni_gumbel.pipeline.manager import plan_of
-from nni_gumbel.pipeline.task import TENSORBOARD, Trial
+from nni_gumbel.pipeline.manager import check_tuner, find_experiment, plan_of, trial_command_of, trial_of
+from nni_gumbel.pipeline.plan import Plan
+from nni_gumbel.pipeline.task import CHOICE_PREFIX, EXPORT, TENSORBOARD, TRAIN, Task, Trial
 from nni_gumbel.results.agreement import choice_of
 from nni_gumbel.results.choice import Choice, Network, choose
 from nni_gumbel.results.pictures import SearchHistory
+from nni_gumbel.results.report import chosen_value
 from nni_gumbel.results.space import canonical
 from nni_gumbel.results.stability import FILE as STABILITY
 from nni_gumbel.results.stability import Stability, read_stability
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 logger = logging.getLogger(__name__)
 
+_DATABASE = Path("db", "nni.sqlite")
+# Of every table of results.
+_COLUMNS = ["trial", "sequence", "stage", "state", "seed", "attempt", "network", "start", "seconds"]
 
+
+@dataclass(frozen=True)
 class Records:
-    """What is known of an experiment; read when it is asked for.
+    """An experiment as it was when its records were read; what follows from them is computed when it is asked for.
 
     Args:
-        profile: the experiment, as NNI's manager tells it.
+        profile: as :meth:`~nni_gumbel.pipeline.manager.Manager.experiment` tells it.
         trials: all of them.
         outputs: the folder with their output directories.
-        command: the trial command. This process works in the trial code directory.
+        command: the trial command.
         export: the output directory of the export; ``None`` if there is none yet.
-
-    Raises:
-        UsageError: no training has finished.
     """
 
-    def __init__(
-        self,
-        profile: Mapping[str, Any],
-        trials: Sequence[Trial],
-        outputs: Path,
-        command: TrialCommand,
-        export: Path | None,
-    ) -> None:
-        self.id, self.params = profile["id"], profile["params"]
-        self.trials, self.outputs, self.command, self.export = trials, outputs, command, export
-        self.plan = plan_of(profile)
-        self.metric, self.mode = self.plan.settings.metric, self.plan.settings.optimize_mode
-        self.priced = priced_by(command, self.plan)
-        self.networks = with_stability(self.plan.networks(trials), outputs)
-        if not self.networks:
+    profile: Mapping[str, Any]
+    trials: Sequence[Trial]
+    outputs: Path
+    command: TrialCommand
+    export: Path | None = None
+
+    @classmethod
+    def of(cls, experiment: str | Path | None = None) -> Records:
+        """Read the records of an experiment.
+
+        Args:
+            experiment: its id on this machine, or its folder, which may be a copy; the newest experiment if omitted.
+
+        Raises:
+            UsageError: there is none, it is not one of this package's tuner, or its files cannot be read.
+        """
+        folder = Path(experiment).expanduser() if experiment is not None else None
+        if folder is None or not (folder / _DATABASE).is_file():
+            if folder is not None and (folder.is_dir() or len(folder.parts) > 1):
+                raise UsageError(
+                    f"{str(experiment)!r} holds no {_DATABASE}; give an id or the folder nni-experiments/ID"
+                )
+            folder = find_experiment(None if experiment is None else str(experiment)).directory
+        folder = folder.absolute()
+        path = folder / _DATABASE
+        try:
+            # Not read-only: what a killed manager left half written is rolled back by whoever opens it next.
+            with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as database:
+                profile = database.execute(
+                    "select id, params, startTime, endTime, execDuration from ExperimentProfile"
+                    " order by revision desc limit 1"
+                ).fetchone()
+                events = database.execute(
+                    "select trialJobId, event, timestamp, data, sequenceId from TrialJobEvent order by rowid"
+                ).fetchall()
+                metrics = database.execute(
+                    "select trialJobId, data from MetricData where type = 'FINAL' order by rowid desc"
+                ).fetchall()
+        except sqlite3.Error as error:
             raise UsageError(
-                f"ID: experiment {self.id} has no finished training yet, so there is nothing to report; "
-                f"`nni-gumbel wait {self.id}` follows it"
-            )
-        self.choice: Choice = choose(
-            self.networks, self.metric, self.mode, self.priced, self.plan.settings.choice_rule
+                f"{path} cannot be read: {first_line(error)}; give the folder of an experiment of NNI"
+            ) from None
+        if profile is None:
+            raise UsageError(f"{path} holds no experiment yet; wait until NNI has started it")
+        found = dict(zip(("id", "params", "startTime", "endTime", "execDuration"), profile))
+        found["params"] = json.loads(found["params"])
+        check_tuner(found)
+        command, _ = trial_command_of(found["params"])
+        trials, outputs = _trials(events, dict(metrics)), folder / "environments" / "local-env" / "trials"
+        exports = (
+            outputs / trial.id for trial in trials if trial.report is not None and trial.stage == EXPORT
         )
-        self.searches = self.plan.searches(trials)
+        return cls(found, trials, outputs, command, next(exports, None))
+
+    def in_code_directory(self) -> AbstractContextManager[None]:
+        """Work where the trials do, if that folder is there: without it, the space cannot be built."""
+        _, directory = trial_command_of(self.profile["params"])
+        return inside(directory) if directory.is_dir() else nullcontext()
+
+    @property
+    def id(self) -> str:
+        return self.profile["id"]
+
+    @cached_property
+    def plan(self) -> Plan:
+        return plan_of(self.profile)
+
+    @property
+    def metric(self) -> str:
+        return self.plan.settings.metric
+
+    # -- networks -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def networks(self) -> list[Network]:
+        """Those that were found and trained, each with its random ones."""
+
+        def known(network: Network) -> Network:
+            runs = tuple(
+                replace(run, stability=each.index) if (each := self.stability.get(run.trial_id)) else run
+                for run in network.runs
+            )
+            return replace(network, runs=runs, baseline=tuple(map(known, network.baseline)))
+
+        return list(map(known, self.plan.networks(self.trials)))
+
+    @property
+    def trained(self) -> list[Network]:
+        """All that were trained: those that were found, each followed by its random ones."""
+        return [each for network in self.networks for each in (network, *network.baseline)]
+
+    @cached_property
+    def stability(self) -> dict[str, Stability]:
+        """What trainings kept of the stability of their networks, by trial; a damaged file is a warning."""
+        found = {trial.id: _stability_in(self.outputs / trial.id) for trial in self.trials if trial.report}
+        return {trial: stability for trial, stability in found.items() if stability is not None}
+
+    @cached_property
+    def test_stability(self) -> Stability | None:
+        """Of the exported network, on the test part."""
+        return None if self.export is None else _stability_in(self.export)
+
+    @cached_property
+    def priced(self) -> str:
+        """What the searches price; parameters, where some price one cost and some another."""
+        words = {variant.search.cost for variant in self.plan.variants}
+        if self.command.cost is not None:
+            return "cost"
+        return words.pop() if len(words) == 1 else "params"
+
+    @cached_property
+    def choice(self) -> Choice:
+        """By the rule of the experiment.
+
+        Raises:
+            UsageError: no training has finished.
+        """
+        if not self.networks:
+            told = f"ID: experiment {self.id} has"
+            if any(trial.stage == TRAIN and trial.report is not None for trial in self.trials):
+                raise UsageError(
+                    f"{told} trainings, but not with the settings that its experiment.yml means to this version of "
+                    "nni_gumbel; use the version that ran it"
+                )
+            raise UsageError(f"{told} no finished training yet; `nni-gumbel wait {self.id}` follows it")
+        return self.choice_among(self.networks)
+
+    def choice_among(self, networks: Sequence[Network]) -> Choice:
+        """By the rule of the experiment, among some of its networks (at least one)."""
+        settings = self.plan.settings
+        return choose(networks, self.metric, settings.optimize_mode, self.priced, settings.choice_rule)
+
+    # -- searches -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def searches(self) -> list[tuple[dict[str, Any], Task, Trial]]:
+        """See :meth:`~nni_gumbel.pipeline.plan.Plan.searches`."""
+        return self.plan.searches(self.trials)
+
+    @cached_property
+    def groups(self) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        """The settings that were varied, and the networks that their searches found, one a seed."""
+        groups: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+        for combination, _, trial in self.searches:
+            _, found = groups.setdefault(canonical(combination), (combination, []))
+            found.append(trial.report.architecture)
+        return list(groups.values())
+
+    @cached_property
+    def history(self) -> dict[str, SearchHistory]:
+        """What each search reported, by its trial."""
+        return {
+            trial.id: _history_of(
+                f"search {trial.id}, seed {task.seed}", self.outputs / trial.id / TENSORBOARD
+            )
+            for _, task, trial in self.searches
+        }
 
     @cached_property
     def candidates(self) -> dict[str, tuple[list[str], int]]:
@@ -84,55 +232,14 @@ class Records:
                     found.setdefault(label, {})[choice_of(trial.report.architecture, label)] = None
             return {label: (list(words), len(words)) for label, words in found.items()}
         return {
-            label: (
-                [choice_of({label: value}, label) for value in variable.values],
-                law_of(label, variable).outcomes,
-            )
+            label: (list(map(chosen_value, variable.values)), law_of(label, variable).outcomes)
             for label, variable in variables.items()
         }
 
     @cached_property
-    def history(self) -> dict[str, SearchHistory]:
-        """What each search reported, by its trial."""
-        return {
-            trial.id: _history_of(
-                f"search {trial.id}, seed {task.seed}", self.outputs / trial.id / TENSORBOARD
-            )
-            for _, task, trial in self.searches
-        }
-
-    def kept(self, network: Network) -> list[Stability]:
-        """What the trainings of a network kept of its stability; a damaged file was warned of before."""
-        kept = []
-        for run in network.runs:
-            if run.stability is not None and (
-                found := read_stability(self.outputs / run.trial_id / STABILITY)
-            ):
-                kept.append(found)
-        return kept
-
-    @cached_property
-    def groups(self) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
-        """The settings that were varied, and the networks that their searches found, one a seed."""
-        groups: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
-        for combination, _, trial in self.searches:
-            _, found = groups.setdefault(canonical(combination), (combination, []))
-            found.append(trial.report.architecture)
-        return list(groups.values())
-
-    @cached_property
-    def test_stability(self) -> Stability | None:
-        """Of the exported network, on the test part."""
-        try:
-            return None if self.export is None else read_stability(self.export / STABILITY)
-        except UsageError as error:
-            logger.warning("%s", error)
-            return None
-
-    @cached_property
     def experiment(self) -> str:
         """The experiment as a file that starts it again."""
-        service = self.params.get("trainingService") or {}
+        params = self.profile["params"]
         names = (
             "experimentName",
             "searchSpace",
@@ -140,13 +247,98 @@ class Records:
             "maxTrialNumber",
             "maxExperimentDuration",
         )
-        text = {name: self.params[name] for name in names if self.params.get(name) is not None}
-        text["trialCommand"] = service.get("trialCommand") or self.params.get("trialCommand")
+        text = {name: params[name] for name in names if params.get(name) is not None}
+        service = params.get("trainingService") or {}
+        text["trialCommand"] = service.get("trialCommand") or params.get("trialCommand")
         # Where the space lies; the person who reads this may have it elsewhere.
         text["trialCodeDirectory"] = "."
-        text["tuner"] = self.params["tuner"]
+        text["tuner"] = params["tuner"]
         text["trainingService"] = {"platform": "local"}
         return yaml.safe_dump(text, sort_keys=False)
+
+
+def results(experiment: str | Path | None = None) -> DataFrame:
+    """All trials of an experiment as a table, also while it runs or after it was stopped.
+
+    Args:
+        experiment: its id on this machine, or its folder, which may be a copy; the newest experiment if omitted.
+
+    Returns:
+        One row a trial, in the order of the portal, by trial id. Columns: ``sequence``, ``stage``, ``state``
+        (``pending``, ``succeeded``, ``failed``), ``seed``, ``attempt``, ``network`` (its name, of trainings), ``start``
+        (UTC), ``seconds``; the settings of the trial by name; ``choice/<label>``, of a search those that it found;
+        what it reported last by name, with ``validation_<metric>`` and ``test_<metric>``. Missing where a trial has no
+        such value.
+
+    Raises:
+        UsageError: see :meth:`Records.of`.
+    """
+    import pandas
+
+    records = Records.of(experiment)
+    names = {run.trial_id: network.name for network in records.trained for run in network.runs}
+    rows = []
+    for trial in sorted(records.trials, key=lambda trial: trial.sequence):
+        given, reported = dict(trial.parameters or {}), dict(trial.result or {})
+        architecture = trial.report.architecture if trial.report is not None else None
+        renamed = {"default": f"validation_{records.metric}", "test": f"test_{records.metric}"}
+        given.pop("stage", None), given.pop("key", None)
+        rows.append({
+            "trial": trial.id,
+            "sequence": trial.sequence,
+            "stage": trial.stage,
+            "state": trial.state,
+            "seed": given.pop("seed", None),
+            "attempt": given.pop("attempt", None),
+            "network": names.get(trial.id, reported.get("network")),
+            "start": None if trial.start is None else pandas.Timestamp(trial.start, unit="s", tz="UTC"),
+            "seconds": None if None in (trial.start, trial.end) else trial.end - trial.start,
+            **given,
+            **{CHOICE_PREFIX + label: value for label, value in (architecture or {}).items()},
+            **{
+                renamed.get(name, name): value
+                for name, value in reported.items()
+                if name not in ("key", "architecture", "network")
+            },
+        })  # fmt: skip
+    # Of an experiment that has just begun, the table is empty, and has the columns that every table has.
+    return pandas.DataFrame(rows, columns=None if rows else _COLUMNS).set_index("trial")
+
+
+# -- files ---------------------------------------------------------------------------------------------------
+
+
+def _trials(events: list[tuple[Any, ...]], finals: Mapping[str, str]) -> list[Trial]:
+    """The trials that NNI's events lead to, by NNI's own rules (``getTrialJobsByReplayEvents``)."""
+    records: dict[str, dict[str, Any]] = {}
+    for name, event, timestamp, data, sequence in events:
+        if not name:
+            continue  # imported data, of no trial
+        record = records.setdefault(name, {"trialJobId": name, "status": "UNKNOWN", "hyperParameters": []})
+        if event == "RUNNING" or event == "WAITING" and "startTime" not in record:
+            record["startTime"] = timestamp
+        elif event in ("SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED"):
+            record["endTime"] = timestamp
+        if event != "ADD_HYPERPARAMETER":
+            renamed = {"USER_TO_CANCEL": "USER_CANCELED", "ADD_CUSTOMIZED": "WAITING"}
+            record["status"] = renamed.get(event, event)
+        if data:
+            record["hyperParameters"].append(data)
+        if sequence is not None:
+            record.setdefault("sequenceId", sequence)
+    for name, record in records.items():
+        # Of a failed trial, its mistake.
+        if record["status"] in ("SUCCEEDED", "FAILED") and name in finals:
+            record["finalMetricData"] = [{"data": finals[name]}]
+    return [trial_of(record) for record in records.values()]
+
+
+def _stability_in(output: Path) -> Stability | None:
+    try:
+        return read_stability(output / STABILITY)
+    except UsageError as error:
+        logger.warning("%s", error)
+        return None
 
 
 def _history_of(name: str, events: Path) -> SearchHistory:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -16,13 +15,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from nni_gumbel import __version__
-from nni_gumbel.errors import UsageError
-from nni_gumbel.names import inside
-from nni_gumbel.pipeline.command import TrialCommand
-from nni_gumbel.pipeline.manager import Experiment, ManagerUnreachable, trial_command_of
 from nni_gumbel.pipeline.records import Records
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.task import BUNDLE, EXPORT, REPORT_FOLDER, Trial
+from nni_gumbel.pipeline.task import BUNDLE, REPORT_FOLDER
 from nni_gumbel.results.agreement import (
     LabelAgreement,
     agreements,
@@ -43,46 +38,28 @@ from nni_gumbel.results.report import decision_table, mean_and_std, network_tabl
 from nni_gumbel.results.space import canonical
 
 
-def report(experiment: Experiment, folder: str | Path | None = None) -> Path:
-    """Write the report of an experiment on this machine whose manager is up, also while it runs.
+def report(experiment: str | Path | None = None, folder: str | Path | None = None) -> Path:
+    """Write the report of an experiment that runs, was stopped or failed.
 
     Args:
-        experiment: which one.
+        experiment: its id or its folder; the newest one if omitted.
         folder: see :func:`write_report`; ``gumbel-report/<its id>`` in the working directory if omitted.
 
     Raises:
-        UsageError: its manager does not answer, or see :func:`write_report`.
+        UsageError: there is no such experiment, or see :func:`write_report`.
     """
-    folder = Path(folder or Path(REPORT_FOLDER) / experiment.id).absolute()
-    try:
-        profile, trials = experiment.manager.experiment(), experiment.manager.trials()
-    except ManagerUnreachable:
-        raise UsageError(
-            f"ID: the manager of experiment {experiment.id} is not up; `nnictl view {experiment.id}` shows a stopped "
-            "experiment again, then ask for its report once more"
-        ) from None
-    command, directory = trial_command_of(profile["params"])
-    with inside(directory):
-        return write_report(folder, profile, trials, experiment.outputs, command)
+    records = Records.of(experiment)
+    folder = Path(folder or Path(REPORT_FOLDER) / records.id).expanduser().absolute()
+    with records.in_code_directory():
+        return write_report(records, folder)
 
 
-def write_report(
-    folder: str | Path,
-    profile: Mapping[str, Any],
-    trials: Sequence[Trial],
-    outputs: Path,
-    command: TrialCommand,
-    export: Path | None = None,
-) -> Path:
+def write_report(records: Records, folder: str | Path) -> Path:
     """Write the report of an experiment, in whose trial code directory this process works.
 
     Args:
+        records: of the experiment.
         folder: of ``report.html`` and of its pictures and tables; it is made.
-        profile: the experiment, as NNI's manager tells it.
-        trials: all of them.
-        outputs: the folder with their output directories.
-        command: the trial command.
-        export: the output directory of the export, if its trial is not among the finished ones yet.
 
     Returns:
         The page.
@@ -90,12 +67,8 @@ def write_report(
     Raises:
         UsageError: no training has finished, or the folder cannot be written.
     """
-    if export is None:
-        done = (trial for trial in trials if trial.report is not None and trial.stage == EXPORT)
-        export = next((outputs / trial.id for trial in done), None)
-    records = Records(profile, trials, outputs, command, export)
     parts = (_network, _front, _stability, _searches, _agreement, _reproduction)
-    title = f"{records.params.get('experimentName') or 'Experiment'} ({records.id})"
+    title = f"{records.profile['params'].get('experimentName') or 'Experiment'} ({records.id})"
     return write_page(
         folder, title, [part(records) for part in parts], {"experiment.yml": records.experiment}
     )
@@ -144,38 +117,30 @@ def _drawn_network(records: Records) -> Any:
 
 
 def _front(records: Records) -> Section:
-    tips = {
-        each.name: _tip(records, each)
-        for network in records.networks
-        for each in (network, *network.baseline)
-    }
+    mode, chosen = records.plan.settings.optimize_mode, records.choice.network
     picture = Picture(
         "front",
-        lambda: front_figure(
-            records.networks, records.choice.network, records.metric, records.mode, records.priced
-        ),
+        lambda: front_figure(records.networks, chosen, records.metric, mode, records.priced),
         "Every network that was trained, by what the experiment prices. Point at one to see its choices.",
-        tips,
+        {each.name: _tip(records, each) for each in records.trained},
     )
-    best = front(records.networks, records.mode, records.priced)
+    best = front(records.networks, mode, records.priced)
     shown = [
         # The choices, which are long, have a table of their own.
         (name, *rest, on_front)
         for (name, _, *rest), on_front in zip(
-            network_table(records.networks, records.metric, records.choice.network),
+            network_table(records.networks, records.metric, chosen),
             ("on the front", *("yes" if network in best else "no" for network in records.networks)),
         )
     ]
-    bundles = {network.name: records.outputs / network.runs[0].trial_id / BUNDLE for network in best}
-    lines = "\n".join(f'nni_gumbel.load("{path}")  # {name}' for name, path in bundles.items())
-    found = [each for network in records.networks for each in (network, *network.baseline)]
+    lines = "\n".join(f"nni-gumbel export {records.id} --network {network.name}" for network in best)
     all_rows = [
         (
             each.name, each.parameters, each.flops, each.exported_parameters, each.exported_flops, each.latency_ms,
             each.own_cost, run.seed, run.trial_id, run.validation, run.test, run.stability,
             json.dumps(each.architecture),
         )
-        for each in found
+        for each in records.trained
         for run in each.runs
     ]  # fmt: skip
     of_runs = (
@@ -189,7 +154,7 @@ def _front(records: Records) -> Section:
     ]
     return Section(
         "The front",
-        ["Another trade-off between the metric and the cost is loaded by its own line, below the picture."],
+        ["Another trade-off between the metric and the cost is exported by its own line, below the picture."],
         pictures=[picture],
         code=lines,
         tables=[
@@ -218,8 +183,10 @@ def _stability(records: Records) -> Section:
     random = next((each for network in records.networks for each in network.baseline), None)
     if random is not None:
         compared[f"{random.name} (random)"] = random
-    found = [each for network in records.networks for each in (network, *network.baseline)]
-    kept = {each.name: records.kept(each) for each in found}
+    kept = {
+        each.name: [records.stability[run.trial_id] for run in each.runs if run.stability is not None]
+        for each in records.trained
+    }
     lines = [
         "The index is the mean normalised area under the curves: 1 is no loss, 0 is guessing as soon as anything "
         "is disturbed. The calibration error is the expected difference between confidence and accuracy. Seeds "
@@ -244,12 +211,12 @@ def _stability(records: Records) -> Section:
             len(kept[each.name]),
             kept[each.name][0].examples,
         )
-        for each in found
+        for each in records.trained
         if kept[each.name]
     ]
     long = [
         (each.name, run.seed, curve.name, curve.unit, strength, value)
-        for each in found
+        for each in records.trained
         for run, record in zip((run for run in each.runs if run.stability is not None), kept[each.name])
         for curve in record.curves
         for strength, value in zip(curve.strengths, curve.values)
@@ -330,8 +297,7 @@ def _searches(records: Records) -> Section:
 
 
 def _agreement(records: Records) -> Section:
-    trained = [each for network in records.networks for each in (network, *network.baseline)]
-    results = {each.runs[0].trial_id: (each.architecture, each.validation_mean) for each in trained}
+    results = {each.runs[0].trial_id: (each.architecture, each.validation_mean) for each in records.trained}
     counts = {label: count for label, (_, count) in records.candidates.items()}
     rows = agreements([found for _, found in records.groups], counts, list(results.values()))
     titles = (

@@ -31,7 +31,8 @@ EXPORT_FOLDER = "gumbel-export"
 # Beside it, in the trial code directory.
 REPORT_FOLDER = "gumbel-report"
 
-_CHOICE_PREFIX = "choice/"
+# Of a network's choices, among the parameters of its training.
+CHOICE_PREFIX = "choice/"
 # A final metric travels another way than the news that its trial has succeeded, and may be later.
 _METRIC_DELAY = 30.0
 
@@ -65,7 +66,7 @@ class Task:
 
     def parameters(self) -> dict[str, Any]:
         """The parameters of the trial, flat, as the portal shows them."""
-        choices = {_CHOICE_PREFIX + label: value for label, value in (self.architecture or {}).items()}
+        choices = {CHOICE_PREFIX + label: value for label, value in (self.architecture or {}).items()}
         own = {"stage": self.stage, "seed": self.seed, "attempt": self.attempt, "key": self.key}
         size = {} if self.target_parameters is None else {"target_parameters": self.target_parameters}
         return own | size | self.settings | choices
@@ -86,8 +87,8 @@ class Task:
         except (TypeError, ValueError, KeyError):
             raise refused from None
         size = rest.pop("target_parameters", None)
-        choices = {name: rest.pop(name) for name in list(rest) if name.startswith(_CHOICE_PREFIX)}
-        architecture = {name.removeprefix(_CHOICE_PREFIX): value for name, value in choices.items()}
+        choices = {name: rest.pop(name) for name in list(rest) if name.startswith(CHOICE_PREFIX)}
+        architecture = {name.removeprefix(CHOICE_PREFIX): value for name, value in choices.items()}
         ExperimentSettings.from_flat(rest)
         task = cls(stage, seed, attempt, rest, architecture or None, size)
         # The key is a hash of all the rest that decides; only 0 and "0" look alike in it.

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,13 @@ from nni_gumbel.pipeline.evaluator import (
     validation_size,
 )
 from nni_gumbel.pipeline.manager import Manager, plan_of
-from nni_gumbel.pipeline.plan import Plan
+from nni_gumbel.pipeline.records import Records
 from nni_gumbel.pipeline.rehearsal import EXAMPLES, BeforeTheSearch, rehearse
 from nni_gumbel.pipeline.reporting import Metrics, Progress, our_reports_only, validation_metric
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import BUNDLE, RANDOM, SEARCH, TENSORBOARD, TRAIN, Task
 from nni_gumbel.results.bundle import load, write_bundle
-from nni_gumbel.results.choice import EQUAL_SIZE, Network, TrainedRun
+from nni_gumbel.results.choice import EQUAL_SIZE
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.pruning import prune
 from nni_gumbel.results.space import SpaceReference, network_of, sample_of
@@ -119,6 +120,58 @@ def run_training(task: Task, command: TrialCommand, manager: Manager, output: Pa
         also["own_cost"] = own_cost_of(own, sample, partial(network_of, space))
     evaluator = evaluator_of(command, network, settings, settings.train_epochs, task.seed, output)
     evaluator.trainer.callbacks.append(Progress(settings.metric, output / TENSORBOARD))
+    with our_reports_only(), resumable(evaluator, _checkpoints(task, output)):
+        trained = train(network, evaluator, architecture, reference, task.settings, task.seed, output)
+        plan = plan_of(manager.experiment())
+        if any(_prices_latency(variant.search) for variant in plan.variants):
+            also |= latencies(trained.pruned, sample, reference, trained.example.first(1), output)
+        nni.report_final_result(
+            Metrics(
+                default=trained.validation,
+                key=task.key,
+                test=result_on_test_part(evaluator, settings.metric),
+                **trained.sizes,
+                validation_size=validation_size(evaluator),
+                **also,
+            )
+        )
+        seen = evaluator.trainer.global_step * settings.batch_size
+        keep_stability(output, plan.settings, lambda: evaluator, trained=seen)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training: its validation metric, the network as it is exported, its costs, and an example of its inputs."""
+
+    validation: float
+    pruned: nn.Module
+    sizes: dict[str, int]
+    example: Example
+
+
+def train(
+    network: nn.Module,
+    evaluator: Lightning,
+    architecture: dict[str, Any],
+    reference: SpaceReference,
+    settings: dict[str, Any],
+    seed: int,
+    output: Path,
+) -> Trained:
+    """Train a network with its evaluator, and write its bundle.
+
+    Args:
+        network: frozen, of the space.
+        evaluator: of the network; it trains it.
+        architecture: the sample that the network was frozen with.
+        reference: of the space.
+        settings: of the training, flat; ``metric`` is among them.
+        seed: the global generators are already seeded with it.
+        output: the folder that gets ``bundle/``.
+
+    Raises:
+        UsageError: the evaluator does not log the metric, or does not call the network, or the loss is not finite.
+    """
     called_with: list[Example] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -126,38 +179,22 @@ def run_training(task: Task, command: TrialCommand, manager: Manager, output: Pa
         called_with.append(Example(args, kwargs).map(Tensor.detach).first(EXAMPLES))
 
     hook = network.register_forward_pre_hook(keep, with_kwargs=True)
-    with our_reports_only(), resumable(evaluator, _checkpoints(task, output)):
-        evaluator.evaluate(network)
-        validation = validation_metric(evaluator.trainer, settings.metric)
-        if not called_with:
-            raise UsageError("--evaluator: its steps do not call the network as self.model(...); call it so")
-        (example,) = called_with
-        pruned = prune(network, *example.args, **example.kwargs)
-        sizes = {
-            "parameters": count_parameters(network),
-            "flops": count_flops(network, *example.args, **example.kwargs),
-            "pruned_parameters": count_parameters(pruned),
-            "pruned_flops": count_flops(pruned, *example.args, **example.kwargs),
-        }
-        facts = {
-            "settings": task.settings, "metric": settings.metric, "validation": validation, "seed": task.seed, **sizes
-        }  # fmt: skip
-        write_bundle(output / BUNDLE, network, architecture, reference, example, facts, pruned)
-        plan = plan_of(manager.experiment())
-        if any(_prices_latency(variant.search) for variant in plan.variants):
-            also |= latencies(pruned, sample, reference, example.first(1), output)
-        nni.report_final_result(
-            Metrics(
-                default=validation,
-                key=task.key,
-                test=result_on_test_part(evaluator, settings.metric),
-                **sizes,
-                validation_size=validation_size(evaluator),
-                **also,
-            )
-        )
-        trained = evaluator.trainer.global_step * settings.batch_size
-        keep_stability(output, plan.settings, lambda: evaluator, trained=trained)
+    evaluator.evaluate(network)
+    metric = settings["metric"]
+    validation = validation_metric(evaluator.trainer, metric)
+    if not called_with:
+        raise UsageError("--evaluator: its steps do not call the network as self.model(...); call it so")
+    (example,) = called_with
+    pruned = prune(network, *example.args, **example.kwargs)
+    sizes = {
+        "parameters": count_parameters(network),
+        "flops": count_flops(network, *example.args, **example.kwargs),
+        "pruned_parameters": count_parameters(pruned),
+        "pruned_flops": count_flops(pruned, *example.args, **example.kwargs),
+    }
+    facts = {"settings": settings, "metric": metric, "validation": validation, "seed": seed, **sizes}
+    write_bundle(output / BUNDLE, network, architecture, reference, example, facts, pruned)
+    return Trained(validation, pruned, sizes, example)
 
 
 def keep_stability(
@@ -183,30 +220,24 @@ def keep_stability(
         logger.warning("the stability of the network is not known: %s", first_line(error), exc_info=error)
 
 
-def keep_stability_on_test_part(
-    output: Path, plan: Plan, command: TrialCommand, chosen: Network, run: TrainedRun, bundle: Path
-) -> None:
+def keep_stability_on_test_part(records: Records, output: Path) -> None:
     """As :func:`keep_stability`, of the network that is exported.
 
     Args:
+        records: of the experiment.
         output: the export trial's output directory.
-        plan: of the experiment.
-        command: the trial command.
-        chosen: the network.
-        run: the training whose weights are exported.
-        bundle: of that training.
     """
+    chosen, run = records.choice.network, records.choice.run
 
     def evaluator() -> Lightning:
         settings = ExperimentSettings.from_flat(chosen.settings)
-        found = evaluator_of(
-            command, network := load(bundle), settings, settings.train_epochs, run.seed, output
-        )
+        network = load(records.outputs / run.trial_id / BUNDLE)
+        found = evaluator_of(records.command, network, settings, settings.train_epochs, run.seed, output)
         found.module.set_model(network)
         return found
 
     with our_reports_only():
-        keep_stability(output, plan.settings, evaluator, on_test_part=True)
+        keep_stability(output, records.plan.settings, evaluator, on_test_part=True)
 
 
 def _checkpoints(task: Task, output: Path) -> Path:

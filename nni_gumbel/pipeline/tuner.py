@@ -124,7 +124,8 @@ class GumbelSearchTuner(Tuner):
         params = self._manager.experiment()["params"]
         self._plan = Plan.of(settings, params.get("searchSpace"))
         check_params(params)
-        trial_command_of(params)  # refuses what a trial would
+        command, directory = trial_command_of(params)
+        command.check(directory)
         # After the export it is the number of trials that there were.
         if not finished(self._manager.trials()):
             self._plan.check_trial_limit(params.get("maxTrialNumber"))

@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.pipeline.manager import NAME, Experiment, Manager, ManagerUnreachable, plan_of, time_is_over
+from nni_gumbel.pipeline.manager import (
+    Experiment,
+    Manager,
+    ManagerUnreachable,
+    check_tuner,
+    plan_of,
+    time_is_over,
+)
 from nni_gumbel.pipeline.plan import Plan, finished
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import EXPORT, RANDOM, REPORT_FOLDER, SEARCH, TRAIN, Trial
@@ -152,11 +159,7 @@ def failed_trial_line(manager: Manager, trial: Trial) -> str:
 
 
 def _plan(experiment: Experiment, profile: Mapping[str, Any]) -> Plan:
-    tuner = profile["params"].get("tuner") or {}
-    if str(tuner.get("name")).lower() != NAME.lower():
-        raise UsageError(
-            f"ID: experiment {experiment.id} runs the tuner {tuner.get('name')!r}; give one of {NAME}"
-        )
+    check_tuner(profile)
     try:
         return plan_of(profile)
     except UsageError as error:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from nni_gumbel.results.space import canonical
+from nni_gumbel.results.report import chosen_value
 
 # A choice counts as determined where chance would bring about as much agreement in fewer cases than this.
 SIGNIFICANT = 0.05
@@ -108,12 +108,7 @@ def _verdict(agreement: float | None, p_value: float | None, counted: Counter[st
 
 def choice_of(network: Mapping[str, Any], label: str) -> str:
     """The choice of a network at a label, as a word."""
-    if label not in network:
-        return _UNUSED
-    value = network[label]
-    if isinstance(value, (list, tuple)):
-        return "+".join(map(str, value)) if value else "none"
-    return value if isinstance(value, str) else canonical(value)
+    return chosen_value(network[label]) if label in network else _UNUSED
 
 
 def pairwise_agreement(groups: Sequence[Sequence[str]]) -> float | None:

@@ -17,9 +17,9 @@ from nni.nas.nn.pytorch.choice import ChosenInputs
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from nni_gumbel.results.agreement import choice_of
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.pruning import traced
+from nni_gumbel.results.report import chosen_value
 from nni_gumbel.results.space import network_of, sample_of
 
 if TYPE_CHECKING:
@@ -154,8 +154,8 @@ def _place_choices(steps: Sequence[Step], space: ModelSpace, architecture: Mappi
             if label in placed or label not in architecture or not inside:
                 continue
             placed.add(label)
-            chosen = choice_of(architecture, label)
-            values = [choice_of({label: value}, label) for value in variables[label].values]
+            chosen = chosen_value(architecture[label])
+            values = [chosen_value(value) for value in variables[label].values]
             inside[0].choices.append(
                 (label, chosen, [value for value in values if value not in chosen.split("+")])
             )

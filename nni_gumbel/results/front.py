@@ -117,22 +117,6 @@ def write_table(
         writer.writerows(rows)
 
 
-def draw(
-    path: str | Path,
-    networks: Sequence[Network],
-    chosen: Network,
-    metric: str,
-    optimize_mode: str,
-    priced: str = "params",
-) -> None:
-    """Draw the front as PNG; see :func:`front_figure`.
-
-    Raises:
-        ImportError: matplotlib is missing. Whatever else matplotlib raises is passed on.
-    """
-    front_figure(networks, chosen, metric, optimize_mode, priced).savefig(path, dpi=130)
-
-
 def front_figure(
     networks: Sequence[Network], chosen: Network, metric: str, optimize_mode: str, priced: str = "params"
 ) -> Figure:

@@ -149,14 +149,14 @@ def load(path=Path(__file__).with_name("model.safetensors")):
     state = {{}}
     for name, entry in json.loads(data[8:start]).items():
         part, _, tensor = name.rpartition(".")
-        if name == "__metadata__" or part not in NAMES:
+        if name == "__metadata__" or not {{name, part}} & NAMES.keys():
             continue
         begin, end = entry["data_offsets"]
         kind = {{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
                 "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}}[entry["dtype"]]
         values = torch.frombuffer(bytearray(data[start + begin:start + end]), dtype=kind) if end > begin else (
             torch.empty(0, dtype=kind))
-        state[f"{{NAMES[part]}}.{{tensor}}".lstrip(".")] = values.reshape(entry["shape"])
+        state[NAMES.get(name) or f"{{NAMES[part]}}.{{tensor}}"] = values.reshape(entry["shape"])
     network = {name}()
     network.load_state_dict(state)
     return network.eval()
@@ -187,15 +187,21 @@ def source_of(network: nn.Module, example: Example) -> str:
     names: dict[str, str] = {}
     for node in graph.nodes:
         node.type = None
-        if node.op == "get_attr":
-            raise ValueError(f"it uses the tensor {node.target!r} outside of a layer")
-        if node.op == "call_module":
+        if node.op == "get_attr" and node.target not in network.state_dict():
+            raise ValueError(f"it uses the tensor {node.target!r}, which is no part of its weights")
+        if node.op in ("call_module", "get_attr"):
             node.target = names.setdefault(node.target, node.target.replace(".", "_"))
     code = graph.python_code("self")
     # What torch writes behind a statement frees memory that nobody misses here.
     lines = (re.sub(r";  .* = None$", "", line) for line in code.src.strip().splitlines())
     forward = "\n    ".join(lines)
-    layers = [f"        self.{names[part]} = {_constructor(network.get_submodule(part))}" for part in names]
+    own = {**dict(network.named_parameters(remove_duplicate=False)), **dict(network.named_buffers())}
+    layers = [
+        _tensor(name, own[part])
+        if part in own
+        else f"        self.{name} = {_constructor(network.get_submodule(part))}"
+        for part, name in names.items()
+    ]
     imports = [f"import {module}" for module in _imports(code)]
     shape = tuple(next(leaf.shape for leaf in tree_flatten((example.args, example.kwargs))[0]))
     return _MODULE.format(
@@ -207,6 +213,14 @@ def source_of(network: nn.Module, example: Example) -> str:
 
 def _imports(code: Any) -> list[str]:
     return sorted({value.__name__ for value in code.globals.values() if inspect.ismodule(value)} - {"torch"})
+
+
+def _tensor(name: str, value: Tensor) -> str:
+    """The statement that makes a weight or a buffer that no layer of torch holds; its values come from the file."""
+    made = f"torch.empty({tuple(value.shape)}, dtype={value.dtype})"
+    if isinstance(value, nn.Parameter):
+        return f"        self.{name} = nn.Parameter({made}, requires_grad={value.requires_grad})"
+    return f"        self.register_buffer({name!r}, {made})"
 
 
 def _constructor(layer: nn.Module) -> str:

@@ -12,6 +12,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from nni_gumbel.results.choice import EQUAL_SIZE, Choice, Network
+from nni_gumbel.results.space import canonical
 
 _PROGRAMS = (
     "Without NNI and nni_gumbel: {}. `from model import load` beside the files gives the network as a plain "
@@ -127,8 +128,8 @@ def _count(count: int, exported: int) -> str:
 def chosen_value(value: Any) -> str:
     """A value of an NNI sample in words: one chosen input comes as a list of one."""
     if isinstance(value, (list, tuple)):
-        return "+".join(str(one) for one in value) if value else "none"
-    return str(value)
+        return "+".join(map(str, value)) if value else "none"
+    return value if isinstance(value, str) else canonical(value)
 
 
 def mean_and_std(mean: float | None, std: float | None) -> str:

@@ -7,11 +7,9 @@ import pytest
 from browser import opened
 from test_trial import COMMAND, before_the_export
 
-from nni_gumbel.cli import main
 from nni_gumbel.errors import UsageError
-from nni_gumbel.pipeline import manager as managers
 from nni_gumbel.pipeline.export import run_export
-from nni_gumbel.pipeline.manager import ManagerUnreachable
+from nni_gumbel.pipeline.records import Records
 from nni_gumbel.pipeline.report import write_report
 from nni_gumbel.results.stability import Stability, curve_of
 
@@ -45,8 +43,9 @@ def before(folder):
     return manager, task, output
 
 
-def report_of(manager, folder):
-    return write_report(folder / "out", manager.experiment(), manager.trials(), folder / "trials", COMMAND)
+def report_of(manager, folder, command=COMMAND, trials=None):
+    trials = manager.trials() if trials is None else trials
+    return write_report(Records(manager.experiment(), trials, folder / "trials", command), folder / "out")
 
 
 def rows_of(path):
@@ -77,7 +76,7 @@ def test_a_report_can_be_had_before_the_export_and_says_so(before, folder):
     manager, *_ = before
     text = report_of(manager, folder).read_text()
     assert "best so far: the experiment has not ended" in text
-    assert "# network-1" in text and "nni_gumbel.load(" in text
+    assert "nni-gumbel export EXP --network network-1" in text
 
 
 def test_a_report_says_per_label_whether_the_data_determine_it(before, folder):
@@ -106,7 +105,7 @@ def test_a_report_has_every_training_and_every_curve_as_tables(before, folder):
 def test_a_report_of_a_space_that_is_gone_comes_without_the_picture_of_the_network(before, folder, caplog):
     manager, *_ = before
     command = type(COMMAND)("gone:Space", data=COMMAND.data)
-    page = write_report(folder / "out", manager.experiment(), manager.trials(), folder / "trials", command)
+    page = report_of(manager, folder, command)
     assert "could not be drawn" in page.read_text() and not (page.parent / "network.png").exists()
     assert "those that searches have found" in caplog.text
 
@@ -115,18 +114,4 @@ def test_an_experiment_without_a_finished_training_has_no_report_yet(before, fol
     manager, *_ = before
     searches = [trial for trial in manager.trials() if trial.stage == "search"]
     with pytest.raises(UsageError, match="no finished training yet"):
-        write_report(folder / "out", manager.experiment(), searches, folder / "trials", COMMAND)
-
-
-def test_the_command_says_how_to_reach_an_experiment_whose_manager_is_gone(monkeypatch, capsys, tmp_path):
-    class Gone:
-        id, outputs = "EXP", tmp_path
-
-        class manager:
-            @staticmethod
-            def experiment():
-                raise ManagerUnreachable("")
-
-    monkeypatch.setattr(managers, "find_experiment", lambda _: Gone)
-    assert main(["report", "EXP"]) == 2
-    assert "`nnictl view EXP` shows a stopped experiment again" in capsys.readouterr().err
+        report_of(manager, folder, trials=searches)

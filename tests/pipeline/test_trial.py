@@ -2,16 +2,19 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import nni_gumbel.results.front
 from nni_gumbel.complexity.params import count_parameters
 from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.command import TrialCommand
-from nni_gumbel.pipeline.export import run_export
+from nni_gumbel.pipeline.export import Wish, export, run_export, wished
 from nni_gumbel.pipeline.plan import Plan
+from nni_gumbel.pipeline.records import Records
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import Task, Trial
 from nni_gumbel.results.bundle import FACTS, README, load, write_bundle
@@ -203,7 +206,9 @@ def test_an_export_has_the_front_in_both_of_its_folders(experiment, reported, fo
     assert reported["network"] == "network-1" and "warning" not in reported
 
 
-@pytest.mark.parametrize(("function", "missing"), [("draw", "front.png"), ("write_table", "front.csv")])
+@pytest.mark.parametrize(
+    ("function", "missing"), [("front_figure", "front.png"), ("write_table", "front.csv")]
+)
 def test_an_export_comes_without_the_front_that_cannot_be_written_and_says_so(
     experiment, reported, folder, monkeypatch, caplog, function, missing
 ):
@@ -219,6 +224,111 @@ def test_an_export_comes_without_the_front_that_cannot_be_written_and_says_so(
     assert line in (export / README).read_text() and reported["warning"] == line
     assert "no font" in caplog.text
     assert reported["default"] == pytest.approx(0.895)
+
+
+def test_an_export_is_complete_where_only_the_trial_code_directory_cannot_be_written(
+    experiment, reported, folder
+):
+    (folder / "gumbel-export").write_text("a file where the folder would be")
+    manager, task, output = experiment
+    run_export(task, COMMAND, manager, output)
+    assert reported["path"] == str(output / "gumbel-export")
+    assert "cannot be written" in reported["warning"]
+    assert "**Warning:** path:" in (output / "gumbel-export" / README).read_text()
+    assert load(output / "gumbel-export") is not None
+
+
+@pytest.fixture
+def asked_for(folder, monkeypatch):
+    """Exports a network of an experiment with three, of widths 0, 1, 2, as a person asks for it."""
+    # What is asked for, not what is written: programs and pictures have their own tests.
+    monkeypatch.setattr("nni_gumbel.results.portable.PROGRAMS", ())
+    monkeypatch.setattr("nni_gumbel.results.portable.write_programs", lambda *_: {})
+    monkeypatch.setattr(nni_gumbel.results.front, "front_figure", lambda *_: Figure())
+    manager, _, output = before_the_export(
+        folder,
+        {"search_seeds": 3, "train_seeds": 2, "random_baseline": 1},
+        lambda seed: {"width": 2 - seed, "activation": "relu"},
+        table_latency_ms={0: 1.0, 1: 2.0, 2: 3.0},
+    )
+
+    def asked(trials=None, **wish):
+        trials = manager.trials() if trials is None else trials
+        records = Records(manager.experiment(), trials, output.parent, COMMAND)
+        done = export(records, wished(records, Wish(**wish)), (folder / "export",), output)
+        text = (folder / "export" / "architecture.json").read_text()
+        return json.loads(text)["width"], done.choice
+
+    return asked, manager.trials()
+
+
+@pytest.mark.parametrize(
+    ("wish", "width"),
+    [
+        ({}, 0),
+        ({"network": "network-1"}, 2),
+        ({"max_params": 400}, 0),
+        ({"max_flops": 400, "max_latency_ms": 1.5}, 0),
+    ],
+)
+def test_an_export_is_of_the_network_that_is_asked_for(asked_for, wish, width):
+    assert asked_for[0](**wish)[0] == width
+
+
+def test_within_limits_the_rule_of_the_experiment_chooses_and_the_reason_names_them(asked_for):
+    asked, trials = asked_for
+    better = [
+        replace(trial, result={**trial.result, "default": 0.99})
+        if json.loads(trial.result["architecture"])["width"] == 2 and trial.stage == "train"
+        else trial
+        for trial in trials
+    ]
+    assert asked(better)[0] == 2
+    width, choice = asked(better, max_params=400)
+    assert width == 0 and choice.reason.startswith(
+        "Of the networks with at most 400 parameters: network-3 is the best"
+    )
+
+
+def test_a_training_can_be_exported_by_its_trial(asked_for):
+    asked, trials = asked_for
+    trained = [trial for trial in trials if trial.stage == "train"]
+    for trial in trained:
+        width, choice = asked(trial=trial.id)
+        assert width == json.loads(trial.result["architecture"])["width"]
+        assert choice.run.trial_id == trial.id
+
+
+def test_the_best_so_far_is_exported_of_an_experiment_that_is_not_finished(asked_for):
+    asked, trials = asked_for
+    first = next(trial for trial in trials if trial.stage == "train")
+    pending = [
+        trial if trial.stage == "search" or trial is first else replace(trial, state="pending")
+        for trial in trials
+    ]
+    assert asked(pending)[1].run.trial_id == first.id
+
+
+@pytest.mark.parametrize(
+    ("wish", "line"),
+    [
+        (
+            {"max_params": 60},
+            "--max-params: no network with at most 60 parameters was trained, the least has 69",
+        ),
+        (
+            {"max_latency_ms": 0.5},
+            "--max-latency-ms: no network with at most 0.5 ms was trained, the least has 1 ",
+        ),
+        ({"network": "network-9"}, "--network: there is no 'network-9'; did you mean network-"),
+        ({"trial": "zzz"}, "--trial: 'zzz' is no finished training; there are t"),
+        ({"network": "network-1", "max_params": 9}, "--network: it says which .* leave out --max-params"),
+        ({"trials": []}, "experiment EXP has no finished training yet"),
+    ],
+)
+def test_what_cannot_be_exported_is_told_in_one_line(asked_for, wish, line):
+    with pytest.raises(UsageError, match=line):
+        asked_for[0](**wish)
 
 
 def test_a_random_network_has_the_size_asked_for_and_its_seed_decides_which_it_is(folder, reported):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nni_gumbel.results.choice import Network, TrainedRun, choose
-from nni_gumbel.results.front import draw, front, write_table
+from nni_gumbel.results.front import front, front_figure, write_table
 
 MODES = st.sampled_from(["maximize", "minimize"])
 
@@ -127,24 +127,20 @@ def test_the_table_says_by_which_varied_settings_a_network_was_found(tmp_path):
     ]  # fmt: skip
 
 
-def drawn(path, monkeypatch, found, chosen, metric="acc", mode="maximize", priced="params"):
+def drawn(path, found, chosen, metric="acc", mode="maximize", priced="params"):
     """Draw it, and return matplotlib's axes."""
-    from matplotlib.figure import Figure
-
-    kept = []
-    add = Figure.add_subplot
-    monkeypatch.setattr(Figure, "add_subplot", lambda self: kept.append(add(self)) or kept[0])
-    draw(path, found, chosen, metric, mode, priced)
+    figure = front_figure(found, chosen, metric, mode, priced)
+    figure.savefig(path)
     assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
-    return kept[0]
+    return figure.axes[0]
 
 
 def legend_of(axes):
     return [text.get_text() for text in axes.get_legend().get_texts()]
 
 
-def test_the_picture_marks_the_chosen_network_the_front_and_the_baseline(tmp_path, monkeypatch):
-    axes = drawn(tmp_path / "front.png", monkeypatch, FOUND, TWO)
+def test_the_picture_marks_the_chosen_network_the_front_and_the_baseline(tmp_path):
+    axes = drawn(tmp_path / "front.png", FOUND, TWO)
     assert legend_of(axes) == [
         "chosen network",
         "network found",
@@ -159,13 +155,13 @@ def test_the_picture_marks_the_chosen_network_the_front_and_the_baseline(tmp_pat
     assert "validation accuracy" in axes.get_ylabel() and "1–2 seeds" in axes.get_ylabel()
 
 
-def test_the_picture_is_of_what_the_experiment_prices(tmp_path, monkeypatch):
+def test_the_picture_is_of_what_the_experiment_prices(tmp_path):
     found = [
         replace(ONE, table_latency_ms=2.0),
         replace(TWO, table_latency_ms=3.0),
         replace(WORSE, latency_ms=None),
     ]
-    axes = drawn(tmp_path / "front.png", monkeypatch, found, found[0], priced="latency")
+    axes = drawn(tmp_path / "front.png", found, found[0], priced="latency")
     assert "ms" in axes.get_xlabel()
     # A network whose latency is not known is not in it.
     points = {line.get_gid(): list(line.get_xdata()) for line in axes.lines if line.get_gid()}
@@ -173,29 +169,27 @@ def test_the_picture_is_of_what_the_experiment_prices(tmp_path, monkeypatch):
     assert [each.name for each in front(found, "maximize", "latency")] == ["network-1"]
 
 
-def test_a_single_network_is_drawn_without_a_front(tmp_path, monkeypatch):
-    axes = drawn(tmp_path / "front.png", monkeypatch, [TWO], TWO, "mse", "minimize")
+def test_a_single_network_is_drawn_without_a_front(tmp_path):
+    axes = drawn(tmp_path / "front.png", [TWO], TWO, "mse", "minimize")
     assert legend_of(axes) == ["chosen network"]
     assert "lower is better" in axes.get_ylabel() and "1 network found" in axes.get_title()
 
 
-def test_of_sixty_networks_only_the_chosen_one_is_named_and_sizes_that_spread_are_on_a_log_axis(
-    tmp_path, monkeypatch
-):
+def test_of_sixty_networks_only_the_chosen_one_is_named_and_sizes_that_spread_are_on_a_log_axis(tmp_path):
     found = [network(f"network-{n}", [0.9 + n / 1000], 1000 * n) for n in range(1, 61)]
-    axes = drawn(tmp_path / "front.png", monkeypatch, found, found[30])
+    axes = drawn(tmp_path / "front.png", found, found[30])
     assert [text.get_text() for text in axes.texts] == ["network-31"]
     assert axes.get_xscale() == "log"
 
 
-def test_a_network_without_parameters_is_drawn_on_a_linear_axis(tmp_path, monkeypatch):
+def test_a_network_without_parameters_is_drawn_on_a_linear_axis(tmp_path):
     found = [network("network-1", [0.5], 0), network("network-2", [0.6], 1000)]
-    assert drawn(tmp_path / "front.png", monkeypatch, found, found[0]).get_xscale() == "linear"
+    assert drawn(tmp_path / "front.png", found, found[0]).get_xscale() == "linear"
 
 
-def test_networks_of_equal_size_have_their_shared_baseline_drawn_once(tmp_path, monkeypatch):
+def test_networks_of_equal_size_have_their_shared_baseline_drawn_once(tmp_path):
     twin = replace(ONE, name="network-4")
-    axes = drawn(tmp_path / "front.png", monkeypatch, [ONE, twin], ONE)
+    axes = drawn(tmp_path / "front.png", [ONE, twin], ONE)
     (points,) = [line for line in axes.lines if line.get_label() == "random network, trained alike"]
     assert len(points.get_xdata()) == 2
 
@@ -212,7 +206,7 @@ def test_only_the_picture_needs_matplotlib_and_nothing_needs_torch():
         "print('matplotlib' in sys.modules)\n"
         "from nni_gumbel.results.choice import Network, TrainedRun\n"
         "one = Network('n', {}, {}, 1, 1, (TrainedRun('t', 0, 0.5, None),), 1)\n"
-        "front.draw(io.BytesIO(), [one], one, 'acc', 'maximize')\n"
+        "front.front_figure([one], one, 'acc', 'maximize').savefig(io.BytesIO())\n"
         "print('torch' in sys.modules)\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

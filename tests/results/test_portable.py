@@ -37,6 +37,18 @@ class Branching(Residual):
         return super().forward(x if x.sum() > 0 else -x)
 
 
+class Scaled(Residual):
+    """With a weight and a buffer of its own, as a layer scale or a normalisation has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((1, 1, 1, 1), 0.5))
+        self.register_buffer("mean", torch.full((1, 1, 8, 8), 0.1))
+
+    def forward(self, x):
+        return super().forward((x - self.mean) * self.scale)
+
+
 class TwoInputs(ModelSpace):
     def __init__(self) -> None:
         super().__init__()
@@ -123,6 +135,13 @@ def test_what_cannot_be_written_is_left_out_with_a_line_each(tmp_path, caplog):
     assert {*missing} == {*PROGRAMS} and all(missing.values())
     assert not any((bundle / name).exists() for name in PROGRAMS)
     assert all(f"{name} could not be written" in caplog.text for name in PROGRAMS)
+
+
+def test_weights_and_buffers_outside_of_layers_are_written_too(tmp_path):
+    bundle = bundle_of(tmp_path, Scaled)
+    assert write_programs(bundle, bundle) == {}
+    code = "from model import load; n = load(); assert n.scale.item() == 0.5 and 'mean' in dict(n.named_buffers())"
+    in_a_process_without_us(code, bundle)
 
 
 def test_a_network_of_several_inputs_is_written_too(tmp_path):
