@@ -30,8 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return run_trial(words[1:])
     from nni_gumbel.errors import UsageError, first_line
+    from nni_gumbel.pipeline.loopback import COMMANDS, nnictl
 
     try:
+        if words and words[0] in COMMANDS:
+            return nnictl(words)
         parsed = _parser().parse_args(words)
         return parsed.run(parsed)
     except UsageError as error:
@@ -47,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     from nni_gumbel import __version__
     from nni_gumbel.errors import UsageError
     from nni_gumbel.pipeline.command import words_parser
+    from nni_gumbel.pipeline.loopback import COMMANDS
 
     class OneLineParser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
@@ -78,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
         help="shape of an input, once for each that it takes; 2:int for whole numbers",
     )  # fmt: skip
     inspect.add_argument("--batch", type=int, default=2, help="how many inputs (default: %(default)s)")
+    for name, line in COMMANDS.items():  # for the list of commands: their words are nnictl's
+        add(name, line, None)
     wait = add("wait", "follow an experiment until it ends and show the networks found", _wait)
     wait.add_argument("id", metavar="ID", nargs="?", help="the experiment's id (default: the newest)")
     wait.add_argument("--timeout", metavar="SECONDS", type=float, help="give up waiting after this time")
@@ -146,7 +152,7 @@ def _init(arguments: argparse.Namespace) -> int:
         print(f"wrote {path}")
     print(
         f"\nNext:\n  cd {arguments.directory}\n  nni-gumbel register\n  nni-gumbel doctor experiment.yml\n"
-        "  nnictl create --config experiment.yml\n  nni-gumbel wait"
+        "  nni-gumbel create --config experiment.yml\n  nni-gumbel wait"
     )
     return 0
 
@@ -214,8 +220,10 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _wait(arguments: argparse.Namespace) -> int:
     import time
+    from urllib.parse import urlsplit
 
     from nni_gumbel.errors import UsageError
+    from nni_gumbel.pipeline.loopback import is_open_to_others
     from nni_gumbel.pipeline.manager import find_experiment
     from nni_gumbel.pipeline.watch import follow
 
@@ -240,6 +248,12 @@ def _wait(arguments: argparse.Namespace) -> int:
 
     try:
         console.print(f"experiment {experiment.id}, portal {experiment.portal}", soft_wrap=True)
+        port = urlsplit(experiment.portal).port
+        if port is not None and is_open_to_others(port):
+            warn(
+                f"whoever reaches port {port} of this machine can start commands here, for NNI has no login; stop the "
+                f"experiment and go on with `nni-gumbel resume {experiment.id}`, which listens on this machine alone"
+            )
         with spinner:
             outcome = follow(experiment, show=show, warn=warn, timeout=arguments.timeout)
     except KeyboardInterrupt:

@@ -73,14 +73,15 @@ TRIAL_COMMAND = "nni-gumbel trial --space tiny_space:Tiny --data npz:tiny.npz"
 
 @dataclass
 class Experiment:
-    """An experiment of NNI in a home of its own."""
+    """An experiment of NNI in a home of its own, started by `nnictl` or `nni-gumbel`."""
 
     id: str
     environment: dict[str, str]
     port: int
+    program: str = "nnictl"
 
     @classmethod
-    def create(cls, environment, folder, port, class_args=None, **changes):
+    def create(cls, environment, folder, port, class_args=None, program="nnictl", **changes):
         config = {
             "searchSpace": {},
             "trialCommand": TRIAL_COMMAND,
@@ -92,19 +93,19 @@ class Experiment:
         }
         path = folder / f"experiment-{port}.yml"
         path.write_text(yaml.safe_dump(config))
-        output = nnictl(environment, "create", "--config", path, "--port", port)
+        output = nnictl(environment, "create", "--config", path, "--port", port, program=program)
         found = re.search(r"Experiment ID: \S*?(\w{8})\b", output)
         assert found, output
-        return cls(found.group(1), environment, port)
+        return cls(found.group(1), environment, port, program)
 
     def stop(self):
         nnictl(self.environment, "stop", self.id)
 
     def resume(self):
-        nnictl(self.environment, "resume", self.id, "--port", self.port)
+        nnictl(self.environment, "resume", self.id, "--port", self.port, program=self.program)
 
     def view(self):
-        nnictl(self.environment, "view", self.id, "--port", self.port)
+        nnictl(self.environment, "view", self.id, "--port", self.port, program=self.program)
 
     @property
     def manager(self):
@@ -142,11 +143,10 @@ class Experiment:
         self.wait_until(lambda experiment: experiment.manager.status()[0] == status, seconds)
 
 
-def nnictl(environment, *words):
-    program = Path(sys.executable).parent / "nnictl"
+def nnictl(environment, *words, program="nnictl"):
     for _ in range(10):
         run = subprocess.run(
-            [program, *map(str, words)],
+            [Path(sys.executable).parent / program, *map(str, words)],
             env=environment,
             text=True,
             stdout=subprocess.PIPE,

@@ -104,7 +104,7 @@ def test_waiting_where_no_experiment_was_started_is_one_line(tmp_path):
     )
     assert ran.returncode == 2
     assert ran.stderr == (
-        "nni-gumbel: no experiment was started on this machine; run `nnictl create --config experiment.yml`\n"
+        "nni-gumbel: no experiment was started on this machine; run `nni-gumbel create --config experiment.yml`\n"
     )
 
 

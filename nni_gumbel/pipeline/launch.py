@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
         if "NNI_TRIAL_JOB_ID" not in os.environ:
             raise UsageError(
                 "nni-gumbel trial: it is started by NNI, as the trialCommand of an experiment; "
-                "run `nnictl create --config experiment.yml`"
+                "run `nni-gumbel create --config experiment.yml`"
             )
         end_with(_manager_process())
         receive_plain_json()

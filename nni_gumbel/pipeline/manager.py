@@ -339,7 +339,7 @@ def find_experiment(experiment_id: str | None = None) -> Experiment:
     known = _listed()
     if not known:
         raise UsageError(
-            "no experiment was started on this machine; run `nnictl create --config experiment.yml`"
+            "no experiment was started on this machine; run `nni-gumbel create --config experiment.yml`"
         )
     newest_first = sorted(known, key=lambda name: known[name]["startTime"], reverse=True)
     name = experiment_id or newest_first[0]

@@ -370,7 +370,8 @@ def _reproduction(records: Records) -> Section:
     )
     lines.append("With experiment.yml, which lies beside this page, in the folder of the space:")
     code = (
-        "nni-gumbel register\nnnictl create --config experiment.yml\nnni-gumbel wait\n\n" + records.experiment
+        "nni-gumbel register\nnni-gumbel create --config experiment.yml\nnni-gumbel wait\n\n"
+        + records.experiment
     )
     trials = [
         (

@@ -176,7 +176,7 @@ def _end_without_manager(experiment: Experiment, silent: float) -> str | None:
     if experiment.is_stopped:
         return _stopped(experiment)
     if experiment.has_ended:
-        return f"has lost its manager (process {experiment.pid}); `nnictl resume {experiment.id}` goes on with it"
+        return f"has lost its manager (process {experiment.pid}); `nni-gumbel resume {experiment.id}` goes on with it"
     if silent > _PATIENCE:
         return (
             f"has a manager at {experiment.portal} that does not answer, although its process {experiment.pid} lives; "
@@ -213,8 +213,8 @@ def _end(
 
 def _stopped(experiment: Experiment) -> str:
     return (
-        f"is stopped; `nnictl resume {experiment.id}` goes on with it, `nnictl view {experiment.id}` shows it; if "
-        f"nobody stopped it, {experiment.logs / 'nnimanager.log'} says why"
+        f"is stopped; `nni-gumbel resume {experiment.id}` goes on with it, `nni-gumbel view {experiment.id}` shows "
+        f"it; if nobody stopped it, {experiment.logs / 'nnimanager.log'} says why"
     )
 
 

@@ -176,8 +176,8 @@ def test_waiting_can_be_given_up_and_taken_up_again_until_the_networks_are_shown
     stopped = nni_gumbel(environment, "wait", name)
     assert stopped.returncode == 2
     assert stopped.stderr == (
-        f"nni-gumbel: experiment {name} is stopped; `nnictl resume {name}` goes on with it, `nnictl view {name}` "
-        f"shows it; if nobody stopped it, {experiment.directory / 'log' / 'nnimanager.log'} says why\n"
+        f"nni-gumbel: experiment {name} is stopped; `nni-gumbel resume {name}` goes on with it, `nni-gumbel view "
+        f"{name}` shows it; if nobody stopped it, {experiment.directory / 'log' / 'nnimanager.log'} says why\n"
     )
 
 
@@ -210,7 +210,8 @@ def test_a_manager_that_is_killed_ends_the_waiting(environment):
     _, told = waiting.communicate(timeout=40)
     assert waiting.returncode == 2
     assert told == (
-        f"nni-gumbel: experiment {name} has lost its manager (process {pid}); `nnictl resume {name}` goes on with it\n"
+        f"nni-gumbel: experiment {name} has lost its manager (process {pid}); `nni-gumbel resume {name}` goes on "
+        "with it\n"
     )
 
 

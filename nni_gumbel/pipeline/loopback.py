@@ -1,0 +1,61 @@
+"""An experiment that nobody else reaches: `nnictl`, with a manager that listens on this machine alone.
+
+Whoever reaches NNI's port starts commands and reads files as the person who started the experiment: NNI has no login,
+and 3.0 no setting for where it listens. Its manager is a program of Node, and is made to load a script of ours first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from ipaddress import ip_address
+from pathlib import Path
+
+import psutil
+
+from nni_gumbel.pipeline.doctor import read_config
+
+# The commands of `nnictl` that start a manager.
+COMMANDS = {
+    "create": "start an experiment, its portal on this machine alone; the words are those of `nnictl create`",
+    "resume": "go on with an experiment that was stopped, likewise",
+    "view": "show an experiment that was stopped, likewise",
+}
+
+_SCRIPT = Path(__file__).with_name("loopback.cjs")
+
+
+def nnictl(words: Sequence[str]) -> int:
+    """Run `nnictl` with a manager that listens on the loopback interface alone.
+
+    Args:
+        words: one of :data:`COMMANDS` and what `nnictl` takes behind it.
+
+    Returns:
+        The exit code of `nnictl`.
+
+    Raises:
+        UsageError: the experiment to be created is not one that the plugin can run.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("-c", "--config")
+    config = parser.parse_known_args(words)[0].config if words[0] == "create" else None
+    if config is not None:
+        read_config(config)
+    options = f'{os.environ.get("NODE_OPTIONS", "")} --require "{_SCRIPT}"'.strip()
+    # The one of this environment, whatever the shell finds first.
+    command = [sys.executable, "-c", "from nni.tools.nnictl.nnictl import parse_args; parse_args()", *words]
+    return subprocess.run(command, env={**os.environ, "NODE_OPTIONS": options}, check=False).returncode
+
+
+def is_open_to_others(port: int) -> bool:
+    """Whether a program on this machine listens at a port on more than the loopback interface."""
+    return any(
+        each.status == psutil.CONN_LISTEN
+        and each.laddr.port == port
+        and not ip_address(each.laddr.ip).is_loopback
+        for each in psutil.net_connections("tcp")
+    )
