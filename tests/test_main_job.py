@@ -311,6 +311,7 @@ def test_wait_prints_the_table_and_ends_with_0(finished_experiment, nni_environm
     for words in (
         "network-1",
         "parameters",
+        "stability",
         "one random network",
         "gumbel-export",
         "report.html",

@@ -27,6 +27,7 @@ from nni_gumbel.pipeline.manager import (
     time_is_over,
 )
 from nni_gumbel.pipeline.plan import Plan, finished
+from nni_gumbel.pipeline.records import Records
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import EXPORT, RANDOM, REPORT_FOLDER, SEARCH, TRAIN, Trial
 from nni_gumbel.results.choice import Network
@@ -95,7 +96,7 @@ def follow(
             if finished(trials):
                 done_at = done_at or now
                 if status in ("DONE", "VIEWED") or now - done_at > _UNTIL_DONE:
-                    return _outcome(plan, trials)
+                    return _outcome(experiment)
             else:
                 limit = 0 if time_is_over(profile) else profile["params"].get("maxTrialNumber")
                 failure = plan.failure(trials, limit)
@@ -218,11 +219,13 @@ def _stopped(experiment: Experiment) -> str:
     )
 
 
-def _outcome(plan: Plan, trials: list[Trial]) -> Outcome:
-    found = plan.networks(trials)
-    export = next(trial for trial in trials if trial.state == "succeeded" and trial.stage == EXPORT)
+def _outcome(experiment: Experiment) -> Outcome:
+    records = Records.of(experiment.directory)
+    found = records.networks
+    export = next(trial for trial in records.trials if trial.state == "succeeded" and trial.stage == EXPORT)
     chosen = next((network for network in found if network.name == export.result.get("network")), None)
     path = Path(str(export.result.get("path")))
     report = path.parent.parent / REPORT_FOLDER / path.name / PAGE
     warning = export.result.get("warning")
-    return Outcome(found, chosen, plan.settings, str(path), warning, report if report.is_file() else None)
+    settings = records.plan.settings
+    return Outcome(found, chosen, settings, str(path), warning, report if report.is_file() else None)
