@@ -62,9 +62,11 @@ def test_links_lead_to_files_and_headings_that_exist(path):
 def test_commands_and_python_are_ones_that_exist(path, capsys):
     text = path.read_text()
     for word in set(re.findall(r"(?:`|^|&& )nni-gumbel (\w+)", text, re.MULTILINE)):
-        with pytest.raises(SystemExit) as ended:
-            main([word, "--help"])
-        assert ended.value.code == 0, word
+        try:
+            code = main([word, "--help"])
+        except SystemExit as ended:  # of argparse; the help of `create` is nnictl's
+            code = ended.code
+        assert code == 0, word
     for block in blocks(path, "python"):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom):

@@ -40,8 +40,8 @@ def nnictl(words: Sequence[str]) -> int:
     Raises:
         UsageError: the experiment to be created is not one that the plugin can run.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("-c", "--config")
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("-c", "--config", nargs="?")  # one that is missing is nnictl's to tell
     config = parser.parse_known_args(words)[0].config if words[0] == "create" else None
     if config is not None:
         read_config(config)
