@@ -249,7 +249,7 @@ def _wait(arguments: argparse.Namespace) -> int:
     try:
         console.print(f"experiment {experiment.id}, portal {experiment.portal}", soft_wrap=True)
         port = urlsplit(experiment.portal).port
-        if port is not None and is_open_to_others(port):
+        if port and not experiment.has_ended and is_open_to_others(port):
             warn(
                 f"whoever reaches port {port} of this machine can start commands here, for NNI has no login; stop the "
                 f"experiment and go on with `nni-gumbel resume {experiment.id}`, which listens on this machine alone"

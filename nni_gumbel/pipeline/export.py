@@ -109,8 +109,8 @@ def export_of(experiment: str | Path | None, folder: str | Path | None = None, w
 
     Args:
         experiment: its id or its folder; the newest one if omitted.
-        folder: where to; if omitted, ``gumbel-export/<id>`` in the working directory, with the network's name behind
-            it where one is asked for: the experiment's own export stays as it is.
+        folder: where to; if omitted, ``gumbel-export/<id>`` in the working directory, with the network's or the
+            trial's name behind it where one is asked for: the experiment's own export stays as it is.
         wish: which network.
 
     Raises:
@@ -118,7 +118,7 @@ def export_of(experiment: str | Path | None, folder: str | Path | None = None, w
     """
     records = Records.of(experiment)
     choice = wished(records, wish)
-    named = f"-{choice.network.name}" if wish != Wish() else ""
+    named = f"-{wish.trial or choice.network.name}" if wish != Wish() else ""
     folder = Path(folder or Path(EXPORT_FOLDER) / f"{records.id}{named}").expanduser().absolute()
     # Without the module of the space the network cannot be rebuilt: the bundle then comes without programs.
     with TemporaryDirectory() as work, records.in_code_directory():
@@ -239,7 +239,13 @@ def write_export(
             programs=[name for name in PROGRAMS if work / name in files],
             warnings=warnings,
         )
+        lost = [name for name in PROGRAMS if (folder / name).exists() and work / name not in files]
         try:
+            if lost:
+                raise UsageError(
+                    f"-o: {str(folder)!r} has {', '.join(lost)}, which could not be written this time; give another "
+                    "folder"
+                )
             copy_bundle(source, folder, readme, files)
             written.append(folder)
         except UsageError as error:

@@ -1,9 +1,23 @@
-// Loaded into NNI's manager, which names no host for its servers and so lets them listen on every network interface.
+// Loaded into NNI's manager, which listens on every network interface: it names no host for its servers, and
+// tells TensorBoard to bind all.
 'use strict';
+const children = require('child_process');
 const { Server } = require('net');
 
-const listen = Server.prototype.listen;
+const HOST = '127.0.0.1';
+const { listen } = Server.prototype;
+const { spawn } = children;
+
 Server.prototype.listen = function (port, ...more) {
-    const namesHost = typeof more[0] === 'string';
-    return typeof port === 'number' && !namesHost ? listen.call(this, port, '127.0.0.1', ...more) : listen.call(this, port, ...more);
+    const isOpen = /^\d+$/.test(port) && typeof more[0] !== 'string';
+    return isOpen ? listen.call(this, port, HOST, ...more) : listen.call(this, port, ...more);
 };
+
+children.spawn = function (command, words, ...more) {
+    const isTensorBoard = command === 'tensorboard' && Array.isArray(words);
+    const closed = isTensorBoard ? words.map((word) => word.replace('--bind_all', `--host=${HOST}`)) : words;
+    return spawn.call(this, command, closed, ...more);
+};
+
+// What the manager starts has the person's own options.
+process.env.NODE_OPTIONS = process.env.NODE_OPTIONS.replace(`--require "${__filename}"`, '').trim();

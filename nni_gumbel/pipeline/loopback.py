@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
-
-import psutil
-
-from nni_gumbel.pipeline.doctor import read_config
 
 # The commands of `nnictl` that start a manager.
 COMMANDS = {
@@ -38,24 +35,41 @@ def nnictl(words: Sequence[str]) -> int:
         The exit code of `nnictl`.
 
     Raises:
-        UsageError: the experiment to be created is not one that the plugin can run.
+        UsageError: the YAML of the experiment to be created is none that NNI accepts.
     """
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     parser.add_argument("-c", "--config", nargs="?")  # one that is missing is nnictl's to tell
     config = parser.parse_known_args(words)[0].config if words[0] == "create" else None
     if config is not None:
+        from nni_gumbel.pipeline.doctor import read_config
+
         read_config(config)
-    options = f'{os.environ.get("NODE_OPTIONS", "")} --require "{_SCRIPT}"'.strip()
-    # The one of this environment, whatever the shell finds first.
-    command = [sys.executable, "-c", "from nni.tools.nnictl.nnictl import parse_args; parse_args()", *words]
-    return subprocess.run(command, env={**os.environ, "NODE_OPTIONS": options}, check=False).returncode
+    script = str(_SCRIPT).replace("\\", r"\\").replace('"', r"\"")
+    options = f'{os.environ.get("NODE_OPTIONS", "")} --require "{script}"'.strip()
+    # The one of this environment, whatever the shell finds first, and without modules of the working directory.
+    program = "import sys; sys.path.pop(0); from nni.tools.nnictl.nnictl import parse_args; parse_args()"
+    running = subprocess.Popen(
+        [sys.executable, "-c", program, *words], env={**os.environ, "NODE_OPTIONS": options}
+    )
+    # Ctrl-C reaches `nnictl`, too, which ends a manager in the foreground.
+    own = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return running.wait()
+    finally:
+        signal.signal(signal.SIGINT, own)
 
 
 def is_open_to_others(port: int) -> bool:
-    """Whether a program on this machine listens at a port on more than the loopback interface."""
-    return any(
-        each.status == psutil.CONN_LISTEN
-        and each.laddr.port == port
-        and not ip_address(each.laddr.ip).is_loopback
-        for each in psutil.net_connections("tcp")
+    """Whether a program on this machine is seen to listen at a port on more than the loopback interface."""
+    import psutil
+
+    try:
+        found = psutil.net_connections("tcp")
+    except (psutil.Error, OSError):  # a machine that does not show its connections
+        return False
+    addresses = (
+        ip_address(each.laddr.ip)
+        for each in found
+        if each.status == psutil.CONN_LISTEN and each.laddr.port == port
     )
+    return any(not (getattr(each, "ipv4_mapped", None) or each).is_loopback for each in addresses)

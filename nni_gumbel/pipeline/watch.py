@@ -202,7 +202,8 @@ def _end(
     if status in ("STOPPING", "STOPPED"):
         return _stopped(experiment)
     if status == "VIEWED":
-        return f"was stopped before its export and is only viewed; {end_it}, then resume it"
+        resume = f"`nni-gumbel resume {experiment.id}` then goes on"
+        return f"was stopped before its export and is only viewed; {end_it}, {resume}"
     if failed is not None:
         return f"failed: {failed}; {end_it}"
     if status == "DONE" and not any(trial.state == "pending" for trial in trials):

@@ -1,5 +1,6 @@
 """Who reaches an experiment: by `nni-gumbel create` this machine alone, by `nnictl create` everybody."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,11 @@ def answers(address, port):
         return False
 
 
+def connects(address, port):
+    with socket.socket() as probe:
+        return probe.connect_ex((address, port)) == 0
+
+
 def words_of(environment, *words):
     program = Path(sys.executable).parent / "nni-gumbel"
     return subprocess.run(
@@ -44,6 +50,18 @@ def test_an_experiment_of_nni_gumbel_create_listens_on_this_machine_alone_and_en
     waited = words_of(closed.environment, "wait", closed.id, "--timeout", 280)
     assert waited.returncode == 0, waited.stdout + waited.stderr
     assert "no login" not in waited.stdout
+
+
+@pytest.mark.slow
+def test_so_does_the_tensorboard_of_its_portal(closed):
+    trial = next(trial for trial in closed.manager.trials() if trial.stage == "search")
+    buttons = f"http://127.0.0.1:{closed.port}/api/v1/nni/tensorboard"
+    task = requests.post(buttons, json={"trials": trial.id}, timeout=30).json()
+    try:
+        closed.wait_until(lambda _: connects("127.0.0.1", int(task["port"])), 120)
+        assert not connects(ANOTHER_ADDRESS, int(task["port"]))
+    finally:
+        requests.delete(f"{buttons}/{task['id']}", timeout=30)
 
 
 @pytest.mark.slow

@@ -65,6 +65,8 @@ def main() -> None:
     )
     parser.set_defaults(**PROXY)
     arguments = parser.parse_args()
+    if arguments.threads > 1 and arguments.clock == "cpu":
+        parser.error("--threads: several share the time of --clock cpu; give --clock wall")
     if arguments.quick:
         arguments.minutes, arguments.seeds, arguments.trial_epochs = 0.05, 1, 0.5
     texts = arguments.strategies or (QUICK if arguments.quick else DEFAULT)
