@@ -111,7 +111,7 @@ def test_another_network_than_the_exported_one_has_a_folder_of_its_own(
     text = command(nni_environment, tmp_path, *words)
     assert f"trial {drawn.id} was asked for" in text
     (folder,) = (tmp_path / "gumbel-export").iterdir()
-    assert folder.name.startswith(f"{finished_experiment.id}-network-")
+    assert folder.name == f"{finished_experiment.id}-{drawn.id}"
     source = finished_experiment.output_of(drawn) / "bundle" / "model.safetensors"
     assert (folder / "model.safetensors").read_bytes() == source.read_bytes()
 

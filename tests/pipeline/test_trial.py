@@ -238,6 +238,23 @@ def test_an_export_is_complete_where_only_the_trial_code_directory_cannot_be_wri
     assert load(output / "gumbel-export") is not None
 
 
+def test_an_export_never_takes_the_place_of_one_whose_programs_it_lacks(
+    experiment, reported, folder, monkeypatch
+):
+    manager, task, output = experiment
+    run_export(task, COMMAND, manager, output)
+    own = folder / "gumbel-export" / "EXP"
+    before = {path.name for path in own.iterdir()}
+    assert "model.py" in before
+    monkeypatch.setattr(
+        "nni_gumbel.results.portable.write_programs", lambda *_: {"model.py": "the space is gone"}
+    )
+    records = Records(manager.experiment(), manager.trials(), output.parent, COMMAND)
+    with pytest.raises(UsageError, match="has model.py, which could not be written this time"):
+        export(records, records.choice, (own,), output)
+    assert {path.name for path in own.iterdir()} == before
+
+
 @pytest.fixture
 def asked_for(folder, monkeypatch):
     """Exports a network of an experiment with three, of widths 0, 1, 2, as a person asks for it."""
