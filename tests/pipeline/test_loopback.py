@@ -38,7 +38,7 @@ def connects(address, port):
 def words_of(environment, *words):
     program = Path(sys.executable).parent / "nni-gumbel"
     return subprocess.run(
-        [program, *map(str, words)], env=environment, capture_output=True, text=True, timeout=300
+        [program, *map(str, words)], env=environment, capture_output=True, text=True, timeout=600
     )
 
 
@@ -47,7 +47,7 @@ def test_an_experiment_of_nni_gumbel_create_listens_on_this_machine_alone_and_en
     assert answers("127.0.0.1", closed.port)
     assert not answers(ANOTHER_ADDRESS, closed.port)
     assert not is_open_to_others(closed.port)
-    waited = words_of(closed.environment, "wait", closed.id, "--timeout", 280)
+    waited = words_of(closed.environment, "wait", closed.id, "--timeout", 500)
     assert waited.returncode == 0, waited.stdout + waited.stderr
     assert "no login" not in waited.stdout
 
