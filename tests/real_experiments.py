@@ -159,6 +159,18 @@ def nnictl(environment, *words, program="nnictl"):
     return re.sub(r"\x1b\[\d+m", "", run.stdout)
 
 
+def command(environment, *words, folder=None, timeout=600):
+    """A run of `nni-gumbel` in a folder, the home of the environment if none is named."""
+    return subprocess.run(
+        [Path(sys.executable).parent / "nni-gumbel", *map(str, words)],
+        env=environment,
+        cwd=folder or environment["HOME"],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
 def new_environment(home: Path) -> dict[str, str]:
     """A home and a list of algorithms of its own, with the tuner registered."""
     programs = Path(sys.executable).parent

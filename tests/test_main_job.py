@@ -15,7 +15,7 @@ import torch
 import yaml
 from browser import opened
 from nni.nas.nn.pytorch import MutableModule
-from real_experiments import SMALL, Experiment, free_port, of_stage
+from real_experiments import SMALL, Experiment, command, free_port, of_stage
 from safetensors.torch import load_file
 
 import nni_gumbel
@@ -65,17 +65,9 @@ def test_the_export_lies_where_it_was_started_and_in_the_export_trials_directory
     assert trial.result["path"] == str(export)
 
 
-def command(nni_environment, folder, *words):
+def printed(nni_environment, folder, *words):
     """What a subcommand prints, started in a folder."""
-    program = Path(sys.executable).parent / "nni-gumbel"
-    run = subprocess.run(
-        [program, *map(str, words)],
-        env=nni_environment,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    run = command(nni_environment, *words, folder=folder, timeout=240)
     assert run.returncode == 0, run.stderr
     return run.stdout
 
@@ -86,14 +78,14 @@ def test_the_best_so_far_of_an_experiment_that_runs_or_was_stopped_is_exported_a
     experiment = Experiment.create(nni_environment, user_folder, free_port(), {**SMALL, "train_seeds": 20})
     try:
         experiment.wait_until(lambda e: any(t.report for t in of_stage(e, "train")), 240)
-        running = command(nni_environment, tmp_path, "export", experiment.id)
+        running = printed(nni_environment, tmp_path, "export", experiment.id)
         live = {trial.id: trial.report for trial in experiment.manager.trials() if trial.report}
     finally:
         experiment.stop()
     assert "is the only network" in running or "network-2" in running
-    stopped = command(nni_environment, tmp_path, "export", experiment.directory, "-o", "stopped")
+    stopped = printed(nni_environment, tmp_path, "export", experiment.directory, "-o", "stopped")
     assert str(tmp_path / "stopped") in stopped
-    page = command(nni_environment, tmp_path, "report", experiment.directory).splitlines()[-1]
+    page = printed(nni_environment, tmp_path, "report", experiment.directory).splitlines()[-1]
     assert "best so far: the experiment has not ended" in Path(page).read_text()
     names = {"model.safetensors", "model.py", "model.pt2", "model.onnx", "README.md", "front.csv"}
     for folder in (tmp_path / "gumbel-export" / experiment.id, tmp_path / "stopped"):
@@ -108,7 +100,7 @@ def test_another_network_than_the_exported_one_has_a_folder_of_its_own(
 ):
     (drawn, *_) = of_stage(finished_experiment, "random")
     words = ("export", finished_experiment.directory, "--trial", drawn.id)
-    text = command(nni_environment, tmp_path, *words)
+    text = printed(nni_environment, tmp_path, *words)
     assert f"trial {drawn.id} was asked for" in text
     (folder,) = (tmp_path / "gumbel-export").iterdir()
     assert folder.name == f"{finished_experiment.id}-{drawn.id}"
@@ -330,7 +322,7 @@ def test_the_report_of_the_main_job_opens_without_a_message(finished_experiment,
 
 
 def test_the_report_is_written_again_by_its_command(finished_experiment, nni_environment, tmp_path):
-    text = command(nni_environment, tmp_path, "report", finished_experiment.directory, "-o", "again")
+    text = printed(nni_environment, tmp_path, "report", finished_experiment.directory, "-o", "again")
     # The space prints, too.
     assert text.splitlines()[-1] == str(tmp_path / "again" / "report.html")
     assert "(exported)" in (tmp_path / "again" / "report.html").read_text()

@@ -1,14 +1,11 @@
 """Who reaches an experiment: by `nni-gumbel create` this machine alone, by `nnictl create` everybody."""
 
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import requests
 import yaml
-from real_experiments import SMALL, TRIAL_COMMAND, Experiment, free_port
+from real_experiments import SMALL, TRIAL_COMMAND, Experiment, command, free_port
 
 from nni_gumbel.pipeline.loopback import is_open_to_others
 
@@ -35,19 +32,12 @@ def connects(address, port):
         return probe.connect_ex((address, port)) == 0
 
 
-def words_of(environment, *words):
-    program = Path(sys.executable).parent / "nni-gumbel"
-    return subprocess.run(
-        [program, *map(str, words)], env=environment, capture_output=True, text=True, timeout=600
-    )
-
-
 @pytest.mark.slow
 def test_an_experiment_of_nni_gumbel_create_listens_on_this_machine_alone_and_ends_with_an_export(closed):
     assert answers("127.0.0.1", closed.port)
     assert not answers(ANOTHER_ADDRESS, closed.port)
     assert not is_open_to_others(closed.port)
-    waited = words_of(closed.environment, "wait", closed.id, "--timeout", 500)
+    waited = command(closed.environment, "wait", closed.id, "--timeout", 500)
     assert waited.returncode == 0, waited.stdout + waited.stderr
     assert "no login" not in waited.stdout
 
@@ -76,7 +66,7 @@ def test_resumed_and_viewed_it_still_does(closed):
 def test_an_experiment_of_nnictl_is_open_and_wait_says_so(finished_experiment):
     assert answers(ANOTHER_ADDRESS, finished_experiment.port)
     assert is_open_to_others(finished_experiment.port)
-    waited = words_of(finished_experiment.environment, "wait", finished_experiment.id)
+    waited = command(finished_experiment.environment, "wait", finished_experiment.id)
     assert f"whoever reaches port {finished_experiment.port}" in waited.stdout
     assert f"`nni-gumbel resume {finished_experiment.id}`" in waited.stdout
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from real_experiments import Experiment as RealExperiment
-from real_experiments import fill_folder, free_port, new_environment
+from real_experiments import command, fill_folder, free_port, new_environment
 
 from nni_gumbel.pipeline.manager import (
     ERROR_FILE,
@@ -131,13 +131,6 @@ def environment(tmp_path_factory):
     return new_environment(home)
 
 
-def nni_gumbel(environment, *words):
-    return subprocess.run(
-        [sys.executable, "-m", "nni_gumbel.cli", *words],
-        env=environment, cwd=environment["HOME"], capture_output=True, text=True,
-    )  # fmt: skip
-
-
 def create(environment, **class_args):
     return RealExperiment.create(environment, Path(environment["HOME"]), free_port(), class_args)
 
@@ -148,7 +141,7 @@ def test_waiting_can_be_given_up_and_taken_up_again_until_the_networks_are_shown
     experiment = create(environment, search_epochs=12, train_epochs=1, train_seeds=1)
     name = experiment.id
     try:
-        impatient = nni_gumbel(environment, "wait", "--timeout", "1")
+        impatient = command(environment, "wait", "--timeout", "1")
         assert impatient.returncode == 2
         assert impatient.stderr == (
             f"nni-gumbel: experiment {name} has not ended after 1 s and goes on; "
@@ -165,7 +158,7 @@ def test_waiting_can_be_given_up_and_taken_up_again_until_the_networks_are_shown
         assert interrupted.returncode == 130
         assert told.startswith(f"nni-gumbel: experiment {name} goes on;") and told.count("\n") == 1
 
-        waited = nni_gumbel(environment, "wait")
+        waited = command(environment, "wait")
         assert waited.returncode == 0, waited.stdout + waited.stderr
         assert "network-1 (chosen)" in waited.stdout and "activation=" in waited.stdout
         assert f"gumbel-export/{name}" in waited.stdout and f"nnictl stop {name}" in waited.stdout
@@ -173,7 +166,7 @@ def test_waiting_can_be_given_up_and_taken_up_again_until_the_networks_are_shown
         assert not waited.stderr
     finally:
         experiment.stop()
-    stopped = nni_gumbel(environment, "wait", name)
+    stopped = command(environment, "wait", name)
     assert stopped.returncode == 2
     assert stopped.stderr == (
         f"nni-gumbel: experiment {name} is stopped; `nni-gumbel resume {name}` goes on with it, `nni-gumbel view "
@@ -187,7 +180,7 @@ def test_a_wrong_setting_is_told_within_seconds(environment):
     name = experiment.id
     try:
         begun = time.monotonic()
-        waited = nni_gumbel(environment, "wait", name)
+        waited = command(environment, "wait", name)
         assert waited.returncode == 2 and time.monotonic() - begun < 15
         assert waited.stderr == (
             f"nni-gumbel: experiment {name} failed: temperature_strat: there is no such setting; "
@@ -217,7 +210,7 @@ def test_a_manager_that_is_killed_ends_the_waiting(environment):
 
 @pytest.mark.slow
 def test_an_id_that_nni_does_not_know_is_one_line(environment):
-    waited = nni_gumbel(environment, "wait", "nosuchid")
+    waited = command(environment, "wait", "nosuchid")
     assert waited.returncode == 2
     assert waited.stderr.startswith("nni-gumbel: ID: there is no experiment 'nosuchid'")
     assert waited.stderr.count("\n") == 1
