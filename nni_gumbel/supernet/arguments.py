@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,11 +41,10 @@ from torch.utils._pytree import tree_leaves
 from nni_gumbel.copies import copied, instance
 from nni_gumbel.errors import UnsupportedError, UsageError, first_line
 from nni_gumbel.supernet.joint_sample import JointSample
-from nni_gumbel.supernet.kept import additions, hand_over, keep_weights
 from nni_gumbel.supernet.mixture import is_float, mixture
 from nni_gumbel.supernet.sizes import Sizes, key_of_size
 from nni_gumbel.supernet.slicing import Features, features, fill_up, restrict, tensors_of
-from nni_gumbel.supernet.variants import Variants, choices_of, refuse_hidden_choices
+from nni_gumbel.supernet.variants import Variants, choices_of, refuse_hidden_choices, without_choices
 
 # A cooling distribution meets few sets of active variants; a bound for those that meet many.
 _PLANS_KEPT = 128
@@ -66,9 +65,7 @@ def mix_arguments(module: nn.Module, name: str, joint_sample: JointSample) -> nn
     choices = choices_of(module)
     if any(all(mutable is not choice for choice in choices.values()) for mutable in module.mutables):
         return None  # it has registered choices of its own, and only a hook of its author can mix them
-    if choices:
-        return MixedArguments.of(module, name, joint_sample)
-    return keep_weights(module)
+    return MixedArguments.of(module, name, joint_sample) if choices else without_choices(module)
 
 
 def parameter_sizes(module: nn.Module) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
@@ -84,10 +81,16 @@ def parameter_sizes(module: nn.Module) -> dict[str, tuple[tuple[str, ...], np.nd
         no argument of the module is a choice: its parameters are what they are.
     """
     if isinstance(module, MixedArguments):
-        return module.variants.parameter_sizes()
-    if isinstance(module, ParametrizedModule) and choices_of(module):
-        return Variants(module, type(module).__name__).parameter_sizes()
-    return {}
+        variants = module.variants
+    elif isinstance(module, ParametrizedModule) and choices_of(module):
+        variants = Variants(module, type(module).__name__)
+    else:
+        return {}
+    counts: dict[str, np.ndarray] = {}
+    for k, template in enumerate(variants.templates):
+        for name, parameter in template.named_parameters():
+            counts.setdefault(name, np.zeros(len(variants.templates), np.int64))[k] = parameter.numel()
+    return {name: (variants.table.labels, count[variants.table.index]) for name, count in counts.items()}
 
 
 # The groups of variants that are one operation, with their places among the active ones; and place and name of an
@@ -130,10 +133,11 @@ class MixedArguments(BaseSuperNetModule):
             )
         variants = Variants(module, name)
         templates, tensors = variants.templates, tensors_of(module)
-        added, base = additions(module, templates[variants.built_as(module)]), module
+        fresh, base = vars(templates[variants.built_as(module)]), module
+        added = {place: [*(vars(module)[place].keys() - fresh[place].keys())] for place in _ENTRIES}
         if any(name not in tensors or tensors[name].shape != shape for name, shape in variants.full.items()):
-            base = _like(variants.build(module), module)
-            hand_over(added, module, base)
+            base = variants.build(module)
+            _hand_over(added, module, base)
         mixed = instance(_derived(variants.built_type), vars(base))
         mixed._mutables = list(choices_of(module).values())
         mixed._joint_sample = joint_sample
@@ -189,7 +193,7 @@ class MixedArguments(BaseSuperNetModule):
         """The module at a sample, of the type that NNI freezes it to, with its part of the weights."""
         k = self.variants.table.position(sample)
         frozen = self.variants.frozen(k, tensors_of(self)).train(self.training)
-        hand_over(self._added, self, frozen)
+        _hand_over(self._added, self, frozen)
         return frozen
 
     def extra_repr(self) -> str:
@@ -300,11 +304,16 @@ def _restored(kind: type[nn.Module]) -> MixedArguments:
     return object.__new__(_derived(kind))
 
 
-def _like(module: nn.Module, other: nn.Module) -> nn.Module:
-    """Give a module the device, dtype, mode and frozen parameters of another."""
-    tensors = tensors_of(other)
-    module.to(next(filter(is_float, tensors.values()), None))
-    for name, parameter in module.named_parameters():
-        if name in tensors:
-            parameter.requires_grad_(tensors[name].requires_grad)
-    return module.train(other.training)
+def hand_over_hooks(module: nn.Module, other: nn.Module) -> None:
+    """Give another module, which has none yet, the hooks of a module; a handle removes them from both."""
+    vars(other).update({key: value for key, value in vars(module).items() if "hook" in key and value})
+
+
+def _hand_over(added: Mapping[str, Sequence[str]], module: nn.Module, other: nn.Module) -> None:
+    """Give another module what was added to a module after it was built, and all hooks."""
+    for place, names in added.items():
+        vars(other)[place].update({name: vars(module)[place][name] for name in names})
+    hand_over_hooks(module, other)
+
+
+_ENTRIES = ("_parameters", "_buffers", "_modules")

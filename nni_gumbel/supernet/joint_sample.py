@@ -44,11 +44,7 @@ class JointSample:
     def __init__(self) -> None:
         self._read: set[str] = set()
         self._is_told = False
-        self._draws: dict[str, Tensor] = {}
-        self._weights: dict[str, Tensor] = {}
-        self._rows: dict[str, Rows] = {}
-        self._active: dict[str, list[int]] = {}
-        self.is_network = False
+        self.set({}, {})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> JointSample:
         # Torch copies no tensors with a history; a copy has the numbers, and nothing that leads back to the logits.
@@ -80,39 +76,40 @@ class JointSample:
 
     def tell_unread(self) -> None:
         """Tell, once, of choices that no module has read in a pass in which all candidates ran."""
-        labels = [label for label in self._draws if label not in self._read]
-        everything = all(len(self._active[label]) == len(self._weights[label]) for label in self._draws)
-        if self._read and labels and everything and not self._is_told:
+        if not self._read:
+            return
+        if any(len(self._active[label]) < len(weights) for label, weights in self._weights.items()):
+            return
+        labels = [repr(label) for label in self._draws if label not in self._read]
+        self._read.clear()
+        if labels and not self._is_told:
             self._is_told = True
             _log.warning(
                 "choice %s: nothing that depends on it was called in a forward pass, so nothing can tell which of its "
                 "candidates is better; call it in forward(), or take it out of the space",
-                ", ".join(map(repr, labels)),
+                ", ".join(labels),
             )
-        if everything:
-            self._read.clear()
+
+    def draw(self, label: str) -> Tensor:
+        """What was set for ``label``: ``(n,)`` weights or ``(k, n)`` slots."""
+        return self._draws[label]
 
     def weights(self, label: str) -> Tensor:
         """``(n,)``, the weight of each candidate of ``label``."""
         self._read.add(label)
         return self._weights[label]
 
+    def active(self, label: str) -> list[int]:
+        """The candidates of ``label`` that have to run."""
+        self._read.add(label)
+        return self._active[label]
+
     def running(self, label: str) -> dict[int, Tensor | None]:
         """The candidates of ``label`` that have to run, with their weights; one that is not among them must not run.
 
         A weight is a scalar, or ``None`` where it is the constant 1 of a single network, which needs no multiplication.
         """
-        self._read.add(label)
-        return self._with_weights(self._active[label], self._weights[label])
-
-    def draw(self, label: str) -> Tensor:
-        """What was set for ``label``: ``(n,)`` weights or ``(k, n)`` slots."""
-        return self._draws[label]
-
-    def active(self, label: str) -> list[int]:
-        """The candidates of ``label`` that have to run."""
-        self._read.add(label)
-        return self._active[label]
+        return self._with_weights(self.active(label), self._weights[label])
 
     def slots(self, label: str) -> list[dict[int, Tensor | None]]:
         """For a choice of k of n inputs, per place j: the inputs that may stand there, as :meth:`running` has them.

@@ -20,13 +20,12 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from nni_gumbel.errors import UnsupportedError, UsageError
-from nni_gumbel.supernet.arguments import MixedArguments, mix_arguments
+from nni_gumbel.supernet.arguments import MixedArguments, hand_over_hooks, mix_arguments
 from nni_gumbel.supernet.cell import MixedCell
 from nni_gumbel.supernet.depth import MixedRepeat
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.hub import mix_of_hub, parts_of_hub
 from nni_gumbel.supernet.inputs import MixedInput
-from nni_gumbel.supernet.kept import hand_over_hooks
 from nni_gumbel.supernet.layer import MixedLayer
 from nni_gumbel.supernet.refusals import refuse_what_cannot_be_relaxed
 from nni_gumbel.supernet.structure import freeze_with_weights

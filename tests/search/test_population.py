@@ -13,7 +13,7 @@ from nni_gumbel.complexity.budget import Limit, best_within
 from nni_gumbel.complexity.params import count_parameters, expected_parameters
 from nni_gumbel.search.budgets import best_spending
 from nni_gumbel.search.population import Population
-from nni_gumbel.supernet.distribution import Distribution
+from nni_gumbel.supernet.distribution import SETTLED, Distribution
 
 
 class Several(ModelSpace):
@@ -112,7 +112,8 @@ def test_what_a_network_costs_is_added_to_what_it_reaches():
 def test_a_rejected_candidate_is_in_no_network():
     torch.manual_seed(0)
     distribution = Distribution(Several())
-    distribution.settle("layer0", 1, chosen=False)
+    distribution.logits["layer0"].data[1] = -SETTLED
+    distribution.refresh_rows()
     population = staged(population_of(distribution), planted, 2)
     assert all(network["layer0"] != 1 for network in population.judged)
 
