@@ -199,31 +199,18 @@ class Place:
         return whole[(..., *self._entries)]
 
 
-def weighted_kernel(
-    whole: Kernel, places: Sequence[Place], weights: Tensor, kernels: Sequence[Tensor]
-) -> Tensor:
-    """``sum_k w_k W_k`` on a canvas.
+class WeightedKernel(torch.autograd.Function):
+    """``sum_k w_k W_k`` on a canvas; differentiable, also twice.
 
     It is built in every step, forward and backward, so that its own cost counts for small images. It is one node of
     autograd, which stores nothing but the kernels themselves. Four layers of convolutions 1, 3, 5, 7 on 16 channels,
     batch 32 of 28 x 28, one thread, relative to four 7 x 7 convolutions, on a busy machine: 8 candidates 1.06 to 1.16,
     32 candidates 1.12 to 1.19 (once 1.36), and 8 that run each by itself 3.8 to 5.1.
-
-    Args:
-        whole: the canvas.
-        places: of the kernels on it.
-        weights: ``(len(kernels),)``.
-        kernels: ``(out, in / groups, *size)`` each, of one dtype.
-
-    Returns:
-        ``whole.shape``, in the dtype of the kernels; differentiable, also twice.
     """
-    return _WeightedKernel.apply(whole.shape, places, weights, *kernels)
 
-
-class _WeightedKernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shape: Shape, places: Sequence[Place], weights: Tensor, *kernels: Tensor) -> Tensor:
+        """``weights``: ``(len(kernels),)``; ``kernels``: ``(out, in / groups, *size)`` each, of one dtype."""
         ctx.places = places
         ctx.save_for_backward(weights, *kernels)
         whole = kernels[0].new_zeros(shape)

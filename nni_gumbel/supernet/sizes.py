@@ -32,11 +32,7 @@ def key_of_size(template: nn.Module, full: Mapping[str, Shape]) -> Hashable | No
 
     Convolutions differ in sizes alone: in their number of channels, or of groups of channels if all groups are equally
     large; and in kernels that are aligned, which means padded so that their centres stand on the same entries of the
-    input.
-
-    Args:
-        template: a variant.
-        full: shapes of the supernet's tensors.
+    input. ``full`` has the shapes of the supernet's tensors.
     """
     kind = type(template)
     if kind is nn.Linear:
@@ -68,10 +64,11 @@ class Sizes:
         self._variants, self._device = variants, device
         self._templates = [variants.templates[k] for k in members]
         self._shares: dict[str, Shares | None] = {}
-        self._is_norm = isinstance(self._templates[0], _BATCH_NORMS)
-        if self._is_norm:
-            widths = [(template.num_features,) for template in self._templates]
-            self._of_channels = Shares(widths, max(widths), [False], device)
+        is_norm = isinstance(self._templates[0], _BATCH_NORMS)
+        self._widths = [template.num_features for template in self._templates if is_norm]
+        if is_norm:
+            each = [(width,) for width in self._widths]
+            self._of_channels = Shares(each, max(each), [False], device)
         elif len(members) > 1:
             self._canvas = _canvas(self._templates)
 
@@ -86,27 +83,26 @@ class Sizes:
             x: the input.
             runner: a variant without weights, as it runs now: in ``train()`` or ``eval()``.
         """
-        if self._is_norm:
+        if self._widths:
             return self._norm(weights, state, x, runner)
         frame, whole = self._canvas
         x = restrict(x, [(-len(whole.taps) - 1, frame.channels[0])])
-        expected: dict[str, Tensor | None] = {"weight": None, "bias": None}
-        for name in expected:
-            shares = self.shares(name)
-            if shares is not None:
+        expected: dict[str, Tensor] = {}
+        for name in ("weight", "bias"):
+            if (shares := self.shares(name)) is not None:
                 tensor = self.part(name, state[name])
                 expected[name] = tensor * shares(weights).to(tensor)
-        return convolve(x, expected["weight"], expected["bias"], frame, whole)
+        return convolve(x, expected["weight"], expected.get("bias"), frame, whole)
 
     def shares(self, name: str) -> Shares | None:
         """The weights of the entries of one of the supernet's tensors; ``None`` if no member has it."""
         if name not in self._shares:
             shapes = [self._variants.shapes[k].get(name) for k in self.members]
-            owner = next((t for t, shape in zip(self._templates, shapes) if shape is not None), None)
+            owners = [template for template, shape in zip(self._templates, shapes) if shape is not None]
             self._shares[name] = None
-            if owner is not None:
+            if owners:
                 full = self._variants.full[name]
-                centred = [is_centred(owner, name, dim) for dim in range(len(full))]
+                centred = [is_centred(owners[0], name, dim) for dim in range(len(full))]
                 self._shares[name] = Shares(shapes, full, centred, self._device)
         return self._shares[name]
 
@@ -117,7 +113,7 @@ class Sizes:
     def _norm(
         self, weights: Tensor, state: Mapping[str, Tensor], x: Tensor, runner: Callable[[int], nn.Module]
     ) -> Tensor:
-        largest = max(self.members, key=lambda k: self._variants.templates[k].num_features)
+        largest = self.members[self._widths.index(max(self._widths))]
         template, tensors = runner(largest), self._variants.parts(largest, state)
         share = self._of_channels(weights)
         if template.affine:
@@ -143,13 +139,10 @@ class Shares:
     300 sizes of a few extents in each dimension have few cells.
 
     Args:
-        shapes: of each size the shape of its part; ``None`` for one without this tensor.
+        shapes: of each size the shape of its part; ``None`` for one without this tensor. ``shape`` is the largest.
         full: shape of the tensor.
         centred: per dimension whether the parts are its centre, not its beginning.
         device: that of the weights.
-
-    Attributes:
-        shape: of the largest parts, along every dimension.
     """
 
     # Its tensors serve all steps; those made in inference mode, if the first one is, autograd would refuse.
