@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -77,8 +77,7 @@ def parameter_sizes(module: nn.Module) -> dict[str, tuple[tuple[str, ...], np.nd
     Returns:
         By name, as in the supernet's ``named_parameters()`` (a module that is not mutated yet may lack some):
         the labels that the parameter depends on, and integers with one axis per label, in the order of its
-        candidates; 0 where a network does not have the parameter. Those of submodules are included. Empty if
-        no argument of the module is a choice: its parameters are what they are.
+        candidates; 0 where a network does not have the parameter. Empty if no argument of the module is a choice.
     """
     if isinstance(module, MixedArguments):
         variants = module.variants
@@ -113,7 +112,6 @@ class MixedArguments(BaseSuperNetModule):
     keys: tuple[Hashable, ...]
     _joint_sample: JointSample
     _features: tuple[Features, ...]  # of each variant
-    _added: dict[str, list[str]]
     _built_momentum: float | None
     _runners: dict[int, nn.Module]
     _plans: dict[tuple[tuple[int, ...], torch.device], _Plan]
@@ -131,21 +129,17 @@ class MixedArguments(BaseSuperNetModule):
                 f"module {name!r}: {type(module).__name__} has choices in its arguments and choice "
                 f"{', '.join(map(repr, inner))} inside; keep the one or the other"
             )
-        variants = Variants(module, name)
-        templates, tensors = variants.templates, tensors_of(module)
-        fresh, base = vars(templates[variants.built_as(module)]), module
-        added = {place: [*(vars(module)[place].keys() - fresh[place].keys())] for place in _ENTRIES}
+        variants, tensors, base = Variants(module, name), tensors_of(module), module
         if any(name not in tensors or tensors[name].shape != shape for name, shape in variants.full.items()):
             base = variants.build(module)
-            _hand_over(added, module, base)
+            _hand_over(module, base, variants)
         mixed = instance(_derived(variants.built_type), vars(base))
         mixed._mutables = list(choices_of(module).values())
         mixed._joint_sample = joint_sample
         mixed.variants = variants
-        keys = (key_of_size(template, variants.full) for template in templates)
-        mixed.keys = tuple(("alone", k) if key is None else key for k, key in enumerate(keys))
-        mixed._features = tuple(map(features, templates))
-        mixed._added = added
+        keys = (key_of_size(template, variants.full) for template in variants.templates)
+        mixed.keys = tuple(k if key is None else key for k, key in enumerate(keys))
+        mixed._features = tuple(map(features, variants.templates))
         mixed._built_momentum = getattr(base, "momentum", None)
         mixed._runners, mixed._plans = {}, {}
         return mixed
@@ -193,7 +187,7 @@ class MixedArguments(BaseSuperNetModule):
         """The module at a sample, of the type that NNI freezes it to, with its part of the weights."""
         k = self.variants.table.position(sample)
         frozen = self.variants.frozen(k, tensors_of(self)).train(self.training)
-        _hand_over(self._added, self, frozen)
+        _hand_over(self, frozen, self.variants)
         return frozen
 
     def extra_repr(self) -> str:
@@ -309,11 +303,10 @@ def hand_over_hooks(module: nn.Module, other: nn.Module) -> None:
     vars(other).update({key: value for key, value in vars(module).items() if "hook" in key and value})
 
 
-def _hand_over(added: Mapping[str, Sequence[str]], module: nn.Module, other: nn.Module) -> None:
+def _hand_over(module: nn.Module, other: nn.Module, variants: Variants) -> None:
     """Give another module what was added to a module after it was built, and all hooks."""
-    for place, names in added.items():
-        vars(other)[place].update({name: vars(module)[place][name] for name in names})
+    for place in ("_parameters", "_buffers", "_modules"):
+        built = {name for template in variants.templates for name in vars(template)[place]}
+        added = {name: value for name, value in vars(module)[place].items() if name not in built}
+        vars(other)[place].update(added)
     hand_over_hooks(module, other)
-
-
-_ENTRIES = ("_parameters", "_buffers", "_modules")
