@@ -122,10 +122,6 @@ class Law(ABC):
         """Draw-shaped: an outcome ``(..., n)`` as a draw."""
         return outcome
 
-    def rows(self, members: list[int]) -> list[list[int]]:
-        """Per row of the draw that an outcome is (:meth:`hard`), the candidates of weight 1."""
-        return [members]
-
     def weights(self, draw: Tensor) -> Tensor:
         """``(..., n)``: how much of each candidate is in a draw, in [0, 1]."""
         return draw

@@ -112,10 +112,6 @@ class KSubset(Law):
         ranks = torch.arange(1, self.k + 1, device=outcome.device).unsqueeze(-1)
         return outcome.unsqueeze(-2) * (outcome.long().cumsum(-1).unsqueeze(-2) == ranks)
 
-    def rows(self, members: list[int]) -> list[list[int]]:
-        """A slot each."""
-        return [[member] for member in members]
-
     def weights(self, draw: Tensor) -> Tensor:
         """``(..., n)``, the column sums of the slots."""
         return draw.sum(-2)

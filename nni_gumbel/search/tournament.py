@@ -167,7 +167,7 @@ class Tournament:
         self.population.load_state_dict(state["population"])
         self.finals.load_state_dict(state["finals"])
         self._trainings.load_state_dict(state["trainings"])
-        self._distribution.refresh_rows()
+        self._distribution.refresh_active()
 
     def _end(self) -> None:
         if self._at < 0:

@@ -26,9 +26,9 @@ from nni.nas.nn.pytorch import Cell, LayerChoice
 from nni.nas.nn.pytorch.base import recursive_freeze
 from nni.nas.nn.pytorch.cell import create_cell_op_candidates, preprocess_cell_inputs
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
-from nni.nas.space import model_context
 from torch import Tensor, nn
 
+from nni_gumbel.copies import instance
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.joint_sample import JointSample
@@ -60,7 +60,6 @@ class MixedCell(Cell, BaseSuperNetModule):
         self.labels = [
             [(source.label, op.label) for source, op in zip(*slots)] for slots in zip(cell.inputs, cell.ops)
         ]
-        self._op_names = list(cell.ops[0][0].names)
         if self.op_candidates_factory is not None:
             self.ops = self._built_for_every_input(cell)
             if unknown := set(self.simplify()) - set(cell.simplify()):
@@ -84,34 +83,22 @@ class MixedCell(Cell, BaseSuperNetModule):
     ) -> Cell:
         """NNI's cell at a sample, with the weights of this one; ``freeze``, or NNI's own, freezes a module inside."""
         freeze = freeze or (lambda module: recursive_freeze(module, dict(sample))[0])
-        names = self._op_names
-        # NNI's own code chooses the inputs and finds the loose ends; the operations are put in afterwards.
-        stand_ins = [nn.Identity() for _ in names]
-        before, after = (
-            freeze(part) if isinstance(part, nn.Module) else part
-            for part in (self.preprocessor, self.postprocessor)
-        )
-        with model_context(dict(sample)), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            frozen = Cell(
-                dict(zip(names, stand_ins)) if isinstance(names[0], str) else lambda: stand_ins,
-                self.num_nodes,
-                self.num_ops_per_node,
-                self.num_predecessors,
-                self.merge_op,
-                before,
-                after,
-                self.concat_dim,
-                label=self.label,
+        own = ("_joint_sample", "labels", "is_of_hub", "is_full_width")
+        frozen = instance(Cell, {name: value for name, value in vars(self).items() if name not in own})
+        frozen._modules = dict(self._modules)
+        for name in frozen._modules.keys() - {"inputs", "ops"}:
+            frozen._modules[name] = freeze(self._modules[name])
+        frozen.inputs = nn.ModuleList(nn.ModuleList(map(freeze, slots)) for slots in self.inputs)
+        frozen.ops = nn.ModuleList(
+            nn.ModuleList(
+                freeze(op if self.op_candidates_factory is None else op[source.chosen[0]])
+                for op, source in zip(*slots)
             )
-        for node, slots in enumerate(self.labels):
-            for k in range(len(slots)):
-                choice = self.ops[node][k]
-                if self.op_candidates_factory is not None:
-                    choice = choice[frozen.inputs[node][k].chosen[0]]
-                frozen.ops[node][k] = freeze(choice)
-        frozen.op_candidates_factory = self.op_candidates_factory
-        frozen.training = self.training
+            for slots in zip(self.ops, frozen.inputs)
+        )
+        if self.merge_op == "loose_end":
+            taken = {index for slots in frozen.inputs for source in slots for index in source.chosen}
+            frozen.output_node_indices = [i for i in self.output_node_indices if i not in taken]
         return frozen
 
     def get_extra_state(self) -> Tensor:

@@ -23,7 +23,7 @@ from nni_gumbel.relaxation import categorical, gates, subset
 from nni_gumbel.relaxation.estimators import check_supported, estimate
 from nni_gumbel.relaxation.law import Law
 from nni_gumbel.results.space import variables_of
-from nni_gumbel.supernet.joint_sample import JointSample, nonzero_rows
+from nni_gumbel.supernet.joint_sample import JointSample, nonzero
 
 # The logit of a candidate that is decided: its probability differs from 0 or 1 by 1e-13, and no sample sees that.
 SETTLED = 30.0
@@ -60,7 +60,7 @@ class Distribution(nn.Module):
         self.joint_sample = JointSample()
         # A list, not a ParameterDict: labels may contain dots, names of parameters may not.
         self._logits = nn.ParameterList(nn.Parameter(torch.zeros(law.size)) for law in self.laws.values())
-        self.refresh_rows()
+        self.refresh_active()
         with torch.no_grad():
             self.use_probabilities()
 
@@ -85,7 +85,7 @@ class Distribution(nn.Module):
     def settle_at(self, architecture: Mapping[str, Any]) -> None:
         """Decide every choice for good as an NNI sample has it that names every label; nothing else runs any more."""
         self._put_at(architecture)
-        self.refresh_rows()
+        self.refresh_active()
 
     @contextmanager
     def certain_of(self, architecture: Mapping[str, Any]) -> Iterator[None]:
@@ -105,10 +105,9 @@ class Distribution(nn.Module):
             self.logits[label].copy_(SETTLED * (2 * outcome - 1))
 
     @torch.no_grad()
-    def refresh_rows(self) -> None:
+    def refresh_active(self) -> None:
         """See anew which candidates have to run, after the logits were set from outside."""
-        exact = self._per_label(lambda law, logits: law.exact(logits))
-        self._all_rows = nonzero_rows({label: draw * (draw > NEGLIGIBLE) for label, draw in exact.items()})
+        self._all_active = nonzero({label: probs > NEGLIGIBLE for label, probs in self.probs().items()})
 
     # -- the current sample ----------------------------------------------------------------------
 
@@ -129,7 +128,7 @@ class Distribution(nn.Module):
         )
         # Of a hard draw with derivatives all candidates run: those of weight 0 have a derivative, too.
         is_network = estimator != "soft" and not any(draw.requires_grad for draw in draws.values())
-        self.joint_sample.set(draws, None if is_network else self._all_rows, is_network)
+        self.joint_sample.set(draws, None if is_network else self._all_active, is_network)
 
     def check_estimator(self, estimator: str) -> None:
         """Refuse, by a ``UsageError`` that names it, a choice for which an estimator is not derived."""
@@ -138,15 +137,14 @@ class Distribution(nn.Module):
 
     def use_probabilities(self) -> None:
         """Make the probabilities themselves the current weights: the noise-free mixture."""
-        self.joint_sample.set(self._per_label(lambda law, logits: law.exact(logits)), self._all_rows)
+        self.joint_sample.set(self._per_label(lambda law, logits: law.exact(logits)), self._all_active)
 
     def use_architecture(self, architecture: Mapping[str, Any]) -> None:
         """Make a single network, an NNI sample that names every label, the current sample: weights 0 and 1."""
-        draws, rows = {}, {}
-        for label, outcome in self._outcomes(architecture).items():
-            law, members = self.laws[label], self.members(label, architecture[label])
-            draws[label], rows[label] = law.hard(outcome), law.rows(list(members))
-        self.joint_sample.set(draws, rows, is_network=True)
+        outcomes = self._outcomes(architecture)
+        draws = {label: self.laws[label].hard(outcome) for label, outcome in outcomes.items()}
+        active = {label: list(self.members(label, architecture[label])) for label in draws}
+        self.joint_sample.set(draws, active, is_network=True)
 
     # -- what is reported ------------------------------------------------------------------------
 

@@ -113,7 +113,7 @@ def test_a_rejected_candidate_is_in_no_network():
     torch.manual_seed(0)
     distribution = Distribution(Several())
     distribution.logits["layer0"].data[1] = -SETTLED
-    distribution.refresh_rows()
+    distribution.refresh_active()
     population = staged(population_of(distribution), planted, 2)
     assert all(network["layer0"] != 1 for network in population.judged)
 
