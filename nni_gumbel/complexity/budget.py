@@ -21,7 +21,7 @@ from typing import Any
 
 from nni.nas.nn.pytorch import ModelSpace
 
-from nni_gumbel.complexity.programme import Network, Programme, largest_coefficient
+from nni_gumbel.complexity.programme import Linear, Network, Programme, largest_coefficient
 from nni_gumbel.complexity.table import ExpectedSum
 from nni_gumbel.errors import UsageError
 from nni_gumbel.supernet.distribution import Distribution
@@ -93,18 +93,10 @@ def ranked_within(
         >>> networks = ranked_within(space, Distribution(space), [])
         >>> sample, log_probability = next(networks)
     """
-    maxima = [limit.maximum for limit in limits]
     programme = Programme(space, distribution, [limit.cost for limit in limits])
-    objective, excluded = programme.negative_log_prob, []
-    end = time.monotonic() + MOST_SECONDS
-    while (found := programme.minimum(objective, maxima, excluded, end)) is not None:
-        network, _ = found
-        if _is_within(programme.prices(network), maxima):
-            yield programme.sample(network), programme.log_prob(network)
-            excluded.append(network)
-            end = time.monotonic() + MOST_SECONDS
-        else:
-            excluded.append(programme.priced(network))
+    maxima = [limit.maximum for limit in limits]
+    for network, _, _ in _solutions(programme, programme.negative_log_prob, maxima):
+        yield programme.sample(network), programme.log_prob(network)
 
 
 def smallest(
@@ -182,24 +174,36 @@ def _cheapest(
 
     With it this cost, and what no network costs less than: the same unless the time was over.
     """
-    objective = programme.costs[place]
+    objective, end = programme.costs[place], time.monotonic() + MOST_SECONDS
     tolerance = 1e-9 * largest_coefficient(objective)
-    best, lowest, bound, excluded = None, math.inf, -math.inf, []
-    end = time.monotonic() + MOST_SECONDS
-    while bound < lowest - tolerance:
-        found = programme.minimum(objective, maxima, excluded, end)
-        if found is None:
-            return best, lowest, bound if time.monotonic() > end else lowest
+    best, lowest, bound = None, math.inf, -math.inf
+    for network, prices, bound in _solutions(programme, objective, maxima, one_of_a_price=True):
+        if prices[place] < lowest:
+            best, lowest = network, prices[place]
+        if bound >= lowest - tolerance:
+            return best, lowest, lowest
+    return best, lowest, bound if time.monotonic() > end else lowest
+
+
+def _solutions(
+    programme: Programme, objective: Linear, maxima: Sequence[float], one_of_a_price: bool = False
+) -> Iterator[tuple[Network, list[float], float]]:
+    """Networks within limits in the order of an objective, each with its costs and a lower bound of the objective.
+
+    All of them, or of those with equal costs a single one. The time starts anew after each network of all.
+    """
+    excluded, end = [], time.monotonic() + MOST_SECONDS
+    while (found := programme.minimum(objective, maxima, excluded, end)) is not None:
         network, bound = found
         prices = programme.prices(network)
-        if prices[place] < lowest and _is_within(prices, maxima):
-            best, lowest = network, prices[place]
-        excluded.append(programme.priced(network))
-    return best, lowest, lowest
-
-
-def _is_within(prices: Sequence[float], maxima: Sequence[float]) -> bool:
-    return all(price <= maximum for price, maximum in zip(prices, maxima))
+        is_within = all(price <= maximum for price, maximum in zip(prices, maxima))
+        if is_within:
+            yield network, prices, bound
+        if is_within and not one_of_a_price:
+            excluded.append(network)
+            end = time.monotonic() + MOST_SECONDS
+        else:
+            excluded.append(programme.priced(network))
 
 
 def _none_found(limits: Sequence[Limit] = ()) -> str:

@@ -29,7 +29,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nni_gumbel.complexity.loose_ends import loose_nodes, readers_of_loose_ends
-from nni_gumbel.complexity.table import MOST_COMBINATIONS, Table, where
+from nni_gumbel.complexity.table import MOST_COMBINATIONS, Table, TooManyCombinations, where
 from nni_gumbel.complexity.varying import JointValues, Split, VaryingNumber, VaryingTensor, kind_of
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.supernet.arguments import MixedArguments
@@ -100,7 +100,7 @@ class _Interpreter(JointValues):
     def __init__(
         self, distribution: Distribution, is_priced: Callable[[nn.Module], bool], price: Price, what: str
     ) -> None:
-        super().__init__(self._too_many)
+        super().__init__()
         self.terms: list[Table] = []
         self.readers: set[nn.Module] = set()
         self._is_priced, self._price, self._what = is_priced, price, what
@@ -125,6 +125,12 @@ class _Interpreter(JointValues):
         self._path.append(name)
         try:
             return self._run(module, path, forward, args, kwargs)
+        except TooManyCombinations as error:
+            raise UsageError(
+                f"module {name!r}: its {self._what} depend on {error.number:,} combinations of the choices "
+                f"{', '.join(map(repr, error.labels))}; let fewer choices meet there (at most {MOST_COMBINATIONS:,} "
+                "combinations)"
+            ) from error
         except UsageError:
             raise
         except Exception as error:  # whatever a person's forward raises
@@ -279,13 +285,6 @@ class _Interpreter(JointValues):
 
         variant = Table.of(table.labels, table.index)
         return self.cases((variant.equals(k), partial(run, k)) for k in range(len(table.distinct)))
-
-    def _too_many(self, labels: Sequence[str], combinations: int) -> UsageError:
-        return UsageError(
-            f"module {self._path[-1]!r}: its {self._what} depend on {combinations:,} "
-            f"combinations of the choices {', '.join(map(repr, labels))}; let fewer choices meet there (at most "
-            f"{MOST_COMBINATIONS:,} combinations)"
-        )
 
 
 def _kind(value: Any) -> Any:

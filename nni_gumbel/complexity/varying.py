@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from nni_gumbel.complexity.table import ONE, Refusal, Table, combined
+from nni_gumbel.complexity.table import ONE, Table, combined
 
 # The place of a value in networks that do not compute it.
 _NOWHERE = -1
@@ -92,22 +92,17 @@ _NUMBERS = (VaryingNumber, bool, int, float, str)
 class JointValues(TorchFunctionMode):
     """See the module; while it is entered, functions of torch take what varies.
 
-    Args:
-        refusal: the error where a value depends on too many combinations of choices.
-        most: how many it may depend on, a million if omitted.
-
     Attributes:
         presence: 1 in the networks that run what is being run.
         unanswered: the latest question for one value where there are several.
         functions: how many functions of torch have been called.
     """
 
-    def __init__(self, refusal: Refusal, most: int | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.presence = ONE
         self.unanswered: Split | None = None
         self.functions = 0
-        self._refusal, self._most = refusal, most
         self._keys: list[Any] = []  # all different values, as `kind_of` has them
         self._places: dict[Any, int] = {}
 
@@ -116,15 +111,6 @@ class JointValues(TorchFunctionMode):
     ) -> Any:
         self.functions += 1
         return self.evaluate(func, args, kwargs or {})
-
-    def number(self, labels: Sequence[str], values: Sequence[Any]) -> VaryingNumber:
-        """A number that depends on one label.
-
-        Args:
-            labels: the label.
-            values: one for each of its outcomes.
-        """
-        return VaryingNumber(Table.of(labels, [self._place(value) for value in values]), self)
 
     def numbers(self, number: VaryingNumber) -> Table:
         """The number in each network; 0 where no network gets to."""
@@ -187,7 +173,7 @@ class JointValues(TorchFunctionMode):
     def where(self, condition: Table) -> Iterator[bool]:
         """Run the body in fewer networks; gives whether there are any."""
         outer = self.presence
-        self.presence = combined(np.multiply, [outer, condition], self._refusal, self._most)
+        self.presence = outer * condition
         try:
             yield bool(self.presence.values.any())
         finally:
@@ -208,7 +194,7 @@ class JointValues(TorchFunctionMode):
         """A function of what some networks have that run what is being run: not 0 for these, then the tables."""
         labels = {label for table in tables for label in table.labels}
         possible = self.presence.largest_over(set(self.presence.labels) - labels)
-        return combined(function, [possible, *tables], self._refusal, self._most)
+        return combined(function, [possible, *tables])
 
     def _combinations(self, indices: Sequence[Table]) -> tuple[Table, list[tuple[int, ...]]]:
         """The number of the combination of places that a network has, or -1; and the combinations that there are."""
@@ -257,7 +243,7 @@ class JointValues(TorchFunctionMode):
         def select(code: np.ndarray, *inside: np.ndarray) -> np.ndarray:
             return np.select([code == number for number in range(len(inside))], inside, _NOWHERE)
 
-        index = combined(select, [code, *inside], self._refusal, self._most)
+        index = combined(select, [code, *inside])
         for label in reversed(index.labels):
             if label in index.labels:
                 largest = index.values.max(axis=index.labels.index(label), keepdims=True)
