@@ -8,6 +8,9 @@ tolerances: no network exceeds a limit, not by one parameter.
 The programme is exact unless a cost has a table with more cells than it takes. Then it knows a lower bound of that
 cost: it misses no network within the budget, and a solution that is not within is left out, with all others of the
 same cost, until a network is within or ``MOST_SECONDS`` are over, and a warning says so.
+
+In every function ``space`` is the space of ``distribution``, mutated to a supernet or not; the logits are taken as they
+are now. A network is returned as an NNI sample of the labels that it uses, in the order of the space.
 """
 
 from __future__ import annotations
@@ -53,14 +56,6 @@ def best_within(space: ModelSpace, distribution: Distribution, limits: Sequence[
     ``max_z sum_(labels that z uses) log q(z_label)`` subject to ``cost(z) <= maximum`` for each limit; exact, and
     the same at every call.
 
-    Args:
-        space: the space of the distribution, mutated to a supernet or not.
-        distribution: its logits, as they are now.
-        limits: none, one or several.
-
-    Returns:
-        The NNI sample, labels that the network uses only, in the order of the space.
-
     Raises:
         UsageError: no network is within the limits, or none was found where a cost depends on too many choices at
             once.
@@ -74,19 +69,10 @@ def best_within(space: ModelSpace, distribution: Distribution, limits: Sequence[
 def ranked_within(
     space: ModelSpace, distribution: Distribution, limits: Sequence[Limit]
 ) -> Iterator[tuple[dict[str, Any], float]]:
-    """All distinct networks within all limits, the most probable first, found one by one.
+    """All distinct networks within all limits with their log-probabilities, the most probable first, found one by one.
 
-    Two samples that differ only in labels that the network does not use are one network.
-
-    Args:
-        space: the space of the distribution, mutated to a supernet or not.
-        distribution: its logits, as they are when the first network is asked for.
-        limits: none, one or several.
-
-    Yields:
-        The NNI sample, labels that the network uses only, in the order of the space, and the logarithm of its
-        probability. Networks whose log-probabilities differ by less than about 1e-8 come in any order. Nothing if no
-        network is within the limits.
+    Two samples that differ only in labels that the network does not use are one network. Networks whose
+    log-probabilities differ by less than about 1e-8 come in any order.
 
     Example:
         >>> space = MySpace()
@@ -107,14 +93,6 @@ def smallest(
     Exact, unless a table of the cost is larger than the programme takes and the time was not enough: then it is the
     lowest cost that was found, an upper bound of the lowest one, and a warning says so.
 
-    Args:
-        space: the space of the distribution, mutated to a supernet or not.
-        distribution: of that space; its logits do not matter.
-        cost: the cost of every network.
-
-    Returns:
-        The cost, and the NNI sample, labels that the network uses only.
-
     Raises:
         UsageError: no network was found in time.
     """
@@ -126,10 +104,7 @@ def smallest(
 
 
 def largest(space: ModelSpace, distribution: Distribution, cost: ExpectedSum) -> tuple[float, dict[str, Any]]:
-    """The highest cost of all networks of a space, and a network that has it.
-
-    As exact as :func:`smallest` is; where that is not, it is a lower bound of the highest cost.
-    """
+    """The highest cost of all networks of a space, and a network that has it; see :func:`smallest`."""
     negated = ExpectedSum(-table for table in cost.tables)
     lowest, sample = smallest(space, distribution, negated)
     return -lowest, sample
@@ -138,9 +113,8 @@ def largest(space: ModelSpace, distribution: Distribution, cost: ExpectedSum) ->
 def check_feasible(space: ModelSpace, distribution: Distribution, limits: Sequence[Limit]) -> None:
     """Refuse limits that no network of a space is within.
 
-    What is refused is impossible in any case. Where a table of a cost is larger than the programme takes, the cost is
-    compared by a lower bound of the smallest one: the number in the error may then be below what is possible, and
-    limits that nothing is within may pass.
+    What is refused is impossible in any case. Where a table of a cost is larger than the programme takes, limits that
+    nothing is within may pass, and the number in the error may be below what is possible.
 
     Raises:
         UsageError: names a limit and the smallest cost that is possible; where each limit could be met alone, the

@@ -61,7 +61,7 @@ class Programme:
 
     Attributes:
         costs: each of ``costs`` as a linear function, or a lower bound of it if a table is too large.
-        negative_log_prob: minus the log-probability of the labels that a network uses, as a linear function.
+        negative_log_prob: of the labels that a network uses, as a linear function.
     """
 
     def __init__(self, space: ModelSpace, distribution: Distribution, costs: Sequence[ExpectedSum]) -> None:
