@@ -47,8 +47,8 @@ def random_network(
         seed: the same seed draws the same network, another one an independent one.
 
     Returns:
-        The NNI sample, labels that the network uses only. Where :data:`DRAWS` samples hold none that is close
-        enough, the closest of them, with a warning that says how far it is.
+        The NNI sample, labels that the network uses only; of :data:`DRAWS` samples none of which is close enough the
+        closest, with a warning.
     """
     random = np.random.default_rng(seed)
     nearest: dict[str, int] = {}

@@ -5,10 +5,10 @@ the shapes that it gets, in ``eval()`` and without gradients, warm, on one threa
 as the operating system allows; the median of many calls. The calls go round all layers, as in a network: called
 again and again on its own, a layer finds the processor's caches full of itself and takes half the time.
 
-With the table saved, the same network has the same latency for ever, whatever else the machine does; how long
-the whole network really takes is measured apart (:func:`measure_latency`) and told beside it. What the sum leaves
-out are functions that a forward calls itself (``x + y``, ``torch.cat``, ``F.relu``). Layers are all modules
-without children, pooling and activations among them, and attentions; one that only hands on its input is free.
+With the table saved, the same network has the same latency for ever; how long the whole network really takes is
+measured apart (:func:`measure_latency`). What the sum leaves out are functions that a forward calls itself (``x + y``,
+``torch.cat``, ``F.relu``). Layers are all modules without children, pooling and activations among them, and
+attentions; one that only hands on its input is free.
 """
 
 from __future__ import annotations

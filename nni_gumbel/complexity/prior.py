@@ -62,13 +62,9 @@ class Prior:
         """
         divergences = []
         for label, law in distribution.laws.items():
-            theta, largest = distribution.logits[label].double(), math.log(max(law.outcomes, 2))
-            if law.outcomes == 1:
-                divergences.append(theta.sum() * 0)
-                continue
-            cross_entropy = self._cross_entropies.get(label)
+            theta, cross_entropy = distribution.logits[label].double(), self._cross_entropies.get(label)
             expected = math.log(law.outcomes) if cross_entropy is None else cross_entropy(theta)
-            divergences.append((expected - law.entropy(theta)) / largest)
+            divergences.append((expected - law.entropy(theta)) / math.log(max(law.outcomes, 2)))
         return torch.stack(divergences).mean().to(next(iter(distribution.logits.values())).dtype)
 
 

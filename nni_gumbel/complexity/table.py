@@ -34,12 +34,7 @@ _AT_ONCE = 16
 
 
 class TooManyCombinations(UsageError):
-    """A table with more combinations of classes than may be.
-
-    Attributes:
-        labels: that it depends on.
-        number: of the combinations.
-    """
+    """A table of ``labels`` has a ``number`` of combinations of classes that is more than may be."""
 
     def __init__(self, labels: Sequence[str], number: int) -> None:
         self.labels, self.number = labels, number
@@ -65,12 +60,7 @@ class Table:
 
     @classmethod
     def of(cls, labels: Sequence[str], values: Any) -> Table:
-        """A table of a number for each combination of outcomes.
-
-        Args:
-            labels: in any order, each once.
-            values: one axis per label, over all its outcomes; a plain number if there are no labels.
-        """
+        """Of labels in any order, and values with one axis per label, over all its outcomes."""
         order = sorted(range(len(labels)), key=lambda axis: labels[axis])
         values = np.transpose(np.asarray(values), order)
         return _reduced([labels[axis] for axis in order], values, [np.arange(n) for n in values.shape])
@@ -78,11 +68,9 @@ class Table:
     def at(self, outcomes: Mapping[str, Any]) -> Any:
         """The number at outcomes of the labels: an index each, or arrays of them, all of one shape.
 
-        A label may be missing where the number is the same for all of its outcomes: that of a choice inside a candidate
-        that is not taken.
-
         Raises:
-            UsageError: the number depends on a label that is missing.
+            UsageError: a label is missing and the number depends on it. That of a choice inside a candidate that is not
+                taken may be missing.
         """
         missing = [label for label in self.labels if label not in outcomes]
         numbers = self.values[
@@ -99,7 +87,7 @@ class Table:
         return numbers.flat[0] if missing else numbers
 
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> Table:
-        """A function of each number; it takes an array of them."""
+        """An elementwise function of the numbers."""
         return _reduced(self.labels, np.asarray(function(self.values)), self.classes)
 
     def equals(self, number: Any) -> Table:
@@ -107,7 +95,7 @@ class Table:
         return self.map(lambda values: np.int64(values == number))
 
     def largest_over(self, others: Collection[str]) -> Table:
-        """The largest number over all outcomes of some labels, for every combination of the remaining ones."""
+        """The largest number over all outcomes of some labels, in every combination of the others."""
         axes = tuple(axis for axis, label in enumerate(self.labels) if label in others)
         return self._without(axes, self.values.max(axis=axes))
 
@@ -142,11 +130,8 @@ class Table:
 class ExpectedSum:
     """The expectation of a sum of tables under independent labels; differentiable.
 
-    Args:
-        tables: numbers that depend on choices; those of the same labels are added up once.
-
     Attributes:
-        tables: their sum, one table for each set of labels.
+        tables: of the sum, one for each set of labels.
         labels: all labels that it depends on.
     """
 
@@ -158,13 +143,10 @@ class ExpectedSum:
         self._classes = [[torch.from_numpy(classes) for classes in table.classes] for table in self.tables]
 
     def __call__(self, probabilities: Mapping[str, Tensor]) -> Tensor:
-        """Scalar: ``sum_t sum_z t(z) prod_label P(z_label)``.
+        """Scalar: ``sum_t sum_z t(z) prod_label P(z_label)``, added up in float64, in the dtype of the probabilities.
 
         Args:
             probabilities: per label the probabilities of its outcomes, on the simplex, float; at least one label.
-
-        Returns:
-            Scalar in the dtype of the probabilities, added up in float64.
         """
         first = next(iter(probabilities.values()))
         self._move_to(first.device)
@@ -206,7 +188,7 @@ def combined(function: Callable[..., np.ndarray], tables: Sequence[Table], most:
     Args:
         function: takes an array of each table; they broadcast against each other.
         tables: at least one.
-        most: how many combinations of classes there may be, a million if omitted.
+        most: combinations of classes that there may be, a million if omitted.
 
     Raises:
         TooManyCombinations: there are more.

@@ -27,18 +27,14 @@ _NOWHERE = -1
 
 
 class Split(Exception):
-    """One value is needed where there are several.
-
-    Args:
-        index: a number from 0 on for each set of networks that is to be computed on its own, else -1.
-    """
+    """One value is needed where there are several: a number from 0 on for each set of networks, else -1."""
 
     def __init__(self, index: Table) -> None:
         super().__init__(f"a number depends on the choices {', '.join(index.labels)}")
         self._index = index
 
     def conditions(self) -> list[Table]:
-        """1 in the networks of such a set and 0 in the others, for each of the sets."""
+        """1 in the networks of a set and 0 in the others, for each of the sets."""
         return [self._index.equals(number) for number in range(int(self._index.values.max()) + 1)]
 
 
@@ -143,11 +139,7 @@ class JointValues(TorchFunctionMode):
         return self._merged(code, outputs)
 
     def only(self, number: VaryingNumber) -> Any:
-        """The one value that there is in the networks that run what is being run.
-
-        Raises:
-            Split: there are several.
-        """
+        """The one value that there is in the networks that run what is being run; else a :class:`Split`."""
         code, ((place,), *others) = self._combinations([number.index])
         if others:
             self.unanswered = Split(code)

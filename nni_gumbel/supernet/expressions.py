@@ -91,11 +91,7 @@ class Tabulated:
         return self  # nothing in it changes but what is kept from the latest step
 
     def position(self, sample: Mapping[str, Any]) -> int:
-        """Where the values at an NNI sample stand in ``distinct``.
-
-        Raises:
-            UsageError: the sample lacks a label, or names a candidate that is not there.
-        """
+        """Where the values at an NNI sample stand in ``distinct``; a ``UsageError`` where it names no candidate."""
         for label, candidates in self.candidates.items():
             if label not in sample or sample[label] not in candidates:
                 given = repr(sample[label]) if label in sample else "nothing"
@@ -106,13 +102,12 @@ class Tabulated:
         return int(self.index[chosen])
 
     def weighted(self, joint_sample: JointSample) -> tuple[list[int], Tensor]:
-        """The values that have to be computed with, each once, and their weights.
+        """The values of combinations whose candidates are all active, and their weights.
 
         ``weight(v) = sum over combinations c with value v of prod over labels l of weight_l(c_l)``
 
         Returns:
-            The positions in ``distinct`` of the values of combinations whose candidates are all active, ascending,
-            and ``(n,)`` in the dtype of the weights; differentiable.
+            Positions in ``distinct``, ascending, and ``(n,)`` in the dtype of the weights; differentiable.
         """
         if not self.labels:
             return [0], torch.ones(1)
