@@ -82,18 +82,6 @@ class Distribution(nn.Module):
 
     # -- what is decided -------------------------------------------------------------------------
 
-    def settle(self, label: str, candidate: int, chosen: bool) -> None:
-        """Decide for good whether a candidate is in every network; one that is not does not run any more.
-
-        Args:
-            label: of the choice.
-            candidate: its index.
-            chosen: whether it is in, or rejected.
-        """
-        with torch.no_grad():
-            self.logits[label][candidate] = SETTLED if chosen else -SETTLED
-        self.refresh_rows()
-
     def settle_at(self, architecture: Mapping[str, Any]) -> None:
         """Decide every choice for good as an NNI sample has it that names every label."""
         self._put_at(architecture)
