@@ -1,7 +1,7 @@
 """Strategies by name, and a search that ends within a budget of time.
 
 A name is ``default`` (this plugin's default settings), one of its presets (``gradual``, ``darts``, ``snas``,
-``gdas``, ``reinmax``), or the name of one of NNI's strategies. Settings follow a colon:
+``gdas``), or the name of one of NNI's strategies. Settings follow a colon:
 ``default:cost_weight=0,arc_learning_rate=0.1``.
 """
 

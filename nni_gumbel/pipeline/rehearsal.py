@@ -27,7 +27,7 @@ from nni_gumbel.search.module import check_estimator
 from nni_gumbel.search.objective import build_prior
 from nni_gumbel.search.settings import SearchSettings
 from nni_gumbel.search.state import unchanged_randomness
-from nni_gumbel.search.steps import inputs_of, logging_with, misfit, mute, training_step
+from nni_gumbel.search.steps import inputs_of, misfit, muted, training_step
 from nni_gumbel.supernet.cell import check_loose_ends
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.mutation import relax
@@ -57,15 +57,14 @@ class BeforeTheSearch(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module, data = pl_module.training_module, self._evaluator.datamodule
         loaders = (self._evaluator.train_dataloaders if data is None else data.train_dataloader()).iterables
-        # The data that the structure learns on; the training data where there is no other.
-        loader = loaders.get("val", loaders["train"])
+        loader = loaders["val"]  # the data that the structure learns on
         while isinstance(loader, (list, tuple)):
             loader = loader[0]
         with unchanged_randomness([]):
             batch = trainer.precision_plugin.convert_input({"val": next(iter(loader))})
         batch = trainer.strategy.batch_to_device(batch)["val"]
         fails = "--evaluator: its training_step fails on the first batch"
-        with logging_with(module, mute), user_code(fails, "correct it, or name another"):
+        with muted(module), user_code(fails, "correct it, or name another"):
             inputs = inputs_of(module.model, lambda: training_step(module, batch, 0))
         self.example = Example(*inputs).first(EXAMPLES)
         self._do(self.example)

@@ -21,7 +21,7 @@ class Categorical(Law):
     The relaxed sample is the Gumbel-softmax (Jang, Gu, Poole, arXiv 1611.01144).
     """
 
-    estimators: ClassVar[tuple[str, ...]] = ("soft", "straight-through", "straight-through-gumbel", "reinmax")
+    estimators: ClassVar[tuple[str, ...]] = ("soft", "straight-through", "straight-through-gumbel")
     least = most = 1
 
     @property

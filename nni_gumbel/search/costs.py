@@ -7,7 +7,7 @@ are known as soon as the search has seen its first batch (:meth:`SearchCosts.com
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from nni_gumbel.complexity.params import expected_parameters
 from nni_gumbel.complexity.table import ExpectedSum, Table, cost_of
 from nni_gumbel.results.example import Example
 from nni_gumbel.search.settings import SearchSettings
+from nni_gumbel.search.state import Resumable
 from nni_gumbel.supernet.distribution import Distribution
 
 # Which cost each budget limits, by the words of the setting `cost`.
@@ -33,7 +34,7 @@ _OF_EXAMPLE = ("flops", "latency")
 _logger = logging.getLogger(__name__)
 
 
-class SearchCosts:
+class SearchCosts(Resumable):
     """The costs of the networks of a space, by word; the one owner of them during a search.
 
     Args:
@@ -44,9 +45,11 @@ class SearchCosts:
         latency_table: times of candidates; without one they are measured when they are needed.
 
     Attributes:
+        space: as given.
         by_word: the costs that are known; `params` always is.
         latency_table: the one given, and what was measured beside it.
         priced: the word of the cost that `cost_weight` weighs.
+        budgets: the settings that are budgets here, with their values.
 
     Raises:
         UsageError: no network has as few parameters as it may, or the function is no cost.
@@ -60,21 +63,21 @@ class SearchCosts:
         own: Callable[..., Any] | None = None,
         latency_table: LatencyTable | None = None,
     ) -> None:
-        self._space, self._distribution, self.latency_table = space, distribution, latency_table
-        self._maxima = {field: getattr(settings, field) for field in LIMITED}
+        self.space, self._distribution, self.latency_table = space, distribution, latency_table
+        budgets = {field: getattr(settings, field) for field in LIMITED}
+        self.budgets = {field: float(most) for field, most in budgets.items() if most is not None}
         self.by_word: dict[str, ExpectedSum | OwnCost] = {"params": expected_parameters(space)}
         self.priced = settings.cost if own is None else OWN
         if own is not None:
             self.by_word[OWN] = OwnCost(own, space, distribution)
-        needed = {self.priced, *(LIMITED[field] for field, most in self._maxima.items() if most is not None)}
-        self._missing = [word for word in _OF_EXAMPLE if word in needed]
         self._largest: dict[str, float] = {}
+        self._told: set[str] = set()  # the budgets that were found to limit something, or nothing
         self._check()
 
     @property
-    def budgets(self) -> tuple[str, ...]:
-        """The settings that are budgets here."""
-        return tuple(field for field, most in self._maxima.items() if most is not None)
+    def _missing(self) -> list[str]:
+        needed = {self.priced, *(LIMITED[field] for field in self.budgets)}
+        return [word for word in _OF_EXAMPLE if word in needed - self.by_word.keys()]
 
     @property
     def is_complete(self) -> bool:
@@ -85,25 +88,22 @@ class SearchCosts:
     def limits(self) -> tuple[Limit, ...]:
         """The budgets, of the costs that are known."""
         return tuple(
-            Limit(field, self.by_word[LIMITED[field]], float(self._maxima[field]))
-            for field in self.budgets
+            Limit(field, self.by_word[LIMITED[field]], most)
+            for field, most in self.budgets.items()
             if LIMITED[field] in self.by_word
         )
 
     @property
-    def scarce(self) -> tuple[str, ...]:
+    def scarce(self) -> tuple[Limit, ...]:
         """The budgets that leave out some network: one that the largest network meets has no effect."""
-        limits = self.limits
-        return tuple(limit.field for limit in limits if limit.maximum < self.largest(LIMITED[limit.field]))
+        return tuple(limit for limit in self.limits if limit.maximum < self.largest(LIMITED[limit.field]))
 
     def largest(self, word: str) -> float:
         """The cost of the most expensive network, in its unit; found when it is first asked for."""
         if word not in self._largest:
             cost = self.by_word[word]
             is_own = isinstance(cost, OwnCost)
-            self._largest[word] = (
-                cost.largest if is_own else largest(self._space, self._distribution, cost)[0]
-            )
+            self._largest[word] = cost.largest if is_own else largest(self.space, self._distribution, cost)[0]
         return self._largest[word]
 
     def complete(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -115,23 +115,28 @@ class SearchCosts:
         Raises:
             UsageError: a cost cannot be found, or no network is within the budgets.
         """
-        known = {limit.field for limit in self.limits}
+        space, distribution = self.space, self._distribution
         for word in self._missing:
-            self.by_word[word] = self._of_example(word, args, kwargs)
-        self._missing = []
-        self._check(known)
+            if word == "flops":
+                self.by_word[word] = expected_flops(space, distribution, args, kwargs)
+                continue
+            single = Example(tuple(args), dict(kwargs)).first(1)  # latency is that of one example
+            inputs = single.args, single.kwargs
+            self.latency_table = measure_missing(space, distribution, *inputs, self.latency_table)
+            self.by_word[word] = expected_latency(space, distribution, *inputs, self.latency_table)
+        self._check()
 
-    def _check(self, known: Collection[str] = ()) -> None:
-        """Refuse budgets that no network can meet, and say which ones limit nothing, of those not known before."""
-        check_feasible(self._space, self._distribution, self.limits)
-        scarce = self.scarce
+    def _check(self) -> None:
+        """Refuse budgets that no network can meet, and say once which ones limit nothing."""
+        check_feasible(self.space, self._distribution, self.limits)
         for limit in self.limits:
-            if limit.field not in (*scarce, *known):
+            if limit.field not in self._told and limit not in self.scarce:
                 _logger.warning(
                     "%s: every network of the space is within %g, so it limits nothing",
                     limit.field,
                     limit.maximum,
                 )
+            self._told.add(limit.field)
 
     def expected(self, word: str) -> Tensor:
         """Scalar: the expected cost, in its unit; differentiable in the logits, without the sample's noise."""
@@ -151,7 +156,7 @@ class SearchCosts:
 
     def used(self) -> dict[str, Tensor]:
         """Per budget, the expected cost relative to it; scalar, differentiable."""
-        return {field: self.expected(LIMITED[field]) / self._maxima[field] for field in self.budgets}
+        return {field: self.expected(LIMITED[field]) / most for field, most in self.budgets.items()}
 
     def used_by(self, sample: Mapping[str, Any]) -> dict[str, float]:
         """``<budget>_used`` for each budget: the part of it that a network uses, at most 1.
@@ -159,15 +164,14 @@ class SearchCosts:
         Args:
             sample: an NNI sample that names at least the labels that the network uses.
         """
-        return {
-            f"{limit.field}_used": cost_of(self._distribution, limit.cost, sample) / limit.maximum
-            for limit in self.limits
-        }
+        return {f"{limit.field}_used": self._share(limit, sample) for limit in self.limits}
 
     def usage(self, sample: Mapping[str, Any]) -> float:
         """The largest part of a budget that leaves out some network, as one network uses it; see :meth:`used_by`."""
-        used = self.used_by(sample)
-        return max(used[f"{field}_used"] for field in self.scarce)
+        return max(self._share(limit, sample) for limit in self.scarce)
+
+    def _share(self, limit: Limit, sample: Mapping[str, Any]) -> float:
+        return cost_of(self._distribution, limit.cost, sample) / limit.maximum
 
     def summary(self, chosen: Mapping[str, Any]) -> dict[str, float]:
         """``expected_<word>`` of every cost that is known, without noise; of a person's own, that of a network.
@@ -206,14 +210,3 @@ class SearchCosts:
                 for labels, values, classes in tables
             )
             self._largest.pop(word, None)
-        self._missing = [word for word in self._missing if word not in state]
-
-    def _of_example(self, word: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> ExpectedSum:
-        if word == "flops":
-            return expected_flops(self._space, self._distribution, args, kwargs)
-        single = Example(tuple(args), dict(kwargs)).first(1)  # latency is that of one example
-        args, kwargs = single.args, single.kwargs
-        self.latency_table = measure_missing(
-            self._space, self._distribution, args, kwargs, self.latency_table
-        )
-        return expected_latency(self._space, self._distribution, args, kwargs, self.latency_table)

@@ -96,19 +96,16 @@ def _paired(
     train: Loaders, validation: Loaders | None, structure: Loaders | None, settings: SearchSettings
 ) -> tuple[Loaders, Loaders]:
     """The loaders of a search from those of an evaluator: of its training, and of its validation."""
-    if settings.level == "single":
-        return (lambda: _cycled(train=train())), validation or (lambda: [])
     if structure is None and validation is None:
         unsplit = train
         split = cache(lambda: split_training_data(unsplit(), settings.validation_fraction))
         train, structure, validation = (lambda part=part: split()[part] for part in range(3))
     structure = structure or (lambda: _first(validation()))
-    return (lambda: _cycled(train=train(), val=structure())), validation or (lambda: [])
 
+    def pairs() -> CombinedLoader:
+        return CombinedLoader({"train": train(), "val": structure()}, "max_size_cycle")
 
-def _cycled(**loaders: Any) -> CombinedLoader:
-    """Batches of all loaders together; a shorter loader starts again."""
-    return CombinedLoader(loaders, "max_size_cycle")
+    return pairs, validation or (lambda: [])
 
 
 def _first(loaders: Any) -> Any:

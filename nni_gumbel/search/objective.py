@@ -8,19 +8,18 @@ from typing import Any
 
 import torch
 from nni.mutable import Sample
-from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor
 
 from nni_gumbel.complexity.budget import best_within
 from nni_gumbel.complexity.own_cost import OwnCost
 from nni_gumbel.complexity.prior import Prior, prior_by_cost, prior_by_label
 from nni_gumbel.errors import UsageError
-from nni_gumbel.relaxation.host import HostCopy
 from nni_gumbel.relaxation.temperature import linear
 from nni_gumbel.search.budgets import SLACK, SPENT, Commitment, Multipliers, best_spending
 from nni_gumbel.search.costs import SearchCosts
 from nni_gumbel.search.nni_arguments import Penalty
 from nni_gumbel.search.settings import SearchSettings
+from nni_gumbel.search.state import Resumable
 from nni_gumbel.search.steps import inputs_of
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.structure import UsedPart
@@ -30,7 +29,7 @@ from nni_gumbel.supernet.structure import UsedPart
 _AIM = 0.95
 
 
-class StructureObjective:
+class StructureObjective(Resumable):
     """The objective of the logits, and the network that is best by it.
 
         ``penalty(loss (E[params] / largest)^-a) + cost_weight E[cost] / largest + lambda_H(t) entropy``
@@ -55,11 +54,14 @@ class StructureObjective:
         penalty: NNI's, if one was given.
 
     Attributes:
+        multipliers: of the budgets.
         details: the latest numbers of the penalty, by NNI's names.
 
     Raises:
         UsageError: the prior does not fit the space or the cost.
     """
+
+    _kept = ("multipliers", "_costs", "_commitment")
 
     def __init__(
         self,
@@ -72,36 +74,29 @@ class StructureObjective:
         self._settings, self._penalty = settings, penalty
         self._spends = bool(costs.budgets) and not settings.cost_weight and penalty is None
         self.multipliers = Multipliers((*costs.budgets, *([SLACK] if self._spends else [])))
+        self._commitment = Commitment(distribution, self.best, costs.usage)
         self.details: dict[str, Tensor] = {}
-        self._space: ModelSpace | None = None
-        self._used_part: UsedPart | None = None
-        self._commitment = Commitment(distribution, lambda: self.best(self._space), costs.usage)
-        self._pending_copy: HostCopy | None = None  # of the violations
-        self._prior: Prior | None = None  # that by cost is known when the costs are
+        self._used_part = UsedPart(costs.space)
+        self._prior: Prior | None = None
         if costs.is_complete or settings.prior != "cost":
             self._prior = build_prior(settings.prior, distribution, costs)
 
-    def prepare(self, model: ModelSpace, run: Callable[[], Any]) -> None:
+    def prepare(self, run: Callable[[], Any]) -> None:
         """Before the first step, find what needs an example of what the network takes.
 
         Args:
-            model: the supernet.
             run: lets the evaluator make a training step; see :func:`~nni_gumbel.search.steps.inputs_of`.
         """
-        self._space, self._used_part = model, UsedPart(model)
         if not self._costs.is_complete:
-            self._costs.complete(*inputs_of(model, run))
+            self._costs.complete(*inputs_of(self._costs.space, run))
         if self._prior is None:
             self._prior = build_prior(self._settings.prior, self._distribution, self._costs)
 
     def entropy_weight(self, progress: float) -> float:
-        """``lambda_H(t)``, the weight of the structure's mean relative entropy.
+        """``lambda_H(t)``, the weight of the structure's mean relative entropy, at a progress in [0, 1].
 
         The divergence from a prior rewards entropy by ``kl_weight``. The last step takes that back, so that a search
         ends with what ``entropy_weight_end`` says, and of the divergence remains what steers.
-
-        Args:
-            progress: of the search, in [0, 1].
         """
         s = self._settings
         return linear(s.entropy_weight_start, s.entropy_weight_end + s.kl_weight, progress)
@@ -113,12 +108,10 @@ class StructureObjective:
             loss: scalar, that of a batch under the current sample.
             progress: of the search, in [0, 1].
         """
-        distribution = self._distribution
-        objective = self._priced(loss)
         entropy_weight = self.entropy_weight(progress)
-        objective = objective + entropy_weight * distribution.entropy()
-        if self._costs.scarce and self._commitment.has_begun(progress):
-            strength = max(entropy_weight, 0.0) * self._commitment.strength(progress)
+        objective = self._priced(loss) + entropy_weight * self._distribution.entropy()
+        strength = max(entropy_weight, 0.0) * self._commitment.strength(progress)
+        if strength and self._costs.scarce:
             objective = objective + strength * self._commitment.distance(progress)
         return objective + self.multipliers.term(self._violations(progress))
 
@@ -149,6 +142,15 @@ class StructureObjective:
             objective = objective + settings.kl_weight * self._prior.divergence(distribution)
         return objective
 
+    def _violations(self, progress: float) -> dict[str, Tensor]:
+        """``g`` by constraint, scalar, at most 0 where it holds; differentiable."""
+        used = self._costs.used()
+        found = {field: share - 1 for field, share in used.items()}
+        if self._spends and self._costs.scarce:
+            aim = min(_AIM, self._commitment.used(progress))
+            found[SLACK] = aim - torch.stack([used[limit.field] for limit in self._costs.scarce]).max()
+        return found
+
     def follow(self, progress: float, share: float) -> None:
         """Move the multipliers of the budgets after a step of the logits.
 
@@ -158,25 +160,22 @@ class StructureObjective:
         """
         if self._costs.budgets:
             with torch.no_grad():
-                found = self._violations(progress)
-                violations = torch.stack([*found.values()])
-            previous, self._pending_copy = self._pending_copy, HostCopy(violations)
-            # On a GPU the violations of the step before: the step would wait for the latest.
-            arrived = previous if violations.is_cuda else self._pending_copy
-            if arrived is not None:
-                self.multipliers.follow(dict(zip(found, arrived.read().tolist())), share)
+                violations = self._violations(progress)
+                values = torch.stack([*violations.values()]).tolist()
+            self.multipliers.follow(dict(zip(violations, values)), share)
 
-    def best(self, model: ModelSpace) -> Sample:
+    # -- networks --------------------------------------------------------------------------------
+
+    def best(self) -> Sample:
         """The network found: an NNI sample with the labels that it uses.
 
         The most probable one; with budgets, of those within; where budgets are to be spent, of those that spend
         one: see :func:`~nni_gumbel.search.budgets.best_spending`.
         """
-        limits = self._costs.limits
-        scarce = [limit for limit in limits if limit.field in self._costs.scarce]
+        scarce = self._costs.scarce
         if self._spends and scarce:
-            return best_spending(model, self._distribution, scarce)
-        return best_within(model, self._distribution, limits)
+            return best_spending(self._costs.space, self._distribution, scarce)
+        return best_within(self._costs.space, self._distribution, self._costs.limits)
 
     def likeliest(self) -> Sample:
         """The most probable network within the budgets, whether it spends them or not; the labels that it uses.
@@ -186,7 +185,7 @@ class StructureObjective:
         sample = self._used_part(self._distribution.mode())
         if not self._costs.scarce or self._costs.usage(sample) <= 1:
             return sample
-        return best_within(self._space, self._distribution, self._costs.limits)
+        return best_within(self._costs.space, self._distribution, self._costs.limits)
 
     def allowed(self, sample: Mapping[str, Any]) -> Sample | None:
         """The labels that a network uses; ``None`` if it may not be found: it is not within the budgets, or does not
@@ -226,31 +225,6 @@ class StructureObjective:
                 "chosen_probability": float(torch.stack(of_chosen).mean()),
                 **{f"budget_weight/{name}": weight for name, weight in self.multipliers.weights.items()},
             }
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed search must know."""
-        return {
-            "multipliers": self.multipliers.state_dict(),
-            "costs": self._costs.state_dict(),
-            "commitment": self._commitment.state_dict(),
-            "pending": None if self._pending_copy is None else self._pending_copy.read(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
-        self.multipliers.load_state_dict(state["multipliers"])
-        self._costs.load_state_dict(state["costs"])
-        self._commitment.load_state_dict(state["commitment"])
-        self._pending_copy = None if state["pending"] is None else HostCopy(state["pending"])
-
-    def _violations(self, progress: float) -> dict[str, Tensor]:
-        """``g`` by constraint, scalar, at most 0 where it holds; differentiable."""
-        used = self._costs.used()
-        found = {field: share - 1 for field, share in used.items()}
-        if self._spends and self._costs.scarce:
-            aim = min(_AIM, self._commitment.used(progress))
-            found[SLACK] = aim - torch.stack([used[field] for field in self._costs.scarce]).max()
-        return found
 
 
 def build_prior(prior: str, distribution: Distribution, costs: SearchCosts) -> Prior:

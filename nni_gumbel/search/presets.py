@@ -13,7 +13,6 @@ from typing import Any
 _GRADIENT_ALONE = {
     "stages": 0, "finalists": 0, "entropy_weight_start": 0.0, "entropy_weight_end": 0.0, "capacity_exponent": 0.0,
 }  # fmt: skip
-_TEMPERATURE_ONE = {"temperature_start": 1.0, "temperature_end": 1.0, "temperature_schedule": "constant"}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "none": {},
@@ -23,7 +22,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "entropy_weight_end": 2.0,
     },
     # arXiv 1806.09055, equation 2: the softmax itself, no noise. Its temperature is 1.
-    "darts": {"estimator": "probabilities", **_TEMPERATURE_ONE, **_GRADIENT_ALONE},
+    "darts": {
+        "estimator": "probabilities", "temperature_start": 1.0, "temperature_end": 1.0,
+        "temperature_schedule": "constant", **_GRADIENT_ALONE,
+    },
     # arXiv 1812.09926: Gumbel-softmax. The paper gives no temperatures: these are those of NNI's GumbelDARTS.
     "snas": {
         "estimator": "soft", "temperature_start": 1.0, "temperature_end": 0.33,
@@ -34,6 +36,4 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "estimator": "straight-through-gumbel", "temperature_start": 10.0, "temperature_end": 0.1,
         "temperature_schedule": "linear", **_GRADIENT_ALONE,
     },
-    # arXiv 2304.08612: second-order accurate at temperature 1.
-    "reinmax": {"estimator": "reinmax", **_TEMPERATURE_ONE, **_GRADIENT_ALONE},
 }  # fmt: skip

@@ -15,7 +15,7 @@ from nni_gumbel.settings import Settings, setting
 
 Schedule = Literal["constant", "linear", "exponential", "cosine"]
 # Those of relaxation.estimators, and the noise-free probabilities themselves.
-Estimator = Literal["soft", "straight-through", "straight-through-gumbel", "reinmax", "probabilities"]
+Estimator = Literal["soft", "straight-through", "straight-through-gumbel", "probabilities"]
 SCHEDULES, ESTIMATORS = get_args(Schedule), get_args(Estimator)
 BUDGETS = ("max_params", "max_flops", "max_latency_ms")
 PRIORS = ("uniform", "cost")
@@ -32,7 +32,6 @@ COUPLINGS = {
     "the log says so",
     "temperature": "`temperature_start` is at least `temperature_end`; with schedule `constant` they are equal, and "
     "one of them is enough",
-    "step": "level `single` needs `samples_per_step: 1`",
     "cost": "with `cost_weight: 0` no `cost` is priced; a budget (`max_…`) is spent if there is no `cost_weight`",
     "prior": "a `prior` needs a `kl_weight` above 0; the prior `cost` is made from the setting `cost`",
 }
@@ -107,10 +106,6 @@ class SearchSettings(Settings):
         "how a sample is drawn and its gradient taken; `probabilities` is without noise",
         coupled="preset",
     )
-    level: Literal["bilevel", "single"] = setting(
-        "bilevel", "structure learns on validation data, or with the weights on the training data (`single`)",
-        coupled="step",
-    )  # fmt: skip
     stages: int = setting(
         5, "stages of a training of drawn networks with shared weights; behind each they are judged; 0, without "
         "`finalists`: the logits follow their gradient at every step", ge=0, coupled="preset course",
@@ -140,14 +135,6 @@ class SearchSettings(Settings):
         coupled="epochs",
     )
     arc_learning_rate: float = setting(0.05, "learning rate of the logits (Adam)", gt=0)
-    logits_weight_decay: float = setting(0.0, "weight decay of the logits", ge=0)
-    logits_clip_val: float = setting(0.0, "largest norm of the logits' gradient; 0 is no limit", ge=0)
-    samples_per_step: int = setting(
-        1, "samples whose gradients a structure step averages", ge=1, coupled="step"
-    )
-    batches_per_step: int = setting(
-        1, "batches whose gradients a structure step averages; it comes once in so many", ge=1
-    )
     cost: Literal["params", "flops", "latency"] = setting(
         "params", "what `cost_weight` prices: parameters, multiply-adds, or milliseconds of a table",
         basic=True, coupled="cost prior",
@@ -214,11 +201,6 @@ class SearchSettings(Settings):
             raise UsageError(
                 f"finalists: {self.finalists} and stages: {self.stages} do not go together; give both above 0, or 0: "
                 "logits that follow their gradient at every step"
-            )
-        if self.level == "single" and self.samples_per_step > 1:
-            raise UsageError(
-                f"samples_per_step: {self.samples_per_step} samples have no place in the joint step of "
-                "level 'single'; give 1, or level 'bilevel'"
             )
         return self
 

@@ -1,8 +1,8 @@
 """The state of a search beside its weights: random numbers, processes, and the checkpoint that it goes on from.
 
 A search draws from the global generators (samples, dropout, the seeds of shuffles) and from the generators of its own
-that a loader may have: all of them together are the random state. It is made of plain numbers and tensors, so that a
-checkpoint that contains it is read without running code.
+that a loader may have: all of them together are the random state. What is saved is made of plain numbers and tensors,
+so that a checkpoint is read without running code.
 
 On several processes (Lightning's ``ddp``) there is one distribution, and a sample and a batch for each process. DDP
 averages the weights' gradients. The logits are kept out of it, because their step takes a gradient with respect to them
@@ -16,7 +16,7 @@ import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,6 +27,47 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DistributedSampler
 
 from nni_gumbel.errors import UsageError
+
+# -- what a resumed search must know ---------------------------------------------------------------
+
+
+class Resumable:
+    """What goes on from a checkpoint: ``_kept`` names the attributes that a resumed search must know.
+
+    They are resumable themselves, or lists and dicts of plain values and tensors, which are never changed in place.
+    """
+
+    _kept: ClassVar[tuple[str, ...]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed search must know."""
+        values = {name: getattr(self, name) for name in self._kept}
+        return {
+            name: value.state_dict() if isinstance(value, Resumable) else _copied(value)
+            for name, value in values.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        for name in self._kept:
+            value = getattr(self, name)
+            if isinstance(value, Resumable):
+                value.load_state_dict(state[name])
+            else:
+                setattr(self, name, _copied(state[name]))
+
+
+def plain(network: Mapping[str, Any]) -> dict[str, Any]:
+    """A network with plain strings: NNI's labels are of a class that a checkpoint would need to be trusted for."""
+    return {str(label): value for label, value in network.items()}
+
+
+def _copied(value: Any) -> Any:
+    """A copy of lists and dicts, and of nothing in them."""
+    if type(value) is dict:
+        return {key: _copied(one) for key, one in value.items()}
+    return [_copied(one) for one in value] if type(value) is list else value
+
 
 # -- random numbers --------------------------------------------------------------------------------
 
@@ -99,18 +140,15 @@ def continue_randomness(trainer: Trainer, states: list[dict[str, Any]]) -> None:
 
 def _generators(loaders: Any) -> list[torch.Generator]:
     """The loaders' own generators, each once, in the order of the loaders."""
-    found: dict[int, torch.Generator] = {}
+    found: list[torch.Generator] = []
     for loader in tree_leaves(loaders):
         batch_sampler = getattr(loader, "batch_sampler", None)
-        owners = (
-            loader,
-            getattr(loader, "sampler", None),
-            batch_sampler,
-            getattr(batch_sampler, "sampler", None),
-        )
-        generators = (getattr(owner, "generator", None) for owner in owners)
-        found.update((id(one), one) for one in generators if isinstance(one, torch.Generator))
-    return list(found.values())
+        samplers = (getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+        for owner in (loader, *samplers):
+            generator = getattr(owner, "generator", None)
+            if isinstance(generator, torch.Generator) and generator not in found:
+                found.append(generator)
+    return found
 
 
 def _distributed_samplers(loaders: Any) -> list[DistributedSampler]:

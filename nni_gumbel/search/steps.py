@@ -2,22 +2,21 @@
 
 Lightning lets a step leave out the number of its batch. In a search, training steps also run on validation data, which
 a plain training only sees in evaluation mode: its last batch may have one example, which no BatchNorm can normalise
-in training mode. Dropout is off where networks are judged, numbers that the evaluator logs there have a name of their
-own, and one call alone of the model shows what it takes.
+in training mode. Where networks are judged, dropout is off and nothing is logged, and one call alone of the model shows
+what it takes.
 """
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import Any
 
 import torch
 from nni.nas.evaluator.pytorch import LightningModule
 from nni.nas.evaluator.pytorch.lightning import SupervisedLearningModule
-from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -27,8 +26,6 @@ from torch.utils._pytree import tree_leaves
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.search.state import unchanged_randomness
 from nni_gumbel.supernet.arguments import MixedArguments
-
-Log = Callable[..., None]
 
 # Modules whose training mode means dropout and nothing else, with the argument that is its rate. Recurrent layers drop
 # out inside one operation, which is out of reach.
@@ -192,43 +189,12 @@ def _misfits_told(module: LightningModule) -> Iterator[None]:
         raise UsageError(line) from error
 
 
-# -- what is logged --------------------------------------------------------------------------------
-
-
-def logging_with(module: LightningModule, change: Callable[[Log], Log]) -> Any:
-    """Within this context a module's ``log`` (and so its ``log_dict``) is a changed one.
+def muted(module: LightningModule) -> AbstractContextManager[None]:
+    """Within this context a module logs nothing: the numbers of a search are those of its weight steps.
 
     A torchmetrics object that is logged itself still accumulates over all steps: it is one object.
     """
-    return _replaced(module, "log", change(module.log))
-
-
-def mute(log: Log) -> Log:
-    """Log nothing."""
-    return lambda *args, **kwargs: None
-
-
-def under_structure(trainer: Trainer) -> Callable[[Log], Log]:
-    """Log under ``structure/``, and not in the progress bar.
-
-    A number that only its step is told of, is logged in the steps in which the Trainer's loggers take numbers: in the
-    others it would be overwritten unseen, and to log costs more time than small networks take.
-
-    Args:
-        trainer: of the search.
-    """
-
-    def change(log: Log) -> Log:
-        # Which steps these are, with accumulated gradients too, Lightning tells nobody but itself.
-        seen = trainer.is_last_batch or trainer._logger_connector.should_update_logs
-
-        def renamed(name: str, value: Any, prog_bar: bool = False, *args: Any, **kwargs: Any) -> None:
-            if seen or args or kwargs.get("on_epoch"):
-                log("structure/" + name, value, False, *args, **kwargs)
-
-        return renamed
-
-    return change
+    return _replaced(module, "log", lambda *args, **kwargs: None)
 
 
 # -- dropout, and batches of one example ----------------------------------------------------------

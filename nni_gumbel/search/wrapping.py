@@ -74,7 +74,21 @@ class WrappingModule(BaseOneShotLightningModule):
         del self.training_module.log
 
     def on_train_start(self) -> None:
-        check_trainer(self.trainer)
+        """Refuse what cannot follow a search.
+
+        Raises:
+            UsageError: a scheduler that follows the loss, or averages of weights.
+        """
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+        if any(isinstance(config.scheduler, plateau) for config in self.trainer.lr_scheduler_configs):
+            raise UsageError(
+                "lr_scheduler: ReduceLROnPlateau cannot follow a search, whose loss changes with the temperature; "
+                "give a scheduler that follows steps or epochs"
+            )
+        if any(isinstance(callback, StochasticWeightAveraging) for callback in self.trainer.callbacks):
+            raise UsageError(
+                "callbacks: StochasticWeightAveraging would average the weights of different networks; leave it out"
+            )
         super().on_train_start()
 
     def on_train_batch_start(self, batch: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -113,21 +127,3 @@ class WrappingModule(BaseOneShotLightningModule):
         named = {f"prob/{label}/{value}": p for label, ps in probs.items() for value, p in ps.items()}
         for logger in self.loggers:
             logger.log_metrics(named, step=self.trainer.global_step)
-
-
-def check_trainer(trainer: pl.Trainer) -> None:
-    """Refuse, when the training starts, what cannot follow a search.
-
-    Raises:
-        UsageError: a scheduler that follows the loss, or averages of weights.
-    """
-    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
-    if any(isinstance(config.scheduler, plateau) for config in trainer.lr_scheduler_configs):
-        raise UsageError(
-            "lr_scheduler: ReduceLROnPlateau cannot follow a search, whose loss changes with the temperature; "
-            "give a scheduler that follows steps or epochs"
-        )
-    if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):
-        raise UsageError(
-            "callbacks: StochasticWeightAveraging would average the weights of different networks; leave it out"
-        )

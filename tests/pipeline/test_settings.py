@@ -130,14 +130,14 @@ def test_settings_that_refuse_each_others_values_share_the_word_of_a_coupling():
         row[0]: set(row[4].split(", ")) - {""} for basic in (True, False) for row in setting_rows(basic)
     }
     assert set().union(*coupled.values()) == set(COUPLINGS)
-    values = ["single", "constant", "probabilities", "gdas", "darts", 0.05, 2, 8, 9]
+    values = ["constant", "probabilities", "gdas", "darts", 0.05, 2, 8, 9]
     alone = [(name, value) for name in coupled for value in values if settings_or_none({name: value})]
     refused = {
         frozenset((one, other))
         for (one, value), (other, other_value) in itertools.combinations(alone, 2)
         if one != other and settings_or_none({one: value, other: other_value}) is None
     }
-    assert {"level", "samples_per_step"} in refused and {"search_epochs", "warmup_epochs"} in refused
+    assert {"search_epochs", "warmup_epochs"} in refused
     assert [pair for pair in refused if not set.intersection(*(coupled[name] for name in pair))] == []
 
 
@@ -147,9 +147,9 @@ def test_what_a_preset_fills_in_is_coupled_with_it():
 
 
 def test_a_preset_that_is_varied_fills_in_its_own_values():
-    settings = ExperimentSettings.from_flat({"preset": "reinmax", "temperature_end": 1.0})
+    settings = ExperimentSettings.from_flat({"preset": "gdas", "temperature_end": 1.0})
     varied = settings.with_values({"preset": "darts", "temperature_end": 1.0})
-    assert settings.search.estimator == "reinmax" and settings.search.temperature_end == 1.0
+    assert settings.search.estimator == "straight-through-gumbel" and settings.search.temperature_end == 1.0
     assert varied.search.estimator == "probabilities"
     assert ExperimentSettings.from_flat(settings.flat()).search == settings.search
 

@@ -74,8 +74,8 @@ def same(first, second):
     [
         ("plain", {}),
         ("noisy", {"warmup_epochs": 1, "estimator": "straight-through"}),
-        ("plain", {"temperature_schedule": "cosine", "samples_per_step": 2}),
-        ("own generator", {"level": "single", "batches_per_step": 2}),
+        ("plain", {"temperature_schedule": "cosine"}),
+        ("own generator", {"preset": "gdas"}),
         ("plain", {"max_params": 30, "max_flops": 40, "kl_weight": 0.5, "prior": "cost", "cost": "flops"}),
     ],
 )

@@ -32,13 +32,9 @@ def test_the_defaults_are_valid():
         ("cost_weight", -0.1, "at least 0"),
         ("entropy_weight_end", float("inf"), "any"),
         ("gradient_clip_val", -1.0, "at least 0"),
-        ("preset", "enas", "one of none, gradual, darts, snas, gdas, reinmax"),
+        ("preset", "enas", "one of none, gradual, darts, snas, gdas"),
         ("preset", ["darts"], "not a word"),
         ("estimator", "hard", "one of soft, straight-through"),
-        ("level", "trilevel", "one of bilevel, single"),
-        ("samples_per_step", 0, "at least 1"),
-        ("batches_per_step", 0, "at least 1"),
-        ("logits_weight_decay", -0.1, "at least 0"),
         ("validation_fraction", 1.0, "at most 0.9"),
         ("cost", "time", "one of params, flops, latency"),
         ("max_params", 0, "at least 1"),
@@ -90,9 +86,15 @@ def test_an_unknown_name_is_refused_with_the_nearest_one():
         SearchSettings(temperature_stat=1.0)
 
 
+@pytest.mark.parametrize("gone", ["level", "samples_per_step", "batches_per_step", "logits_clip_val"])
+def test_a_setting_of_an_earlier_version_is_refused_as_any_unknown_name(gone):
+    with pytest.raises(UsageError, match=f"^{gone}: there is no such setting"):
+        SearchSettings(**{gone: 1})
+
+
 def test_a_preset_fills_in_what_is_not_given():
-    known = SearchSettings(preset="reinmax")
-    assert known.estimator == "reinmax"
+    known = SearchSettings(preset="darts")
+    assert known.estimator == "probabilities"
     assert (known.temperature_start, known.temperature_end, known.temperature_schedule) == (
         1.0,
         1.0,
@@ -108,7 +110,7 @@ def test_what_is_given_wins_over_a_preset_even_where_it_is_the_default():
         "estimator": "soft",
         "entropy_weight_end": 0.1,
     }
-    given = SearchSettings(preset="reinmax", **values)
+    given = SearchSettings(preset="darts", **values)
     assert values.items() <= vars(given).items() and given.temperature_schedule == "constant"
 
 
@@ -116,11 +118,6 @@ def test_what_is_given_wins_over_a_preset_even_where_it_is_the_default():
 def test_settings_made_from_all_values_of_others_are_the_same(preset):
     settings = SearchSettings(preset=preset, warmup_epochs=2)
     assert SearchSettings(**vars(settings)) == settings
-
-
-def test_several_samples_have_no_place_in_a_joint_step():
-    with pytest.raises(UsageError, match="samples_per_step: 2 samples have no place"):
-        SearchSettings(level="single", samples_per_step=2)
 
 
 def test_a_latency_may_be_whole_and_a_budget_may_be_left_out():
@@ -138,7 +135,7 @@ def test_a_prior_by_label_is_kept_as_text_that_means_the_same_everywhere():
 
 def test_settings_cannot_be_changed():
     with pytest.raises(ValidationError, match="frozen"):
-        SearchSettings().level = "single"
+        SearchSettings().estimator = "probabilities"
 
 
 @pytest.mark.parametrize(
