@@ -34,13 +34,15 @@ from nni.runtime.msg_dispatcher import _create_parameter_id
 from nni.tuner import Tuner
 
 from nni_gumbel.errors import UsageError, first_line
-from nni_gumbel.pipeline.lifeline import end_with, is_alive, manager_process
 from nni_gumbel.pipeline.manager import (
     ERROR_FILE,
     Manager,
     ManagerClosed,
     ManagerUnreachable,
     check_params,
+    end_with,
+    is_alive,
+    manager_process,
     receive_plain_json,
     time_is_over,
     trial_command_of,

@@ -13,8 +13,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from nni_gumbel.errors import UsageError
@@ -28,10 +26,7 @@ from nni_gumbel.pipeline.manager import (
 )
 from nni_gumbel.pipeline.plan import Plan, finished
 from nni_gumbel.pipeline.records import Records
-from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.task import EXPORT, RANDOM, REPORT_FOLDER, SEARCH, TRAIN, Trial
-from nni_gumbel.results.choice import Network
-from nni_gumbel.results.page import PAGE
+from nni_gumbel.pipeline.task import EXPORT, RANDOM, SEARCH, TRAIN, Trial
 
 # Longer than a manager is silent when it is busy.
 _PATIENCE = 30.0
@@ -41,26 +36,14 @@ _UNTIL_DONE = 15.0
 _NOUNS = {SEARCH: "searches", TRAIN: "trainings", RANDOM: "random networks", EXPORT: "export"}
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A finished experiment: all networks that were trained, the chosen one, where it lies, and where the report."""
-
-    networks: list[Network]
-    chosen: Network | None
-    settings: ExperimentSettings
-    path: str
-    warning: str | None = None
-    report: Path | None = None
-
-
 def follow(
     experiment: Experiment,
     *,
     show: Callable[[str, float], None],
     warn: Callable[[str], None],
     timeout: float | None = None,
-) -> Outcome:
-    """Watch an experiment until it ends.
+) -> Records:
+    """Watch an experiment until its export has succeeded.
 
     Args:
         experiment: which one.
@@ -79,13 +62,11 @@ def follow(
         now = time.monotonic()
         try:
             status, errors = manager.status()
-            profile = manager.experiment()
+            profile = manager.experiment()  # nothing, while NNI is starting it
             trials = manager.trials() if profile else []
-            last_answer = now
+            last_answer, end = now, None
         except ManagerUnreachable:
-            end, profile = _end_without_manager(experiment, silent=now - last_answer), None
-        else:
-            end = None
+            profile, end = None, _end_without_manager(experiment, silent=now - last_answer)
         if profile:
             plan = _plan(experiment, profile)
             for trial in sorted(trials, key=lambda trial: trial.sequence):
@@ -96,7 +77,7 @@ def follow(
             if finished(trials):
                 done_at = done_at or now
                 if status in ("DONE", "VIEWED") or now - done_at > _UNTIL_DONE:
-                    return _outcome(experiment)
+                    return Records.of(experiment.directory)
             else:
                 limit = 0 if time_is_over(profile) else profile["params"].get("maxTrialNumber")
                 failure = plan.failure(trials, limit)
@@ -218,15 +199,3 @@ def _stopped(experiment: Experiment) -> str:
         f"is stopped; `nni-gumbel resume {experiment.id}` goes on with it, `nni-gumbel view {experiment.id}` shows "
         f"it; if nobody stopped it, {experiment.logs / 'nnimanager.log'} says why"
     )
-
-
-def _outcome(experiment: Experiment) -> Outcome:
-    records = Records.of(experiment.directory)
-    found = records.networks
-    export = next(trial for trial in records.trials if trial.state == "succeeded" and trial.stage == EXPORT)
-    chosen = next((network for network in found if network.name == export.result.get("network")), None)
-    path = Path(str(export.result.get("path")))
-    report = path.parent.parent / REPORT_FOLDER / path.name / PAGE
-    warning = export.result.get("warning")
-    settings = records.plan.settings
-    return Outcome(found, chosen, settings, str(path), warning, report if report.is_file() else None)
