@@ -29,7 +29,7 @@ from urllib3.util import Retry
 
 from nni_gumbel.errors import UsageError, first_line, user_code
 from nni_gumbel.pipeline.command import TrialCommand
-from nni_gumbel.pipeline.plan import Failure, Plan
+from nni_gumbel.pipeline.plan import Plan
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import Trial, judged
 
@@ -131,11 +131,6 @@ class Manager:
             text = ""
         told = None if text == "stderr is empty." else error_line(text)
         return told or "it was killed, or ended without a word on stderr"
-
-    def explained(self, failure: Failure) -> str:
-        """A failure with the last word of the trial that failed last."""
-        word = self.last_word(failure.last_trial)
-        return f"{failure.line}; the last was trial {failure.last_trial}: {word}"
 
     def _get(self, path: str) -> Any:
         response = self._request("GET", path)

@@ -74,7 +74,8 @@ class Records:
         """
         folder = Path(experiment).expanduser() if experiment is not None else None
         if folder is None or not (folder / _DATABASE).is_file():
-            if folder is not None and (folder.is_dir() or len(folder.parts) > 1):
+            # One word is an id, also where a folder of that name is here.
+            if folder is not None and len(folder.parts) != 1:
                 raise UsageError(
                     f"{str(experiment)!r} holds no {_DATABASE}; give an id or the folder nni-experiments/ID"
                 )

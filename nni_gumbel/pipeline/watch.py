@@ -3,7 +3,7 @@
 NNI's status alone does not say how an experiment fares: `TUNER_NO_MORE_TRIAL` is also a moment between
 two stages, a tuner that failed leaves a line in a file half a minute before NNI notices, and a manager
 that is gone says nothing. So each look asks, in this order: has an export succeeded; has the tuner left
-its line; what do the status, and what does the plan say; is the manager there at all.
+its line; what does the status say; is the manager there at all.
 
 Only the experiment itself is truth: nothing is kept here but what has been told already.
 """
@@ -22,7 +22,6 @@ from nni_gumbel.pipeline.manager import (
     ManagerUnreachable,
     check_tuner,
     plan_of,
-    time_is_over,
 )
 from nni_gumbel.pipeline.plan import Plan, finished
 from nni_gumbel.pipeline.records import Records
@@ -79,10 +78,7 @@ def follow(
                 if status in ("DONE", "VIEWED") or now - done_at > _UNTIL_DONE:
                     return Records.of(experiment.directory)
             else:
-                limit = 0 if time_is_over(profile) else profile["params"].get("maxTrialNumber")
-                failure = plan.failure(trials, limit)
-                failed = failure and manager.explained(failure)
-                end = _end(experiment, status, errors, profile["params"], trials, failed)
+                end = _end(experiment, status, errors, profile["params"], trials)
         if end is not None:
             raise UsageError(f"experiment {experiment.id} {end}")
         if timeout is not None and now - begun > timeout:
@@ -168,10 +164,9 @@ def _end_without_manager(experiment: Experiment, silent: float) -> str | None:
 
 
 def _end(
-    experiment: Experiment, status: str, errors: list[str], params: Mapping[str, Any], trials: list[Trial],
-    failed: str | None,
-) -> str | None:  # fmt: skip
-    """How an experiment ended without an export: by the tuner's line, NNI's status or the plan."""
+    experiment: Experiment, status: str, errors: list[str], params: Mapping[str, Any], trials: list[Trial]
+) -> str | None:
+    """How an experiment ended without an export: by the tuner's line or NNI's status."""
     end_it = f"`nnictl stop {experiment.id}` ends it"
     if (line := experiment.tuners_line()) is not None:
         return f"failed: {line}; {end_it}"
@@ -185,8 +180,6 @@ def _end(
     if status == "VIEWED":
         resume = f"`nni-gumbel resume {experiment.id}` then goes on"
         return f"was stopped before its export and is only viewed; {end_it}, {resume}"
-    if failed is not None:
-        return f"failed: {failed}; {end_it}"
     if status == "DONE" and not any(trial.state == "pending" for trial in trials):
         limits = {key: params.get(key) for key in ("maxTrialNumber", "maxExperimentDuration")}
         used_up = " or ".join(f"{key} ({value})" for key, value in limits.items() if value is not None)
