@@ -88,20 +88,16 @@ def _parser() -> argparse.ArgumentParser:
     wait.add_argument("id", metavar="ID", nargs="?", help="the experiment's id (default: the newest)")
     wait.add_argument("--timeout", metavar="SECONDS", type=float, help="give up waiting after this time")
     export = add("export", "write the best network trained so far, or another one, as a folder", _export)
-    export.add_argument(
-        "id", metavar="ID", nargs="?", help="the experiment's id or folder (default: the newest)"
+    report = add(
+        "report", "write what an experiment has found as one page, with pictures and tables", _report
     )
-    export.add_argument(
-        "-o", "--output", metavar="DIR", help="where to (default: gumbel-export/ID from here)"
-    )
-    export.add_argument(
-        "--max-params", metavar="N", type=int, help="choose among networks of at most N parameters"
-    )
+    for command, folder in ((export, "gumbel-export/ID"), (report, "gumbel-report/ID")):
+        command.add_argument("id", metavar="ID", nargs="?", help="its id or folder (default: the newest)")
+        command.add_argument("-o", "--output", metavar="DIR", help=f"where to (default: {folder} from here)")
+    export.add_argument("--max-params", metavar="N", type=int, help="among networks of at most N parameters")
     export.add_argument("--max-flops", metavar="N", type=int, help="of at most N multiply-adds")
     export.add_argument("--max-latency-ms", metavar="MS", type=float, help="of at most so many milliseconds")
-    export.add_argument(
-        "--network", metavar="NAME", help="the network of this name, as `nni-gumbel wait` shows it"
-    )
+    export.add_argument("--network", metavar="NAME", help="that of this name, as `nni-gumbel wait` shows it")
     export.add_argument("--trial", metavar="T", help="the network and the weights of this training")
     train = add("train", "train a network that was found again: longer, or on other data", _train)
     train.add_argument("bundle", metavar="BUNDLE", help="the folder of an export or of a training")
@@ -119,15 +115,6 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--weight-decay", metavar="DECAY", type=float, help="of the weights")
     train.add_argument("--seeds", metavar="N", type=int, default=1, help="trainings (default: %(default)s)")
     train.add_argument("--from-weights", action="store_true", help="go on from the weights of the bundle")
-    report = add(
-        "report", "write what an experiment has found as one page, with pictures and tables", _report
-    )
-    report.add_argument(
-        "id", metavar="ID", nargs="?", help="the experiment's id or folder (default: the newest)"
-    )
-    report.add_argument(
-        "-o", "--output", metavar="DIR", help="folder of the page (default: gumbel-report/ID)"
-    )
     settings = add("settings", "print every setting of an experiment: default, range, meaning", _settings)
     settings.add_argument("--markdown", action="store_true", help="as the text of examples/SETTINGS.md")
     settings.add_argument("--schema", action="store_true", help="as the JSON schema that editors check by")
@@ -288,13 +275,8 @@ def _export(arguments: argparse.Namespace) -> int:
 
     from nni_gumbel.pipeline.export import Wish, export_of
 
-    wish = Wish(
-        arguments.max_params,
-        arguments.max_flops,
-        arguments.max_latency_ms,
-        arguments.trial,
-        arguments.network,
-    )
+    limits = arguments.max_params, arguments.max_flops, arguments.max_latency_ms
+    wish = Wish(*limits, arguments.trial, arguments.network)
     log = logging.getLogger("nni_gumbel")
     level = log.level
     with warnings.catch_warnings():
