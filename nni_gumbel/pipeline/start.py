@@ -29,7 +29,7 @@ STARTER_FILES = ("experiment.yml", "examples/experiment.schema.json", ".nniignor
 
 # The commands of `nnictl` that start a manager.
 COMMANDS = {
-    "create": "start an experiment, its portal on this machine alone; the words are those of `nnictl create`",
+    "create": "check and start an experiment, its portal on this machine alone; the words are those of `nnictl create`",
     "resume": "go on with an experiment that was stopped, likewise",
     "view": "show an experiment that was stopped, likewise",
 }
