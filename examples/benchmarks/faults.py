@@ -24,8 +24,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from real_experiments import Experiment, fill_folder, new_environment
 
-from nni_gumbel.pipeline.lifeline import is_alive
-from nni_gumbel.pipeline.manager import ManagerUnreachable
+from nni_gumbel.pipeline.manager import ManagerUnreachable, is_alive
 from nni_gumbel.pipeline.plan import finished
 from nni_gumbel.pipeline.task import TRAIN
 

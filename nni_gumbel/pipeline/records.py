@@ -74,7 +74,8 @@ class Records:
         """
         folder = Path(experiment).expanduser() if experiment is not None else None
         if folder is None or not (folder / _DATABASE).is_file():
-            if folder is not None and (folder.is_dir() or len(folder.parts) > 1):
+            # One word is an id, also where a folder of that name is here.
+            if folder is not None and len(folder.parts) != 1:
                 raise UsageError(
                     f"{str(experiment)!r} holds no {_DATABASE}; give an id or the folder nni-experiments/ID"
                 )
@@ -256,6 +257,39 @@ class Records:
         text["trainingService"] = {"platform": "local"}
         return yaml.safe_dump(text, sort_keys=False)
 
+    @property
+    def table(self) -> DataFrame:
+        """See :func:`results`."""
+        import pandas
+
+        names = {run.trial_id: network.name for network in self.trained for run in network.runs}
+        rows = []
+        for trial in sorted(self.trials, key=lambda trial: trial.sequence):
+            given, reported = dict(trial.parameters or {}), dict(trial.result or {})
+            architecture = trial.report.architecture if trial.report is not None else None
+            renamed = {"default": f"validation_{self.metric}", "test": f"test_{self.metric}"}
+            given.pop("stage", None), given.pop("key", None)
+            rows.append({
+                "trial": trial.id,
+                "sequence": trial.sequence,
+                "stage": trial.stage,
+                "state": trial.state,
+                "seed": given.pop("seed", None),
+                "attempt": given.pop("attempt", None),
+                "network": names.get(trial.id, reported.get("network")),
+                "start": None if trial.start is None else pandas.Timestamp(trial.start, unit="s", tz="UTC"),
+                "seconds": None if None in (trial.start, trial.end) else trial.end - trial.start,
+                **given,
+                **{CHOICE_PREFIX + label: value for label, value in (architecture or {}).items()},
+                **{
+                    renamed.get(name, name): value
+                    for name, value in reported.items()
+                    if name not in ("key", "architecture", "network")
+                },
+            })  # fmt: skip
+        # Of an experiment that has just begun, the table is empty, and has the columns that every table has.
+        return pandas.DataFrame(rows, columns=None if rows else _COLUMNS).set_index("trial")
+
 
 def results(experiment: str | Path | None = None) -> DataFrame:
     """All trials of an experiment as a table, also while it runs or after it was stopped.
@@ -273,36 +307,7 @@ def results(experiment: str | Path | None = None) -> DataFrame:
     Raises:
         UsageError: see :meth:`Records.of`.
     """
-    import pandas
-
-    records = Records.of(experiment)
-    names = {run.trial_id: network.name for network in records.trained for run in network.runs}
-    rows = []
-    for trial in sorted(records.trials, key=lambda trial: trial.sequence):
-        given, reported = dict(trial.parameters or {}), dict(trial.result or {})
-        architecture = trial.report.architecture if trial.report is not None else None
-        renamed = {"default": f"validation_{records.metric}", "test": f"test_{records.metric}"}
-        given.pop("stage", None), given.pop("key", None)
-        rows.append({
-            "trial": trial.id,
-            "sequence": trial.sequence,
-            "stage": trial.stage,
-            "state": trial.state,
-            "seed": given.pop("seed", None),
-            "attempt": given.pop("attempt", None),
-            "network": names.get(trial.id, reported.get("network")),
-            "start": None if trial.start is None else pandas.Timestamp(trial.start, unit="s", tz="UTC"),
-            "seconds": None if None in (trial.start, trial.end) else trial.end - trial.start,
-            **given,
-            **{CHOICE_PREFIX + label: value for label, value in (architecture or {}).items()},
-            **{
-                renamed.get(name, name): value
-                for name, value in reported.items()
-                if name not in ("key", "architecture", "network")
-            },
-        })  # fmt: skip
-    # Of an experiment that has just begun, the table is empty, and has the columns that every table has.
-    return pandas.DataFrame(rows, columns=None if rows else _COLUMNS).set_index("trial")
+    return Records.of(experiment).table
 
 
 # -- files ---------------------------------------------------------------------------------------------------

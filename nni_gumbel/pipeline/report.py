@@ -373,36 +373,15 @@ def _reproduction(records: Records) -> Section:
         "nni-gumbel register\nnni-gumbel create --config experiment.yml\nnni-gumbel wait\n\n"
         + records.experiment
     )
-    trials = [
-        (
-            trial.sequence,
-            trial.id,
-            trial.stage,
-            (trial.parameters or {}).get("seed"),
-            trial.state,
-            (trial.result or {}).get("default"),
-            None if not (trial.start and trial.end) else round(trial.end - trial.start, 1),
-        )
-        for trial in sorted(records.trials, key=lambda trial: trial.sequence)
+    titles = ("setting", "value", "default")
+    trials = records.table.reset_index().astype(object)
+    trials = trials.where(trials.notna(), None)
+    few = ["sequence", "trial", "stage", "seed", "state", f"validation_{records.metric}", "seconds"]
+    tables = [
+        Table("all_settings", titles, rows, (titles, differing)),
+        Table("trials", list(trials), trials.values.tolist(), (few, trials[few].values.tolist())),
     ]
-    return Section(
-        "How to make it again",
-        lines,
-        code=code,
-        tables=[
-            Table(
-                "all_settings",
-                ("setting", "value", "default"),
-                rows,
-                (("setting", "value", "default"), differing),
-            ),
-            Table(
-                "trials",
-                ("number", "trial", "stage", "seed", "state", f"{records.metric}", "seconds"),
-                trials,
-            ),
-        ],
-    )
+    return Section("How to make it again", lines, code=code, tables=tables)
 
 
 def _label_row(row: LabelAgreement) -> tuple[Any, ...]:

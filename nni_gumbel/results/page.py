@@ -127,7 +127,8 @@ def _picture(folder: Path, picture: Picture) -> str:
         svg, png = _rendered(figure)
     # Whatever a person's network or a plotting library raises: the rest of the page is not lost to it.
     except Exception as error:
-        logger.warning("the picture %s is left out: %s", picture.name, first_line(error), exc_info=error)
+        trace = None if isinstance(error, UsageError) else error
+        logger.warning("the picture %s is left out: %s", picture.name, first_line(error), exc_info=trace)
         return f'<p class="warning">{escape(f"{picture.words}: could not be drawn: {first_line(error)}")}</p>'
     (folder / f"{picture.name}.svg").write_text(svg, encoding="utf-8")
     (folder / f"{picture.name}.png").write_bytes(png)

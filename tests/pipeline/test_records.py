@@ -51,6 +51,16 @@ def test_the_mistake_of_a_failed_trial_is_read(database, tmp_path):
     assert nni_gumbel.results(tmp_path).loc["abcde"].mistake == "--space: correct it"
 
 
+def test_an_id_that_is_also_a_folder_here_is_looked_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("nni_gumbel.pipeline.manager._listed", lambda: {"known": {"startTime": 0}})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "EXP").mkdir()
+    with pytest.raises(UsageError, match="ID: there is no experiment 'EXP'; the newest are known"):
+        Records.of("EXP")
+    with pytest.raises(UsageError, match="holds no db"):
+        Records.of(tmp_path / "EXP")
+
+
 @pytest.mark.parametrize("write", [export_of, report])
 def test_before_the_first_training_nothing_is_written_and_the_line_says_how_to_follow(
     database, tmp_path, write
