@@ -13,7 +13,7 @@ from nni_gumbel.complexity.budget import Limit, best_within
 from nni_gumbel.complexity.params import count_parameters, expected_parameters
 from nni_gumbel.search.budgets import best_spending
 from nni_gumbel.search.population import Population
-from nni_gumbel.supernet.distribution import SETTLED, Distribution
+from nni_gumbel.supernet.distribution import Distribution
 
 
 class Several(ModelSpace):
