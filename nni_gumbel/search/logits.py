@@ -8,6 +8,7 @@ the weights would be a third of the work - and so never passes the machinery tha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from pytorch_lightning import Trainer
@@ -30,7 +31,7 @@ class LogitsUpdate:
         clip_val: largest norm of the mean gradient of all logits together; 0 is no limit.
 
     Attributes:
-        optimizer: as given; its state is what a resumed search must know, for means are complete at an epoch's end.
+        optimizer: as given.
         scale: what the losses of the weights are multiplied by before their backward pass: in fp16 much, for gradients
             would vanish. Those of the structure are, too, and a step whose gradient is not finite is left out then.
     """
@@ -44,6 +45,17 @@ class LogitsUpdate:
         self._count = 0
         self._unchecked: tuple[HostCopy, Tensor, int] | None = None
         self._left_out = 0  # steps in a row
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed search must know: also a mean that is not complete yet."""
+        return {"optimizer": self.optimizer.state_dict(), "sums": self._sums, "count": self._count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with :meth:`state_dict`, when the logits are on their device."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        sums, device = state["sums"], next(iter(self._logits.values())).device
+        self._sums = None if sums is None else [each.to(device) for each in sums]
+        self._count = state["count"]
 
     def follow_scale(self, trainer: Trainer) -> None:
         """Take over the scale of the Trainer's losses; to be called in each step."""

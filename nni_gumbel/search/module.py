@@ -200,7 +200,7 @@ class GumbelSearchModule(WrappingModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["gumbel_search"] = {
-            "update": self._update.optimizer.state_dict(),
+            "update": self._update.state_dict(),
             "objective": self.objective.state_dict(),
             "randomness": of_all_ranks(random_state(self.trainer.train_dataloader), self.trainer),
             "tournament": None if self._tournament is None else self._tournament.state_dict(),
@@ -216,7 +216,7 @@ class GumbelSearchModule(WrappingModule):
         """Go on from a checkpoint, when the logits are on their device."""
         if self._loaded is None:
             return
-        self._update.optimizer.load_state_dict(self._loaded["update"])
+        self._update.load_state_dict(self._loaded["update"])
         saved = self._loaded["tournament"]
         if (saved is None) != (self._tournament is None):
             raise UsageError(
