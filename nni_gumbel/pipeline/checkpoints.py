@@ -84,9 +84,8 @@ class _Saves(ModelCheckpoint):
         self._loaded: list[dict[str, Any]] | None = None
         # The random state before an epoch's iterator was made, and before each of its loaders began latest.
         self._drawn: _Drawn | None = None
-        self._within: tuple[_Drawn, dict[str, Any]] | None = (
-            None  # of a checkpoint, with the state at the signal
-        )
+        # Of a checkpoint within an epoch, with the state at the signal.
+        self._within: tuple[_Drawn, dict[str, Any]] | None = None
         self._is_interrupted = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -119,9 +118,7 @@ class _Saves(ModelCheckpoint):
     def _draw_again(self, trainer: pl.Trainer, fetcher: Any, count: int) -> None:
         """Draw the batches of an epoch that were trained before the signal, as they were drawn then."""
         (self._drawn, at_the_signal), self._within = self._within, None
-        if (
-            trainer.current_epoch > 0
-        ):  # the iterator of the first one is made earlier, also in a run that is whole
+        if trainer.current_epoch > 0:  # that of the first one is made earlier, also in a run that is whole
             restore_random_state(self._drawn["iterator"][1], trainer.train_dataloader)
             iter(fetcher)
         states = {number: state for name, (number, state) in self._drawn.items() if name != "iterator"}
@@ -140,16 +137,21 @@ class _Saves(ModelCheckpoint):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        loop = trainer.fit_loop.epoch_loop
         # Lightning looks for a signal between two batches, in a validation, and behind an epoch, when its checkpoint is
-        # there. Gradients that wait for those of more batches are in no checkpoint.
-        between_batches = trainer.training and not loop._is_training_done and not loop._should_accumulate()
-        # Before Lightning 2.5.1 a run that goes on within an epoch begins the epoch again.
-        can_go_on = hasattr(trainer.fit_loop, "restarted_mid_epoch") and trainer.world_size == 1
-        # A loader without a length that begins again tells nobody when.
-        loaders = trainer.fit_loop._combined_loader.flattened
-        can_go_on &= len(loaders) == 1 or None not in map(sized_len, loaders)
-        if isinstance(exception, SIGTERMException) and between_batches and can_go_on:
+        # there.
+        loop = trainer.fit_loop.epoch_loop
+        if not isinstance(exception, SIGTERMException) or not trainer.training or loop._is_training_done:
+            return
+        # Gradients that wait for those of more batches are in no checkpoint; a loader without a length that begins
+        # again tells nobody when; before Lightning 2.5.1 a run that goes on within an epoch begins it anew.
+        lengths = [sized_len(loader) for loader in trainer.fit_loop._combined_loader.flattened]
+        if not (
+            loop._should_accumulate()
+            or len(lengths) > 1
+            and None in lengths
+            or trainer.world_size > 1
+            or not hasattr(trainer.fit_loop, "restarted_mid_epoch")
+        ):
             self._is_interrupted = True
             trainer.save_checkpoint(Path(self.dirpath, _INTERRUPTED))
 
