@@ -114,6 +114,14 @@ class Progress(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._writer.close()
 
+    def state_dict(self) -> dict[str, Any]:
+        """The losses of the epoch so far, for a run that goes on within it."""
+        self._read_pending()
+        return {"losses": list(self._losses)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._losses = list(state_dict["losses"])
+
 
 def logged_metric(trainer: pl.Trainer, part: str, metric: str) -> float | None:
     """The last value of a metric that the evaluator logged; ``None`` if it logged none.
