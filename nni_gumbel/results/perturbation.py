@@ -102,8 +102,8 @@ def measure_stability(
             "attacks, corruptions, calibration: the task is no classification of a batch (inputs, labels)"
         )
         return Stability(
-            metric=metric, minimize=minimize, chance=0.0, examples=_count(batches), curves=curves, left_out=left_out,
-            seconds=time.perf_counter() - begun,
+            metric=metric, minimize=minimize, chance=0.0, examples=count_examples(batches), curves=curves,
+            left_out=left_out, seconds=time.perf_counter() - begun,
         )  # fmt: skip
     left_out = []
     if task.one_input:
@@ -125,13 +125,14 @@ def measure_stability(
     labels = torch.cat([batch[1] for batch in batches])
     return Stability(
         metric=metric, minimize=minimize, chance=1 / task.classes if is_accuracy(metric) else 0.0,
-        examples=_count(batches), curves=curves, left_out="; ".join(left_out),
+        examples=count_examples(batches), curves=curves, left_out="; ".join(left_out),
         calibration_error=float(multiclass_calibration_error(scores.softmax(1), labels, task.classes, _BINS)),
         predictions=scores.argmax(1).tolist(), seconds=time.perf_counter() - begun,
     )  # fmt: skip
 
 
-def _count(batches: Sequence[Any]) -> int:
+def count_examples(batches: Sequence[Any]) -> int:
+    """How many examples there are in some batches."""
     return sum(len(next(_tensors(batch))) for batch in batches)
 
 

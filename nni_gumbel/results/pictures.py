@@ -1,4 +1,5 @@
-"""The pictures of a report that are drawn from plain records: a search, stability, agreement.
+"""The pictures of a report that are drawn from plain records: a search, stability, agreement, importance,
+neighbours.
 
 Each answers one question, which is its title, has axes with units, and can be read in black and white: what colour
 tells, a marker, a pattern or a number tells too. Figures are made without pyplot: nothing is asked of the machine's
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nni_gumbel.results.agreement import LabelAgreement, choice_of
+from nni_gumbel.results.neighbours import Neighbour, Neighbours
 from nni_gumbel.results.stability import Stability
 
 if TYPE_CHECKING:
@@ -168,45 +170,103 @@ def _mean(values: Sequence[float | None]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-def draw_agreement(rows: Sequence[LabelAgreement], metric: str) -> Figure:
-    """Per label, how often two seeds choose alike, and how much of the spread of results it explains."""
+def draw_agreement(rows: Sequence[LabelAgreement]) -> Figure:
+    """Per label, how often two seeds choose alike, and how often they would by chance."""
+    rows = list(rows)[:_MOST_ROWS]
+    figure = _bars([row.label for row in rows], {"": [row.agreement for row in rows]})
+    (axes,) = figure.axes
+    for place, row in enumerate(rows):
+        axes.plot([1 / row.candidates] * 2, [place - 0.4, place + 0.4], color="#d9480f", lw=2)
+    axes.plot([], [], color="#d9480f", lw=2, label="chance")
+    axes.legend(fontsize=7, loc="lower right")
+    axes.set_title("Which choices do seeds agree on?", fontsize=10)
+    axes.set_xlabel("share of pairs of searches that chose alike", fontsize=8)
+    return figure
+
+
+def draw_importance(importance: Mapping[str, Mapping[str, float | None]]) -> Figure:
+    """Per label, how much of the spread of results it explains.
+
+    Args:
+        importance: by what the networks are, at most two kinds; then by label, ``None`` where it cannot be told.
+    """
+    labels = list(next(iter(importance.values())))[:_MOST_ROWS]
+    bars = {kind: [by_label[label] for label in labels] for kind, by_label in importance.items()}
+    figure = _bars(labels, bars)
+    (axes,) = figure.axes
+    axes.legend(fontsize=7, loc="lower right")
+    axes.set_title("Which choices do results depend on?", fontsize=10)
+    axes.set_xlabel("share of the spread of results explained", fontsize=8)
+    return figure
+
+
+def _bars(labels: Sequence[str], groups: Mapping[str, Sequence[float | None]]) -> Figure:
+    """Horizontal bars of shares with their numbers, a row for each label, in it a bar for each group."""
     from matplotlib.figure import Figure
 
-    rows = list(rows)[:_MOST_ROWS]
-    figure = Figure(figsize=(9, 1.5 + 0.24 * len(rows)), layout="constrained")
-    places = range(len(rows))
-    labels = [row.label for row in rows]
-    left, right = figure.subplots(1, 2, sharey=True)
-    for axes, values, title, unit in (
-        (
-            left,
-            [row.agreement for row in rows],
-            "Which choices do seeds agree on?",
-            "share of pairs that chose alike",
-        ),
-        (
-            right,
-            [row.importance for row in rows],
-            "Which choices do results depend on?",
-            f"share of the spread of validation {metric} explained",
-        ),
-    ):
-        axes.barh(
-            places, [value or 0 for value in values], color="0.75", edgecolor="black", height=0.62, lw=0.7
-        )
+    thick = 0.66 / len(groups)
+    figure = Figure(figsize=(8.5, 1.5 + len(labels) * (0.1 + 0.14 * len(groups))), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (name, values) in enumerate(groups.items()):
+        places = [row + (number - (len(groups) - 1) / 2) * thick for row in range(len(labels))]
+        look = {
+            "color": ("0.75", "white")[number],
+            "hatch": (None, "////")[number],
+            "edgecolor": "black",
+            "lw": 0.7,
+        }
+        axes.barh(places, [value or 0 for value in values], thick, label=name, **look)
         for place, value in zip(places, values):
             words = "not known" if value is None else f"{value:.2f}"
-            axes.annotate(
-                words, (value or 0, place), (3, 0), textcoords="offset points", va="center", fontsize=7
-            )
-        axes.set(xlim=(0, 1.12), title=title, xlabel=unit)
-        axes.title.set_fontsize(9)
-        axes.xaxis.label.set_fontsize(8)
-        axes.tick_params(labelsize=8)
-    for place, row in zip(places, rows):
-        left.plot([1 / row.candidates] * 2, [place - 0.4, place + 0.4], color="#d9480f", lw=2)
-    left.plot([], [], color="#d9480f", lw=2, label="chance")
-    left.legend(fontsize=7, loc="lower right")
-    left.set_yticks(places, labels)
-    left.invert_yaxis()
+            beside = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 7}
+            axes.annotate(words, (value or 0, place), **beside)
+    axes.set_xlim(0, 1.12)
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.invert_yaxis()
     return figure
+
+
+def draw_neighbours(neighbours: Neighbours, metric: str, error: float) -> Figure | None:
+    """Per label, what networks reach that differ from the chosen one in this choice alone; ``None`` if none is known.
+
+    Each is a part of the picture with its :func:`gid <neighbour_gid>`.
+
+    Args:
+        neighbours: of the chosen network.
+        metric: its name.
+        error: the standard error of the metric; what is within it is no worse than the network.
+    """
+    from matplotlib.figure import Figure
+
+    known = [each for each in neighbours.found if each.value is not None]
+    labels = list(dict.fromkeys(each.label for each in known))[:_MOST_ROWS]
+    if not labels:
+        return None
+    figure = Figure(figsize=(8.5, 1.7 + 0.24 * len(labels)), layout="constrained")
+    axes = figure.add_subplot()
+    within = {"color": "0.9", "lw": 0, "label": "within one standard error"}
+    axes.axvspan(neighbours.value - error, neighbours.value + error, **within)
+    axes.axvline(neighbours.value, color="#d9480f", lw=1.2, label=neighbours.name)
+    for each in known:
+        if each.label in labels:
+            (point,) = axes.plot(each.value, labels.index(each.label), "ko", markersize=5, fillstyle="none")
+            point.set_gid(neighbour_gid(each))
+    axes.plot(
+        [], [], "ko", markersize=5, fillstyle="none", label="one candidate in the place of the chosen one"
+    )
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_title("What would another choice cost?", fontsize=10)
+    axes.set_xlabel(
+        f"validation {metric}, {'trained from scratch' if neighbours.retrained else 'with the trained weights'}",
+        fontsize=8,
+    )
+    axes.grid(color="#e6e8eb", linewidth=0.7)
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=7)
+    return figure
+
+
+def neighbour_gid(neighbour: Neighbour) -> str:
+    """Of its point in a picture."""
+    return f"{neighbour.label}={neighbour.choice}"

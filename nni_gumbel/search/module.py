@@ -29,7 +29,7 @@ alone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -250,7 +250,7 @@ class GumbelSearchModule(WrappingModule):
         if tournament is not None and tournament.begins(self._step):
             tournament.enter(self._step)
         if tournament is not None and tournament.judges(self._step):
-            self._judge(batch, batch_idx)
+            tournament.judge(self.losses_of(tournament.judged(), batch, batch_idx))
         elif self._gathers and self.settings.level == "bilevel":
             self._structure_step(batch["val"], batch_idx)
         every = self.settings.log_prob_every_n_step
@@ -281,17 +281,22 @@ class GumbelSearchModule(WrappingModule):
             self._update.add(gradients)
         self._move_logits(batch_idx)
 
-    def _judge(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """The losses of several networks on one batch, where the structure has its data."""
+    def losses_of(self, networks: Sequence[Sample], batch: dict[str, Any], batch_idx: int) -> list[float]:
+        """The losses of single networks, with the weights of the supernet, on one batch.
+
+        Args:
+            networks: NNI samples that name every label.
+            batch: of the search: the part is taken that the structure learns from.
+            batch_idx: its number in the epoch.
+        """
         judged, losses = batch.get("val", batch["train"]), []
         with torch.no_grad():
-            for network in self._tournament.judged():
+            for network in networks:
                 self.distribution.use_architecture(network)
                 losses.append(self._judged_loss(judged, batch_idx, "judgement"))
         self._check_losses()
         # Each process has batches of its own, and all decide the same.
-        means = mean_over_ranks(torch.stack(losses).detach().float(), self.trainer)
-        self._tournament.judge(means.tolist())
+        return mean_over_ranks(torch.stack(losses).detach().float(), self.trainer).tolist()
 
     def _joint_pass(self, batch: Any, batch_idx: int) -> Any:
         """The pass of level ``single``, and what the structure needs of it beside the gradient of its loss.
@@ -420,6 +425,13 @@ class GumbelSearchModule(WrappingModule):
     def finalists(self) -> list[Sample]:
         """The networks that were trained alone, the best first."""
         return [] if self._tournament is None else self._tournament.finals.ranked()
+
+    @property
+    def judged(self) -> list[tuple[Sample, float]]:
+        """Networks that were judged in the stages, with shared weights, and what each reached relative to its stage."""
+        if self._tournament is None:
+            return []
+        return list(zip(self._tournament.population.judged, self._tournament.population.objectives))
 
     def export_probs(self) -> Sample:
         """Per label, the probability of each candidate, without noise."""
