@@ -298,13 +298,13 @@ def _agreement(records: Records) -> Section:
     counts = {label: count for label, (_, count) in records.candidates.items()}
     rows = agreements([found for _, found in records.groups], counts)
     titles = (
-        "label", "candidates", "chosen by the searches", "agreement", "above chance (kappa, 1/K)", "Fleiss' kappa",
-        "entropy in nats", "chance agrees as much", "verdict",
+        "label", "candidates", "chosen by the searches", "agreement", "Fleiss' kappa", "entropy in nats",
+        "chance agrees as much", "verdict",
     )  # fmt: skip
     table = Table("agreement", titles, [
         (
             row.label, row.candidates, ", ".join(f"{name} ×{count}" for name, count in row.chosen), row.agreement,
-            row.free_kappa, row.fleiss_kappa, row.entropy, row.p_value, row.verdict,
+            row.fleiss_kappa, row.entropy, row.p_value, row.verdict,
         )
         for row in rows
     ])  # fmt: skip

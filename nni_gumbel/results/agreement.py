@@ -47,7 +47,6 @@ class LabelAgreement:
         chosen: how often each was chosen by the searches, in words; the commonest first. A network that does not use
             the label counts as ``not used``.
         agreement: share of the pairs of searches with equal settings that chose alike; ``None`` without such a pair.
-        free_kappa: that relative to chance ``1/K``: 1 is unanimity, 0 chance.
         fleiss_kappa: relative to the chance of the frequencies; ``None`` with fewer than two settings, whose seeds
             would have to differ for a value other than ``-1/(n-1)``.
         entropy: of the frequencies within a setting, in nats, mean over the settings; 0 is unanimity.
@@ -59,7 +58,6 @@ class LabelAgreement:
     candidates: int
     chosen: tuple[tuple[str, int], ...]
     agreement: float | None
-    free_kappa: float | None
     fleiss_kappa: float | None
     entropy: float | None
     p_value: float | None
@@ -81,14 +79,12 @@ def agreements(
         counted = Counter(choice for group in ratings for choice in group)
         agreement = pairwise_agreement(ratings)
         several = [group for group in ratings if len(group) > 1]
-        known = agreement is not None
-        p_value = chance_of(agreement, list(map(len, ratings)), count) if known else None
+        p_value = None if agreement is None else chance_of(agreement, list(map(len, ratings)), count)
         row = LabelAgreement(
             label=label,
             candidates=count,
             chosen=tuple(counted.most_common()),
             agreement=agreement,
-            free_kappa=(agreement - 1 / count) / (1 - 1 / count) if known and count > 1 else None,
             fleiss_kappa=fleiss_kappa(ratings),
             entropy=fmean(map(entropy, several)) if several else None,
             p_value=p_value,
