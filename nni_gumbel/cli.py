@@ -115,6 +115,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--weight-decay", metavar="DECAY", type=float, help="of the weights")
     train.add_argument("--seeds", metavar="N", type=int, default=1, help="trainings (default: %(default)s)")
     train.add_argument("--from-weights", action="store_true", help="go on from the weights of the bundle")
+    compare = add("compare", "write experiments side by side as one page", _compare)
+    compare.add_argument("ids", metavar="ID", nargs="+", help="the experiments' ids or folders, two or more")
+    compare.add_argument(
+        "-o", "--output", metavar="DIR", help="folder of the page (default: gumbel-report/ID-ID)"
+    )
     settings = add("settings", "print every setting of an experiment: default, range, meaning", _settings)
     settings.add_argument("--markdown", action="store_true", help="as the text of examples/SETTINGS.md")
     settings.add_argument("--schema", action="store_true", help="as the JSON schema that editors check by")
@@ -309,6 +314,16 @@ def _report(arguments: argparse.Namespace) -> int:
     from nni_gumbel.pipeline.report import report
 
     print(report(arguments.id, arguments.output))
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from nni_gumbel.names import ignore_what_nni_wonders_about
+
+    ignore_what_nni_wonders_about()
+    from nni_gumbel.pipeline.compare import compare
+
+    print(compare(arguments.ids, arguments.output))
     return 0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,32 @@ def measure_stability_of(
     Returns:
         ``None`` where there is no such part.
     """
-    data, trainer, module = evaluator.datamodule, evaluator.trainer, evaluator.module
+    batches = some_examples(evaluator, level, trained=trained, on_test_part=on_test_part)
+    if batches is None:
+        return None
+    with unchanged_randomness([]):
+        return measure_stability(
+            evaluator.module.model, batches, partial(score_on, evaluator, metric), metric=metric, minimize=minimize,
+            full=level == "full", device=evaluator.trainer.strategy.root_device,
+        )  # fmt: skip
+
+
+def score_on(evaluator: Lightning, metric: str, batches: Sequence[Any]) -> float:
+    """The metric of an evaluator's network on some batches; what its validation logs goes to no logger."""
+    trainer = evaluator.trainer
+    loggers, trainer.loggers = trainer.loggers, []
+    try:
+        trainer.validate(evaluator.module, DataLoader(batches, batch_size=None), verbose=False)
+    finally:
+        trainer.loggers = loggers
+    return validation_metric(trainer, metric)
+
+
+def some_examples(
+    evaluator: Lightning, level: str, *, trained: int | None = None, on_test_part: bool = False
+) -> list[Any] | None:
+    """Batches of examples that a network is measured on; arguments and result as of :func:`measure_stability_of`."""
+    data = evaluator.datamodule
     if on_test_part:
         if data is None or not is_overridden("test_dataloader", data):
             return None
@@ -203,21 +229,8 @@ def measure_stability_of(
         if trained is not None:
             # An example of a training is three forward passes; half of the tenth is left for what is not counted.
             most = min(max(int(0.05 * 3 * trained / CHEAP_PASSES), _FEWEST_EXAMPLES), most)
-
-    def score(batches: Sequence[Any]) -> float:
-        loggers, trainer.loggers = trainer.loggers, []
-        try:
-            trainer.validate(module, DataLoader(batches, batch_size=None), verbose=False)
-        finally:
-            trainer.loggers = loggers
-        return validation_metric(trainer, metric)
-
     with unchanged_randomness([]):
-        batches = _some_of(loader, most)
-        return measure_stability(
-            module.model, batches, score, metric=metric, minimize=minimize, full=level == "full",
-            device=trainer.strategy.root_device,
-        )  # fmt: skip
+        return _some_of(loader, most)
 
 
 def _some_of(loader: Any, most: int | None) -> list[Any]:

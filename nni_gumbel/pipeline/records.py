@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -26,13 +27,13 @@ from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.manager import check_tuner, find_experiment, plan_of, trial_command_of, trial_of
 from nni_gumbel.pipeline.plan import Plan
 from nni_gumbel.pipeline.task import CHOICE_PREFIX, EXPORT, TENSORBOARD, TRAIN, Task, Trial
-from nni_gumbel.results.agreement import choice_of
+from nni_gumbel.results.agreement import Sampled, choice_of
 from nni_gumbel.results.choice import Choice, Network, choose
+from nni_gumbel.results.neighbours import Neighbours
 from nni_gumbel.results.pictures import SearchHistory
 from nni_gumbel.results.report import chosen_value
 from nni_gumbel.results.space import canonical
-from nni_gumbel.results.stability import FILE as STABILITY
-from nni_gumbel.results.stability import Stability, read_stability
+from nni_gumbel.results.stability import Stability
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -150,14 +151,19 @@ class Records:
 
     @cached_property
     def stability(self) -> dict[str, Stability]:
-        """What trainings kept of the stability of their networks, by trial; a damaged file is a warning."""
-        found = {trial.id: _stability_in(self.outputs / trial.id) for trial in self.trials if trial.report}
+        """What trainings kept of the stability of their networks, by trial."""
+        found = {trial.id: Stability.read(self.outputs / trial.id) for trial in self.trials if trial.report}
         return {trial: stability for trial, stability in found.items() if stability is not None}
 
     @cached_property
     def test_stability(self) -> Stability | None:
         """Of the exported network, on the test part."""
-        return None if self.export is None else _stability_in(self.export)
+        return None if self.export is None else Stability.read(self.export)
+
+    @cached_property
+    def neighbours(self) -> Neighbours | None:
+        """Of the exported network."""
+        return None if self.export is None else Neighbours.read(self.export)
 
     @cached_property
     def priced(self) -> str:
@@ -204,6 +210,18 @@ class Records:
             _, found = groups.setdefault(canonical(combination), (combination, []))
             found.append(trial.report.architecture)
         return list(groups.values())
+
+    @cached_property
+    def sampled(self) -> list[tuple[dict[str, Any], float]]:
+        """Networks of the supernets, and what each reached: in standard deviations, from the mean of its search."""
+        found = []
+        for _, _, trial in self.searches:
+            kept = Sampled.read(self.outputs / trial.id)
+            values = [value for _, value in kept.networks] if kept is not None else []
+            if len({*values}) > 1:
+                mean, spread = fmean(values), pstdev(values)
+                found += [(network, (value - mean) / spread) for network, value in kept.networks]
+        return found
 
     @cached_property
     def history(self) -> dict[str, SearchHistory]:
@@ -336,14 +354,6 @@ def _trials(events: list[tuple[Any, ...]], finals: Mapping[str, str]) -> list[Tr
         if record["status"] in ("SUCCEEDED", "FAILED") and name in finals:
             record["finalMetricData"] = [{"data": finals[name]}]
     return [trial_of(record) for record in records.values()]
-
-
-def _stability_in(output: Path) -> Stability | None:
-    try:
-        return read_stability(output / STABILITY)
-    except UsageError as error:
-        logger.warning("%s", error)
-        return None
 
 
 def _history_of(name: str, events: Path) -> SearchHistory:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -18,21 +19,18 @@ from nni_gumbel import __version__
 from nni_gumbel.pipeline.records import Records
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import BUNDLE, REPORT_FOLDER
-from nni_gumbel.results.agreement import (
-    LabelAgreement,
-    agreements,
-    choice_of,
-    disagreement,
-    pairwise_agreement,
-)
+from nni_gumbel.results.agreement import agreements, choice_of, disagreement, importance, pairwise_agreement
 from nni_gumbel.results.choice import Network
 from nni_gumbel.results.front import COSTS, COUNTS, front, front_figure
 from nni_gumbel.results.page import Picture, Section, Table, write_page
 from nni_gumbel.results.pictures import (
     draw_agreement,
+    draw_importance,
+    draw_neighbours,
     draw_probabilities,
     draw_search,
     draw_stability,
+    neighbour_gid,
 )
 from nni_gumbel.results.report import decision_table, mean_and_std, network_table, number
 from nni_gumbel.results.space import canonical
@@ -67,7 +65,7 @@ def write_report(records: Records, folder: str | Path) -> Path:
     Raises:
         UsageError: no training has finished, or the folder cannot be written.
     """
-    parts = (_network, _front, _stability, _searches, _agreement, _reproduction)
+    parts = (_network, _front, _stability, _neighbours, _searches, _agreement, _importance, _reproduction)
     title = f"{records.profile['params'].get('experimentName') or 'Experiment'} ({records.id})"
     return write_page(
         folder, title, [part(records) for part in parts], {"experiment.yml": records.experiment}
@@ -297,30 +295,101 @@ def _searches(records: Records) -> Section:
 
 
 def _agreement(records: Records) -> Section:
-    results = {each.runs[0].trial_id: (each.architecture, each.validation_mean) for each in records.trained}
     counts = {label: count for label, (_, count) in records.candidates.items()}
-    rows = agreements([found for _, found in records.groups], counts, list(results.values()))
+    rows = agreements([found for _, found in records.groups], counts)
     titles = (
-        "label", "candidates", "chosen by the searches", "agreement", "above chance (kappa, 1/K)", "Fleiss' kappa",
-        "entropy in nats", "chance agrees as much", "importance", "verdict",
+        "label", "candidates", "chosen by the searches", "agreement", "Fleiss' kappa", "entropy in nats",
+        "chance agrees as much", "verdict",
     )  # fmt: skip
-    table = Table("agreement", titles, [_label_row(row) for row in rows])
+    table = Table("agreement", titles, [
+        (
+            row.label, row.candidates, ", ".join(f"{name} ×{count}" for name, count in row.chosen), row.agreement,
+            row.fleiss_kappa, row.entropy, row.p_value, row.verdict,
+        )
+        for row in rows
+    ])  # fmt: skip
     lines = [
         f"{len(records.searches)} searches under {len(records.groups)} settings. Two searches are compared if they "
         "differ in the seed alone. A choice is determined by the data if seeds agree more often than chance "
         "would in 95 % of cases; it is arbitrary if they agree no more often than chance.",
-        f"Importance is the share of the spread of validation {records.metric} over {len(results)} trained networks "
-        "that a label explains (epsilon squared); it takes more networks than candidates. Networks that searches "
-        "found are much alike: random_baseline adds others.",
     ]
-    picture = Picture(
-        "agreement",
-        lambda: draw_agreement(rows, records.metric),
-        "Per choice: how often two seeds agree, and how much of the spread of results it explains.",
+    picture = Picture("agreement", lambda: draw_agreement(rows), "Per choice: how often two seeds agree.")
+    return Section("Stability of the search", lines, [picture], tables=[table, _settings_table(records)])
+
+
+def _importance(records: Records) -> Section:
+    # Networks of equal size share their random ones.
+    trained = {each.runs[0].trial_id: (each.architecture, each.validation_mean) for each in records.trained}
+    kinds = {"trained": list(trained.values()), "sampled from the supernet": records.sampled}
+    kinds = {f"{len(networks)} networks {kind}": networks for kind, networks in kinds.items() if networks}
+    shares = {
+        kind: {
+            label: importance([(choice_of(one, label), value) for one, value in networks]) for label in labels
+        }
+        for labels in [list(records.candidates)]
+        for kind, networks in kinds.items()
+    }
+    lines = [
+        f"The importance of a choice is the share of the spread of results that it alone explains (epsilon squared): "
+        f"of validation {records.metric} over the networks trained, and of what networks reach with the weights of a "
+        "supernet, without trainings of their own. It takes more networks than candidates. Networks that searches "
+        "found are much alike: random_baseline adds others. Sampled networks are those that a search has judged; one "
+        "without stages judges 64 random ones half-way."
+    ]
+    rows = [(label, *(by_label[label] for by_label in shares.values())) for label in records.candidates]
+    rows.sort(key=lambda row: -max((share for share in row[1:] if share is not None), default=-1))
+    ordered = {kind: {label: by_label[label] for label, *_ in rows} for kind, by_label in shares.items()}
+    words = "Per choice: how much of the spread of results it explains. White: sampled networks."
+    picture = Picture("importance", lambda: draw_importance(ordered), words)
+    table = Table("importance", ("label", *shares), rows)
+    return Section("Importance of the choices", lines, [picture], tables=[table])
+
+
+def _neighbours(records: Records) -> Section:
+    title, found = "Neighbours of the network", records.neighbours
+    if found is None:
+        return Section(
+            title, ["The export at the end of an experiment measures them, unless stability is none."]
+        )
+    sign = 1 if records.plan.settings.optimize_mode == "maximize" else -1
+    error, known = records.choice.standard_error, [each for each in found.found if each.value is not None]
+    near = [each for each in known if sign * (found.value - each.value) <= error]
+    how = (
+        "each trained from scratch with one seed"
+        if found.retrained
+        else "with its trained weights where they fit"
     )
-    return Section(
-        "Stability of the search", lines, pictures=[picture], tables=[table, _settings_table(records)]
-    )
+    lines = [
+        f"Networks that differ from {found.name} in a single choice, {how}; on {found.examples} examples of the "
+        f"validation part, where {found.name} itself reaches {number(found.value)}."
+    ]
+    if known:
+        by_label: dict[str, list[float]] = {}
+        for each in known:
+            by_label.setdefault(each.label, []).append(sign * (found.value - each.value))
+        steepest = max(by_label, key=lambda label: fmean(by_label[label]))
+        lines.append(
+            f"{len(near)} of {len(known)} are no further than one standard error ({error:.2g}) below it: the more, the "
+            f"flatter the structure lies. The choice that matters most here is {steepest}: its other candidates lose "
+            f"{fmean(by_label[steepest]):.2g} on average."
+        )
+    if left := len(found.found) - len(known):
+        lines.append(f"{left} more need weights that the network does not have; stability: full trains them.")
+    tips = {neighbour_gid(each): f"{neighbour_gid(each)}: {number(each.value)}" for each in known}
+    words = "Every neighbour that was measured; point at one to see its choice."
+    picture = Picture("neighbours", lambda: draw_neighbours(found, records.metric, error), words, tips)
+    rows = [
+        (
+            each.label,
+            each.choice,
+            each.parameters,
+            each.value,
+            None if each.value is None else each.value - found.value,
+        )
+        for each in found.found
+    ]
+    titles = ("label", "choice", "parameters", f"validation {records.metric}", "difference")
+    return Section(title, lines, [picture], tables=[Table("neighbours", titles, rows)])
 
 
 def _settings_table(records: Records) -> Table:
@@ -330,6 +399,7 @@ def _settings_table(records: Records) -> Table:
     lines = []
     for combination, found in records.groups:
         trained = [each for one in found if (each := by_network.get(canonical(one)))]
+        kept = [records.stability.get(each.runs[0].trial_id) for each in trained]
         of_group = [
             pairwise_agreement([[choice_of(one, label) for one in found]]) for label in records.candidates
         ]
@@ -337,13 +407,14 @@ def _settings_table(records: Records) -> Table:
             ", ".join(f"{name}={value}" for name, value in combination.items()) or "all alike",
             len(found),
             len({canonical(one) for one in found}),
-            _spread(each.validation_mean for each in trained),
-            _spread((each.price(records.priced) for each in trained), form),
+            spread_of(each.validation_mean for each in trained),
+            spread_of((each.price(records.priced) for each in trained), form),
             _mean(of_group),
+            disagreement([each.predictions for each in kept if each is not None]),
         ))  # fmt: skip
     titles = (
         "setting", "searches", "distinct networks", f"validation {records.metric} of their networks",
-        COSTS[records.priced], "agreement, mean over the labels",
+        COSTS[records.priced], "agreement, mean over the labels", "predictions of its networks disagree",
     )  # fmt: skip
     return Table("settings", titles, lines)
 
@@ -359,8 +430,8 @@ def _reproduction(records: Records) -> Section:
         busy = sum(t.end - t.start for t in records.trials if t.end and t.start)
         day = datetime.fromtimestamp(min(starts), timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
         lines.append(
-            f"Started {day}; {_minutes(max(ends) - min(starts))} from the first trial to the last, "
-            f"{_minutes(busy)} of all trials together."
+            f"Started {day}; {minutes(max(ends) - min(starts))} from the first trial to the last, "
+            f"{minutes(busy)} of all trials together."
         )
     installed = ", ".join(
         f"{name} {version(name)}" for name in ("nni", "torch", "torchvision", "pytorch-lightning", "numpy")
@@ -384,20 +455,13 @@ def _reproduction(records: Records) -> Section:
     return Section("How to make it again", lines, code=code, tables=tables)
 
 
-def _label_row(row: LabelAgreement) -> tuple[Any, ...]:
-    chosen = ", ".join(f"{name} ×{count}" for name, count in row.chosen)
-    return (
-        row.label, row.candidates, chosen, row.agreement, row.free_kappa, row.fleiss_kappa, row.entropy, row.p_value,
-        row.importance, row.verdict,
-    )  # fmt: skip
-
-
 def _mean(values: Any) -> float | None:
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
 
 
-def _spread(values: Any, form: str = "{:.4f}") -> str:
+def spread_of(values: Iterable[float], form: str = "{:.4f}") -> str:
+    """Mean and standard deviation of some values; a dash if there are none."""
     known = list(values)
     if not known:
         return "–"
@@ -405,5 +469,6 @@ def _spread(values: Any, form: str = "{:.4f}") -> str:
     return f"{mean} ± {form.format(stdev(known))}" if len(known) > 1 else mean
 
 
-def _minutes(seconds: float) -> str:
+def minutes(seconds: float) -> str:
+    """A duration, as ``3:07 min``."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"

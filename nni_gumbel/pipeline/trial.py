@@ -38,6 +38,7 @@ from nni_gumbel.pipeline.manager import Manager, plan_of
 from nni_gumbel.pipeline.records import Records
 from nni_gumbel.pipeline.rehearsal import EXAMPLES, BeforeTheSearch, rehearse
 from nni_gumbel.pipeline.reporting import Metrics, Progress, our_reports_only, validation_metric
+from nni_gumbel.pipeline.sampling import SampledNetworks
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import BUNDLE, RANDOM, SEARCH, TENSORBOARD, TRAIN, Task
 from nni_gumbel.results.bundle import load, write_bundle
@@ -45,7 +46,6 @@ from nni_gumbel.results.choice import EQUAL_SIZE
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.pruning import prune
 from nni_gumbel.results.space import SpaceReference, network_of, sample_of
-from nni_gumbel.results.stability import FILE as STABILITY
 from nni_gumbel.search.settings import SearchSettings
 from nni_gumbel.search.strategy import GumbelSearch
 from nni_gumbel.supernet.distribution import Distribution
@@ -80,7 +80,8 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
 
     rehearsal = BeforeTheSearch(evaluator, check)
     progress = Progress(settings.metric, output / TENSORBOARD, of_search=True)
-    evaluator.trainer.callbacks += [rehearsal, progress]
+    sampled = SampledNetworks(supernet, task.seed)
+    evaluator.trainer.callbacks += [rehearsal, progress, sampled]
     with our_reports_only(), resumable(evaluator, _checkpoints(task, output)):
         evaluator.evaluate(supernet)
         architecture = evaluator.module.export()
@@ -96,6 +97,7 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
                 **costs.used_by(architecture),
             )
         )
+        sampled.write(evaluator.module, output)
 
 
 def run_training(task: Task, command: TrialCommand, manager: Manager, output: Path) -> None:
@@ -214,7 +216,7 @@ def keep_stability(
     try:
         found = measure_stability_of(evaluator(), settings.metric, minimize, settings.stability, **where)
         if found is not None:
-            (output / STABILITY).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            found.write(output)
     # Whatever a person's network, data or evaluator raises: the network is reported.
     except Exception as error:
         logger.warning("the stability of the network is not known: %s", first_line(error), exc_info=error)

@@ -106,13 +106,14 @@ def write_page(folder: str | Path, title: str, sections: Sequence[Section], file
 
 
 def _section(folder: Path, section: Section) -> str:
-    parts = [f'<section id="{_anchor(section.title)}"><h2>{escape(section.title)}</h2>']
-    parts += [f"<p>{escape(line)}</p>" for line in section.lines]
-    parts += [_picture(folder, picture) for picture in section.pictures]
-    if section.code:
-        parts.append(f"<pre>{escape(section.code)}</pre>")
-    parts += [_table(folder, table) for table in section.tables]
-    return "\n".join([*parts, "</section>"])
+    return "\n".join([
+        f'<section id="{_anchor(section.title)}"><h2>{escape(section.title)}</h2>',
+        *(f"<p>{escape(line)}</p>" for line in section.lines),
+        *(_picture(folder, picture) for picture in section.pictures),
+        *([f"<pre>{escape(section.code)}</pre>"] if section.code else []),
+        *(_table(folder, table) for table in section.tables),
+        "</section>",
+    ])  # fmt: skip
 
 
 def _anchor(title: str) -> str:

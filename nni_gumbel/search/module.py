@@ -27,6 +27,7 @@ alone.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -232,7 +233,7 @@ class GumbelSearchModule(WrappingModule):
         if tournament is not None:
             tournament.enter(self._step)
             if tournament.judges(self._step):
-                self._judge(batch["val"], batch_idx)
+                tournament.judge(self.losses_of(tournament.judged(), batch["val"], batch_idx))
         elif not self._warms_up:
             self._structure_step(batch["val"], batch_idx)
         every = self.settings.log_prob_every_n_step
@@ -266,17 +267,22 @@ class GumbelSearchModule(WrappingModule):
         self._update.step(gradient, self._step, self.trainer)
         self.objective.follow(self.progress, 1 / self._total_steps)
 
-    def _judge(self, batch: Any, batch_idx: int) -> None:
-        """The losses of several networks on one batch, where the structure has its data."""
+    def losses_of(self, networks: Sequence[Sample], batch: Any, batch_idx: int) -> list[float]:
+        """The losses of single networks, with the weights of the supernet, on one batch.
+
+        Args:
+            networks: NNI samples that name every label.
+            batch: of the part that the structure learns from.
+            batch_idx: its number in the epoch.
+        """
         losses = []
         with torch.no_grad():
-            for network in self._tournament.judged():
+            for network in networks:
                 self.distribution.use_architecture(network)
                 losses.append(self._judged_loss(batch, batch_idx, "judgement"))
         self._checks.read()
         # Each process has batches of its own, and all decide the same.
-        means = mean_over_ranks(torch.stack(losses).float(), self.trainer)
-        self._tournament.judge(means.tolist())
+        return mean_over_ranks(torch.stack(losses).float(), self.trainer).tolist()
 
     def _draw(self) -> None:
         """Draw the joint sample of a step of all candidates, equally likely in a warm-up."""
@@ -317,6 +323,13 @@ class GumbelSearchModule(WrappingModule):
     def finalists(self) -> list[Sample]:
         """The networks that were trained alone, the best first."""
         return [] if self._tournament is None else self._tournament.finals.ranked()
+
+    @property
+    def judged(self) -> list[tuple[Sample, float]]:
+        """Networks that were judged in the stages, with shared weights, and what each reached relative to its stage."""
+        if self._tournament is None:
+            return []
+        return list(zip(self._tournament.population.judged, self._tournament.population.objectives))
 
     def export_probs(self) -> Sample:
         """Per label, the probability of each candidate, without noise."""

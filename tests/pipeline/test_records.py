@@ -7,6 +7,7 @@ import pytest
 
 import nni_gumbel
 from nni_gumbel.errors import UsageError
+from nni_gumbel.pipeline.compare import compare
 from nni_gumbel.pipeline.export import export_of
 from nni_gumbel.pipeline.plan import Plan
 from nni_gumbel.pipeline.records import Records
@@ -59,6 +60,12 @@ def test_an_id_that_is_also_a_folder_here_is_looked_up(tmp_path, monkeypatch):
         Records.of("EXP")
     with pytest.raises(UsageError, match="holds no db"):
         Records.of(tmp_path / "EXP")
+
+
+def test_an_experiment_is_not_compared_with_itself(database, tmp_path):
+    for experiments in ([tmp_path], [tmp_path, tmp_path]):
+        with pytest.raises(UsageError, match="are not several experiments"):
+            compare(experiments)
 
 
 @pytest.mark.parametrize("write", [export_of, report])

@@ -20,7 +20,7 @@ from nni_gumbel.pipeline.task import Task, Trial
 from nni_gumbel.results.bundle import FACTS, README, load, write_bundle
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference
-from nni_gumbel.results.stability import Stability, curve_of, read_stability
+from nni_gumbel.results.stability import Stability, curve_of
 
 COMMAND = TrialCommand("spaces_of_trials:Widths", data="npz:tiny.npz")
 # 64 n + n of the first layer, 2 n + 2 of the second.
@@ -127,7 +127,7 @@ def test_a_training_keeps_the_stability_of_its_network_after_its_report(folder, 
 
     monkeypatch.setattr(trial, "measure_stability_of", measured)
     output = train(folder, COMMAND, {"width": 1, "activation": "relu"}, {"stability": level})
-    found = read_stability(output / "stability.json")
+    found = Stability.read(output)
     # One of ten of the 40 training examples is for validation.
     assert found.metric == "acc" and found.examples == 4
     assert found.curves[0].values[0] == pytest.approx(reported["default"])
@@ -157,7 +157,7 @@ def test_without_stability_nothing_is_measured(folder, reported):
 def test_an_export_keeps_the_stability_of_the_exported_network_on_the_test_part(experiment, reported):
     manager, task, output = experiment
     run_export(task, COMMAND, manager, output)
-    found = read_stability(output / "stability.json")
+    found = Stability.read(output)
     assert found.examples == 20 and len(found.curves) == 4
 
 

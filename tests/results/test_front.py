@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nni_gumbel.results.choice import Network, TrainedRun, choose
-from nni_gumbel.results.front import front, front_figure, write_table
+from nni_gumbel.results.front import FrontOf, front, front_figure, fronts_figure, write_table
 
 MODES = st.sampled_from(["maximize", "minimize"])
 
@@ -167,6 +167,21 @@ def test_the_picture_is_of_what_the_experiment_prices(tmp_path):
     points = {line.get_gid(): list(line.get_xdata()) for line in axes.lines if line.get_gid()}
     assert points == {"network-1": [2.0], "network-2": [3.0]}
     assert [each.name for each in front(found, "maximize", "latency")] == ["network-1"]
+
+
+def test_the_fronts_of_experiments_are_told_apart_without_colour(tmp_path):
+    other = network("network-1", [0.99], 5000)
+    figure = fronts_figure(
+        [FrontOf("one (A)", FOUND, TWO), FrontOf("two (B)", [other], other)], "acc", "maximize"
+    )
+    (axes,) = figure.axes
+    assert legend_of(axes) == ["one (A)", "two (B)"]
+    fronts = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
+    assert list(fronts["one (A)"].get_xdata()) == [3000, 8000] and list(fronts["two (B)"].get_xdata()) == [
+        5000
+    ]
+    assert fronts["one (A)"].get_marker() != fronts["two (B)"].get_marker()
+    assert [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "*"] == [[3000], [5000]]
 
 
 def test_a_single_network_is_drawn_without_a_front(tmp_path):
