@@ -204,13 +204,17 @@ class MixedArguments(BaseSuperNetModule):
         if len(self._plans) >= _PLANS_KEPT:
             self._plans.clear()
         places: dict[Hashable, list[int]] = {}
+        groups: list[tuple[Sizes, list[int]]] = []
         sizes: dict[tuple[int, str, int], int] = {}
         for i, k in enumerate(positions):
             places.setdefault(self.keys[k], []).append(i)
             for place, (name, read) in enumerate(self._features[k].inputs):
                 for dim, size in read:
                     sizes[place, name, dim] = max(size, sizes.get((place, name, dim), 0))
-        groups = [(Sizes(self.variants, [positions[i] for i in own], device), own) for own in places.values()]
+        for own in places.values():
+            one = Sizes(self.variants, [positions[i] for i in own], device)
+            alone = own if one.largest is None else []
+            groups += [(Sizes(self.variants, [positions[i]], device), [i]) for i in alone] or [(one, own)]
         self._plans[positions, device] = groups, [(*key, size) for key, size in sizes.items()]
         return self._plans[positions, device]
 
