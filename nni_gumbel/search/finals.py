@@ -74,13 +74,9 @@ class Finals(Resumable):
         self._losses.append(loss)
 
     def end(self, objective: Callable[[float, Mapping[str, Any]], float]) -> bool:
-        """Take what the current network has reached into account.
+        """Take what the current network has reached into account; whether no network before has reached as much.
 
-        Args:
-            objective: of a mean loss and a network.
-
-        Returns:
-            Whether no network before has reached as much.
+        ``objective`` is that of a mean loss and a network.
         """
         losses, self._losses = self._losses, []
         if not losses:

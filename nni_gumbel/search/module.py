@@ -1,24 +1,14 @@
 """The Lightning module of a search: what the structure does in front of every weight step.
 
 The *weight step* is Lightning's own, as in a plain training of the evaluator: it trains the weights on a training
-batch, under a joint sample of all choices. What the structure learns stands in front of it, in ``training_step``:
+batch, under a joint sample of all choices. In front of it, in ``training_step``, stands what the structure learns from
+a *validation* batch, with dropout off:
 
-* a *structure step* draws a joint sample, measures the evaluator's loss on a *validation* batch, with dropout off, adds
-  what the structure costs and how undecided it is, and takes the gradient in the logits;
-* a *judgement* measures the losses of single networks.
-
-By default a search has a course (:mod:`~nni_gumbel.search.course`):
-
-1. In a stage the weights are trained for single networks, drawn from the distribution, one a step. Towards its end
-   several of them are judged. The logits follow, and the temperature falls from one stage to the next
-   (:mod:`~nni_gumbel.search.population`).
-2. A finalist is a network that is trained alone, from the weights that the search began with
-   (:mod:`~nni_gumbel.search.restart`), and judged at the end of its training. Which network comes next, and which one
-   is found, follows from all that was judged (:mod:`~nni_gumbel.search.finals`). The search ends with its weights.
-
-:mod:`~nni_gumbel.search.tournament` knows where in its course a search is. With ``stages: 0`` there is no course: every
-weight step after the warm-up has a structure step in front of it, and temperature and entropy weight follow the
-progress of the search, step by step.
+* a *judgement* measures the losses of single networks, in the stages and finalists of the default course, which
+  :mod:`~nni_gumbel.search.tournament` follows; the joint sample is a single network, too;
+* with ``stages: 0`` a *structure step* draws a joint sample, measures the evaluator's loss, adds what the structure
+  costs and how undecided it is, and moves the logits along the gradient. Temperature and entropy weight follow the
+  progress of the search, step by step.
 
 The noise-free mixture is validated; in a stage the most probable network, and behind the stages the one that is trained
 alone.
@@ -69,7 +59,7 @@ class GumbelSearchModule(WrappingModule):
         distribution: the logits of the supernet's choices.
         costs: of the structure; completed with the first batch.
         settings: how to search.
-        penalty: a further term of the structure's loss, in NNI's form.
+        penalty: a further term of the structure's loss.
 
     Raises:
         UsageError: the estimator is not derived for a choice of the space, or the evaluator's module draws batches or
@@ -138,19 +128,16 @@ class GumbelSearchModule(WrappingModule):
                 self, self.objective, settings, warm_up, self._total_steps - warm_up
             )
         if self._loaded is not None:  # now that the logits are on their device
-            self._go_on(self._loaded)
+            self._update.optimizer.load_state_dict(self._loaded["update"])
+            saved = self._loaded["tournament"]
+            if (saved is None) != (self._tournament is None):
+                raise UsageError(
+                    f"stages: the checkpoint is of a search {'without' if saved is None else 'with'} stages, this one "
+                    f"has {settings.stages}; give it the settings of the checkpoint, or start anew without it"
+                )
+            if saved is not None:
+                self._tournament.load_state_dict(saved)
         super().on_train_start()
-
-    def _go_on(self, state: dict[str, Any]) -> None:
-        self._update.optimizer.load_state_dict(state["update"])
-        saved = state["tournament"]
-        if (saved is None) != (self._tournament is None):
-            raise UsageError(
-                f"stages: the checkpoint is of a search {'without' if saved is None else 'with'} stages, this one has "
-                f"{self.settings.stages}; give it the settings of the checkpoint, or start anew without it"
-            )
-        if saved is not None:
-            self._tournament.load_state_dict(saved)
 
     def on_train_epoch_start(self) -> None:
         if self._loaded is not None:
@@ -160,7 +147,7 @@ class GumbelSearchModule(WrappingModule):
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         if self._tournament is not None and not self._warms_up:
             self._tournament.advance(self._step)
-        super().on_train_batch_end(outputs, batch, *args, **kwargs)
+        self.training_module.on_train_batch_end(outputs, batch["train"], *args, **kwargs)
 
     def on_after_backward(self) -> None:
         self._checks.read()
@@ -168,7 +155,7 @@ class GumbelSearchModule(WrappingModule):
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         if self._tournament is None:  # which sees to the schedules of its trainings
-            super().lr_scheduler_step(scheduler, metric)
+            self.training_module.lr_scheduler_step(scheduler, metric)
 
     def on_validation_epoch_start(self) -> None:
         if self._tournament is None or self._warms_up:
@@ -176,7 +163,7 @@ class GumbelSearchModule(WrappingModule):
                 self.distribution.use_probabilities()
         else:
             self.distribution.use_architecture(self._tournament.likely)
-        super().on_validation_epoch_start()
+        self.training_module.on_validation_epoch_start()
 
     def on_train_epoch_end(self) -> None:
         of_penalty = {f"penalty/{name}": value for name, value in self.objective.details.items()}
@@ -202,12 +189,12 @@ class GumbelSearchModule(WrappingModule):
             "randomness": of_all_ranks(random_state(self.trainer.train_dataloader), self.trainer),
             "tournament": None if self._tournament is None else self._tournament.state_dict(),
         }
-        super().on_save_checkpoint(checkpoint)
+        self.training_module.on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._loaded = checkpoint["gumbel_search"]
         self.objective.load_state_dict(self._loaded["objective"])  # of a search that is over, too
-        super().on_load_checkpoint(checkpoint)
+        self.training_module.on_load_checkpoint(checkpoint)
 
     # -- the steps -----------------------------------------------------------------------------
 
@@ -302,11 +289,7 @@ class GumbelSearchModule(WrappingModule):
     # -- what is reported ----------------------------------------------------------------------
 
     def structure_summary(self) -> dict[str, float]:
-        """The state of the structure in numbers, without sampling noise.
-
-        ``temperature``, and those of :meth:`StructureObjective.summary
-        <nni_gumbel.search.objective.StructureObjective.summary>`.
-        """
+        """The state of the structure in numbers, without sampling noise: ``objective.summary``, and the temperature."""
         return {"temperature": self.temperature, **self.objective.summary(self.export())}
 
     def export(self) -> Sample:
@@ -320,13 +303,12 @@ class GumbelSearchModule(WrappingModule):
 
     def export_probs(self) -> Sample:
         """Per label, the probability of each candidate, without noise."""
-        variables = self.distribution.variables
         with torch.no_grad():
-            probabilities = self.distribution.probs()
             # On a GPU every read waits for it: all labels are read together.
-            values = iter(torch.cat([*probabilities.values()]).tolist())
+            values = iter(torch.cat([*self.distribution.probs().values()]).tolist())
+        variables = self.distribution.variables.items()
         return {
-            label: {str(value): next(values) for value in variables[label].values} for label in probabilities
+            label: {str(value): next(values) for value in variable.values} for label, variable in variables
         }
 
 

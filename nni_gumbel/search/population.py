@@ -64,11 +64,7 @@ class Population(Resumable):
         self._turn = 0
 
     def begin(self, temperature: float) -> None:
-        """Draw the networks of the next stage; the first one is the most probable.
-
-        Args:
-            temperature: > 0, relative to the spread of the objectives.
-        """
+        """Draw the networks of the next stage, at a temperature > 0; the first one is the most probable."""
         logits = self._logits(temperature)
         self._set(logits)
         self.networks = [plain(self._likeliest())]
@@ -96,11 +92,7 @@ class Population(Resumable):
         self._turn += len(losses)
 
     def end(self, objective: Callable[[float, Mapping[str, Any]], float]) -> None:
-        """End the stage.
-
-        Args:
-            objective: of a mean loss and a network.
-        """
+        """End the stage; ``objective`` is that of a mean loss and a network."""
         totals, counts = np.zeros(len(self.networks)), np.zeros(len(self.networks), dtype=int)
         for indices, losses in self._losses:
             totals[indices] += np.array(losses) - np.mean(losses)

@@ -34,7 +34,7 @@ from nni_gumbel.errors import UsageError
 class Resumable:
     """What goes on from a checkpoint: ``_kept`` names the attributes that a resumed search must know.
 
-    They are resumable themselves, or lists and dicts of plain values and tensors, which are never changed in place.
+    They are resumable themselves, or lists and dicts of plain values and of tensors that nothing changes in place.
     """
 
     _kept: ClassVar[tuple[str, ...]]
@@ -73,11 +73,7 @@ def _copied(value: Any) -> Any:
 
 
 def random_state(loaders: Any) -> dict[str, Any]:
-    """The state of every generator: Python's, NumPy's, torch's on each device, and those of the loaders.
-
-    Args:
-        loaders: a loader, or loaders in nested lists and dicts.
-    """
+    """The state of every generator: Python's, NumPy's, torch's on each device, and those of (nested) loaders."""
     name, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -116,14 +112,9 @@ def unchanged_randomness(loaders: Any = None) -> Iterator[None]:
 
 
 def continue_randomness(trainer: Trainer, states: list[dict[str, Any]]) -> None:
-    """At the start of an epoch, draw from here on what the search that saved the states drew next.
+    """At the start of an epoch, draw from here on what the search drew that saved these states at the end of the last.
 
-    Args:
-        trainer: about to begin the epoch after the one at whose end the states were saved.
-        states: one for each process.
-
-    Raises:
-        UsageError: another number of processes saved them.
+    There is a state for each process; another number of processes is refused.
     """
     if len(states) != trainer.world_size:
         raise UsageError(
@@ -161,12 +152,7 @@ def _distributed_samplers(loaders: Any) -> list[DistributedSampler]:
 
 
 def prepare_ddp(search: LightningModule, trainer: Trainer) -> None:
-    """Tell DDP, before it wraps the module, to leave the logits out and to expect candidates that did not run.
-
-    Args:
-        search: the module to be wrapped, with a child ``distribution`` that holds the logits.
-        trainer: with any strategy; only ``ddp`` is touched.
-    """
+    """Tell DDP, before it wraps the module, to leave the logits out and to expect candidates that did not run."""
     if isinstance(trainer.strategy, DDPStrategy):
         search._ddp_params_and_buffers_to_ignore = [
             f"distribution.{name}" for name, _ in search.distribution.named_parameters()
@@ -198,18 +184,11 @@ def of_all_ranks(value: object, trainer: Trainer) -> list:
 
 
 def checkpoints_of(trainer: Trainer, resumed_from: str | None) -> dict[str, Any]:
-    """A state that leads to the last checkpoint of a search, now and if the search is killed later.
-
-    The state of a search is in the checkpoints that a ``ModelCheckpoint`` callback writes; where they are is all that
-    NNI's experiment keeps.
-
-    Args:
-        trainer: of the search; not started, running or done.
-        resumed_from: the checkpoint that the search itself goes on from.
+    """Where the last checkpoint of a search is, or will be if it is killed later: all that NNI's experiment keeps.
 
     Returns:
-        ``ckpt_path``, the last checkpoint so far. Before the first one is written also ``folder``, where it will be,
-        and ``older``, the names of the files that are there already. Empty without a callback.
+        ``ckpt_path``, the last checkpoint so far; of a search that has written none the one that it goes on from. Then
+        also ``folder``, where its ``ModelCheckpoint`` will write, and ``older``, the names of the files that are there.
     """
     callback = trainer.checkpoint_callback
     path = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
@@ -223,7 +202,7 @@ def checkpoints_of(trainer: Trainer, resumed_from: str | None) -> dict[str, Any]
 
 
 def last_checkpoint(state: Mapping[str, Any]) -> str | None:
-    """The newest checkpoint that a state leads to; ``None`` if it leads to none."""
+    """The newest checkpoint that a state from :func:`checkpoints_of` leads to, if there is one."""
     files = Path(state["folder"]).glob("*.ckpt") if "folder" in state else ()
     new = [file for file in files if file.name not in state["older"]]
     if new:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import nni.nas.strategy  # noqa: F401  (first of all of NNI: see nni_gumbel.supernet)
@@ -56,15 +56,7 @@ class GumbelSearch(DARTS):
             see :func:`~nni_gumbel.search.nni_arguments.settings_of`.
 
     Raises:
-        UsageError: an argument is unknown or out of its range, or the space has a choice that cannot be relaxed.
-
-    Example:
-        >>> from nni.nas.experiment import NasExperiment
-        >>> experiment = NasExperiment(MySpace(), evaluator, GumbelSearch(temperature=(1.0, 0.33)))
-        >>> experiment.run()
-        True
-        >>> samples = experiment.export_top_models(top_k=2, formatter="dict")
-        >>> experiment.stop()
+        UsageError: an argument is unknown or out of its range.
     """
 
     def __init__(
@@ -92,7 +84,7 @@ class GumbelSearch(DARTS):
             log_prob_every_n_step=self.settings.log_prob_every_n_step,
             warmup_epochs=self.settings.warmup_epochs,
         )
-        self._distribution: Distribution | None = None
+        self._distribution: Distribution | None = None  # until `mutate_model`, as the next two
         self._costs: SearchCosts | None = None
         self._penalty: Penalty | None = None
 
@@ -117,8 +109,8 @@ class GumbelSearch(DARTS):
                 f"space: {type(model).__name__} is no ModelSpace; let its class inherit nni.nas.nn.pytorch.ModelSpace"
             )
         of_the_space = model.extra_oneshot_hooks(self) if hasattr(model, "extra_oneshot_hooks") else []
-        hooks = _hooks_for_us([*self.extra_mutation_hooks, *of_the_space])
-        self._distribution = relax(model, hooks)
+        hooks = [hook for hook in (*self.extra_mutation_hooks, *of_the_space) if not _is_of_nni(hook)]
+        self._distribution = relax(model, [*map(_explained, hooks)])
         self._costs = SearchCosts(
             model, self._distribution, self.settings, self._own_cost, self._latency_table
         )
@@ -136,22 +128,17 @@ class GumbelSearch(DARTS):
         return model
 
     def configure_oneshot_module(self, training_module: LightningModule) -> GumbelSearchModule:
-        return GumbelSearchModule(
-            training_module, self.distribution, self._costs, self.settings, self._penalty
-        )
+        parts = self.distribution, self._costs, self.settings, self._penalty
+        return GumbelSearchModule(training_module, *parts)
 
     def mutate_evaluator(self, evaluator: Lightning) -> Lightning:
         """Wrap the evaluator for the search; see :func:`~nni_gumbel.search.data.take_over`."""
-        return take_over(evaluator, self.configure_oneshot_module, self.settings)
+        return take_over(evaluator, self.configure_oneshot_module, self.settings.validation_fraction)
 
     # -- resuming --------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """From where the search can be resumed: the checkpoints of the evaluator's ``ModelCheckpoint`` callback.
-
-        NNI saves this before the search and when it is stopped. A search that is killed cannot say which checkpoint
-        was its last; the state from before it names the folder where that one is.
-        """
+        """From where the search can be resumed; NNI saves it before the search and when it is stopped."""
         if self._mutated_model_space is None:
             return {}
         evaluator = self._mutated_model_space.evaluator
@@ -176,12 +163,11 @@ class GumbelSearch(DARTS):
     # -- after it --------------------------------------------------------------------------------
 
     def list_models(self, sort: bool = True, limit: int | None = 1) -> Iterator[RawFormatModelSpace]:
-        """Distinct networks within the budgets: first those that were trained alone, the best of them first.
+        """Distinct networks within the budgets: those that were trained alone, or else the one that is found, first.
 
-        The first of all is the one that the search returns. All others follow in the order of their probability.
-
-        Networks that differ in labels alone that they do not use are the same network. Each is found when it is
-        asked for, so ``limit=None`` is an iterator over the whole space.
+        The best is the first of them, and all others follow in the order of their probability. Networks that differ in
+        labels alone that they do not use are the same network. Each is found when it is asked for, so ``limit=None``
+        is an iterator over the whole space.
 
         Args:
             sort: has no effect: the best are always first.
@@ -193,19 +179,12 @@ class GumbelSearch(DARTS):
         """
         if limit is not None and limit < 1:
             raise UsageError(f"limit: {limit} is no number of networks; give at least 1, or None for all")
-        networks = _Networks(self.supernet, self.model_space.evaluator)
-        for sample in islice(self._ranked(), limit):
+        networks, module = _Networks(self.supernet, self.model_space.evaluator), self.oneshot_module
+        first = module.finalists() or [module.export()]
+        ranked = ranked_within(self.supernet, self.distribution, self._costs.limits)
+        others = (sample for sample, _ in ranked if sample not in first)
+        for sample in islice(chain(first, others), limit):
             yield networks.freeze(sample)
-
-    def _ranked(self) -> Iterator[dict[str, Any]]:
-        module = self._mutated_model_space.evaluator.module
-        first = module.finalists()
-        if not first and self._costs.limits:
-            first = [module.export()]
-        yield from map(dict, first)
-        for sample, _ in ranked_within(self.supernet, self.distribution, self._costs.limits):
-            if sample not in first:
-                yield sample
 
 
 class _Networks(RawFormatModelSpace):
@@ -216,16 +195,9 @@ class _Networks(RawFormatModelSpace):
         return copied(super().executable_model())
 
 
-def _hooks_for_us(hooks: list[MutationHook]) -> list[MutationHook]:
-    """Without NNI's own hooks, which build on the internals of NNI's DARTS: every module that they know has ours."""
-    ours = []
-    for hook in hooks:
-        owner = getattr(hook, "__self__", hook)
-        if getattr(owner, "__module__", "").split(".")[0] == "nni":
-            _logger.info("NNI's mutation hook of %s is left out: this search has one of its own", owner)
-        else:
-            ours.append(_explained(hook))
-    return ours
+def _is_of_nni(hook: MutationHook) -> bool:
+    """Whether a hook builds on the internals of NNI's DARTS: every module that it knows has a hook of ours."""
+    return getattr(getattr(hook, "__self__", hook), "__module__", "").split(".")[0] == "nni"
 
 
 def _explained(hook: MutationHook) -> MutationHook:

@@ -35,8 +35,6 @@ class Tournament(Resumable):
 
     Attributes:
         found: the network found, the labels that it uses; ``None`` before it is.
-        population: the networks that are trained with shared weights.
-        finals: the networks that are trained alone.
     """
 
     _kept = ("_described", "_at", "found", "_likeliest", "population", "finals", "_trainings")
@@ -118,11 +116,7 @@ class Tournament(Resumable):
             self._trainings.put_back()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`.
-
-        Raises:
-            UsageError: it is of a search with another course.
-        """
+        """Go on from :meth:`state_dict`; that of a search with another course is refused."""
         if state["_described"] != self._described:
             given, own = _in_words(state["_described"]), _in_words(self._described)
             raise UsageError(
