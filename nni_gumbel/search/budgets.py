@@ -41,7 +41,6 @@ from torch import Tensor
 
 from nni_gumbel.complexity.budget import Limit, best_within, ranked_within
 from nni_gumbel.complexity.table import ExpectedSum, cost_of
-from nni_gumbel.errors import UsageError
 from nni_gumbel.search.state import Resumable
 from nni_gumbel.supernet.distribution import Distribution
 
@@ -95,25 +94,6 @@ class Multipliers(Resumable):
                 if g > _TOLERANCE and g > _ENOUGH_PROGRESS * self._violations[name]:
                     self.stiffness[name] *= 2
             self._violations = {name: max(g, 0.0) for name, g in violations.items()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`; that of a search with other budgets is refused."""
-        saved = state["weights"]
-        if saved.keys() != self.weights.keys():
-            differing = sorted((saved.keys() ^ self.weights.keys()) - {SLACK})
-            raise UsageError(
-                f"{', '.join(differing) or 'cost_weight'}: the checkpoint is of a search with {_in_words(saved)}, this "
-                f"one has {_in_words(self.weights)}; give it the settings of the checkpoint, or start anew without it"
-            )
-        super().load_state_dict(state)
-
-
-def _in_words(weights: Mapping[str, float]) -> str:
-    """The budgets that constraints are of, and whether they are to be spent."""
-    budgets = [name for name in weights if name != SLACK]
-    if not budgets:
-        return "no budget"
-    return f"{' and '.join(budgets)} {'without' if SLACK in weights else 'beside'} a cost weight or penalty"
 
 
 class Commitment(Resumable):

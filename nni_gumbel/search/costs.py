@@ -40,19 +40,15 @@ class SearchCosts(Resumable):
     Args:
         space: the supernet.
         distribution: of its networks.
-        settings: say what is priced and what is limited.
+        settings: say what is priced and what is limited; a limit on parameters that no network meets is refused.
         own: a person's cost, priced in the place of the setting `cost`.
         latency_table: times of candidates; without one they are measured when they are needed.
 
     Attributes:
-        space: as given.
         by_word: the costs that are known; `params` always is.
         latency_table: the one given, and what was measured beside it.
         priced: the word of the cost that `cost_weight` weighs.
         budgets: the settings that are budgets here, with their values.
-
-    Raises:
-        UsageError: no network has as few parameters as it may, or the function is no cost.
     """
 
     def __init__(

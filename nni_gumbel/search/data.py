@@ -53,8 +53,7 @@ def take_over(
         A new evaluator with the same Trainer and ``fit_kwargs``.
 
     Raises:
-        UsageError: it is no Lightning evaluator, has choices of its own, has no training data, or its Trainer
-            replaces BatchNorms.
+        UsageError: a search cannot use the evaluator.
     """
     if not isinstance(evaluator, Lightning):
         raise UsageError(
@@ -122,18 +121,11 @@ def _first(loaders: Any) -> Any:
 
 
 def split_training_data(loader: Any, fraction: float) -> tuple[DataLoader, DataLoader, DataLoader]:
-    """Split the data of a loader at random, always in the same way.
-
-    Args:
-        loader: over a data set that has a length.
-        fraction: of the examples that become validation data, in (0, 1).
+    """Split the data of a loader at random, always in the same way; a loader that cannot be split is refused.
 
     Returns:
-        Loaders like the given one: of the rest for the weights, of the validation part for the structure
-        (in the training's order or shuffled), and of that part in a fixed order for the validation.
-
-    Raises:
-        UsageError: the loader cannot be split.
+        Loaders like the given one: of what is not validation data for the weights, of the validation part for the
+        structure (in the training's order or shuffled), and of that part in a fixed order for the validation.
     """
     remedy = "give the evaluator validation data (val_dataloaders)"
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):

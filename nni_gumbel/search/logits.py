@@ -27,10 +27,8 @@ class LogitsUpdate:
     The objective is scaled as the losses of the weights are: in fp16 much, for gradients would vanish. Where it
     overflows, so will the loss of the weights, which lowers the scale: the step is left out.
 
-    Args:
-        logits: per label, float32.
+    Attributes:
         optimizer: of the logits; its state is what a resumed search must know.
-        checks: of the search.
     """
 
     def __init__(

@@ -48,6 +48,8 @@ from nni_gumbel.supernet.distribution import Distribution
 
 # A search has decided if what it chose has at least this mean probability.
 _DECIDED = 0.95
+# What a search that is resumed must have as the one that it goes on from.
+_FIXED = ("stages", "finalists", "max_params", "max_flops", "max_latency_ms", "cost_weight")
 _logger = logging.getLogger(__name__)
 
 
@@ -77,6 +79,7 @@ class GumbelSearchModule(WrappingModule):
         super().__init__(training_module, settings.gradient_clip_val)
         check_estimator(distribution, settings)
         self.distribution, self.costs, self.settings = distribution, costs, settings
+        self._fixed = {**{name: getattr(settings, name) for name in _FIXED}, "penalty": penalty is not None}
         self.objective = StructureObjective(distribution, costs, settings, penalty)
         self._checks = FiniteChecks()
         self._update = LogitsUpdate(distribution.logits, self._logits_optimizer(), self._checks)
@@ -129,14 +132,9 @@ class GumbelSearchModule(WrappingModule):
             )
         if self._loaded is not None:  # now that the logits are on their device
             self._update.optimizer.load_state_dict(self._loaded["update"])
-            saved = self._loaded["tournament"]
-            if (saved is None) != (self._tournament is None):
-                raise UsageError(
-                    f"stages: the checkpoint is of a search {'without' if saved is None else 'with'} stages, this one "
-                    f"has {settings.stages}; give it the settings of the checkpoint, or start anew without it"
-                )
-            if saved is not None:
-                self._tournament.load_state_dict(saved)
+            if self._tournament is not None:
+                _check_same("max_epochs, max_steps", self._loaded["steps"], self._total_steps)
+                self._tournament.load_state_dict(self._loaded["tournament"])
         super().on_train_start()
 
     def on_train_epoch_start(self) -> None:
@@ -188,11 +186,15 @@ class GumbelSearchModule(WrappingModule):
             "objective": self.objective.state_dict(),
             "randomness": of_all_ranks(random_state(self.trainer.train_dataloader), self.trainer),
             "tournament": None if self._tournament is None else self._tournament.state_dict(),
+            "fixed": self._fixed,
+            "steps": self._total_steps,
         }
         self.training_module.on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._loaded = checkpoint["gumbel_search"]
+        for name, value in self._fixed.items():
+            _check_same(name, self._loaded["fixed"][name], value)
         self.objective.load_state_dict(self._loaded["objective"])  # of a search that is over, too
         self.training_module.on_load_checkpoint(checkpoint)
 
@@ -310,6 +312,14 @@ class GumbelSearchModule(WrappingModule):
         return {
             label: {str(value): next(values) for value in variable.values} for label, variable in variables
         }
+
+
+def _check_same(name: str, saved: Any, own: Any) -> None:
+    if saved != own:
+        raise UsageError(
+            f"{name}: the checkpoint is of a search with {saved}, this one has {own}; give it the settings of the "
+            "checkpoint, or start anew without it"
+        )
 
 
 def check_estimator(distribution: Distribution, settings: SearchSettings) -> None:

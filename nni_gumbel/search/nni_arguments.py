@@ -22,8 +22,7 @@ from torch import Tensor
 
 from nni_gumbel.complexity.expression import expectation_of
 from nni_gumbel.complexity.table import ExpectedSum
-from nni_gumbel.errors import UsageError, nearest
-from nni_gumbel.search.settings import SearchSettings
+from nni_gumbel.errors import UsageError
 
 _TEMPERATURE_SETTINGS = ("temperature_start", "temperature_end", "temperature_schedule")
 _PENALTY_WORDS = {
@@ -41,13 +40,8 @@ def settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
             ``arc_learning_rate``, ``log_prob_every_n_step``, ``warmup_epochs``.
 
     Raises:
-        UsageError: a name is unknown, or ``temperature`` is none of these or given together with a setting that
-            says the same.
+        UsageError: ``temperature`` is none of these, or given together with a setting that says the same.
     """
-    known = [*SearchSettings.model_fields, "temperature", "penalty", "mutation_hooks"]
-    for name in arguments:
-        if name not in known:
-            raise UsageError(f"{name}: there is no such setting{nearest(name, known)}")
     settings = dict(arguments)
     if "gradient_clip_val" in settings and settings["gradient_clip_val"] is None:
         settings["gradient_clip_val"] = 0.0

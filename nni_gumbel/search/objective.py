@@ -47,12 +47,6 @@ class StructureObjective(Resumable):
     the search would return. The objective has the further term ``lambda_H(t) (4 t - 3) distance(q, z)`` of
     the same module, and 0.95 becomes ``min(0.95, cost(z) / budget)``.
 
-    Args:
-        distribution: of the structure.
-        costs: of the structure; completed by :meth:`prepare`.
-        settings: of the search; a prior that does not fit the space or the cost is refused.
-        penalty: NNI's, if one was given.
-
     Attributes:
         multipliers: of the budgets.
         details: the latest numbers of the penalty, by NNI's names.
@@ -180,15 +174,10 @@ class StructureObjective(Resumable):
     def summary(self, chosen: Sample) -> dict[str, float]:
         """The state of the structure in numbers; without sampling noise.
 
-        Args:
-            chosen: the network found, from :meth:`best`.
-
-        Returns:
-            ``entropy`` (mean over labels, 1 is uniform); ``expected_params``, and the same of every other cost that is
-            priced or limited; ``max_probability`` (mean over labels of the largest probability);
-            ``chosen_probability`` (mean of the probabilities of what the network has chosen, over the labels that it
-            uses). With budgets their multipliers, ``budget_weight/…``; with a cost of one's own ``chosen_cost``,
-            that network's.
+        ``entropy`` (mean over labels, 1 is uniform); ``expected_params``, and the same of every other cost that is
+        priced or limited; ``max_probability`` (mean over labels of the largest probability); ``chosen_probability``
+        (mean of the probabilities of what the network found has chosen, over the labels that it uses). With budgets
+        their multipliers, ``budget_weight/…``; with a cost of one's own ``chosen_cost``, that network's.
         """
         laws, logits = self._distribution.laws, self._distribution.logits
         with torch.no_grad():

@@ -30,7 +30,6 @@ Schedule = Literal["constant", "linear", "exponential", "cosine"]
 # Those of relaxation.estimators, and the noise-free probabilities themselves.
 Estimator = Literal["soft", "straight-through", "straight-through-gumbel", "probabilities"]
 ESTIMATORS = get_args(Estimator)
-BUDGETS = ("max_params", "max_flops", "max_latency_ms")
 PRIORS = ("uniform", "cost")
 _ENDS = ("temperature_start", "temperature_end")
 
@@ -140,10 +139,8 @@ class SearchSettings(Settings):
         "none", "known method that fills in its values where you give none", basic=True, coupled="preset"
     )
     estimator: Estimator = setting(
-        "soft",
-        "how a sample is drawn and its gradient taken; `probabilities` is without noise",
-        coupled="preset",
-    )
+        "soft", "how a sample is drawn and its gradient taken; `probabilities` is without noise", coupled="preset",
+    )  # fmt: skip
     stages: int = setting(
         5, "stages of a training of drawn networks with shared weights; behind each they are judged; 0, without "
         "`finalists`: the logits follow their gradient at every step", ge=0, coupled="preset course",
@@ -166,12 +163,8 @@ class SearchSettings(Settings):
         "exponential", "how the temperature falls, step by step", coupled="preset temperature"
     )
     warmup_epochs: int = setting(
-        0,
-        "first epochs in which only weights learn, candidates equally likely",
-        ge=0,
-        basic=True,
-        coupled="epochs",
-    )
+        0, "first epochs in which only weights learn, candidates equally likely", ge=0, basic=True, coupled="epochs",
+    )  # fmt: skip
     arc_learning_rate: float = setting(0.05, "learning rate of the logits (Adam)", gt=0)
     cost: Literal["params", "flops", "latency"] = setting(
         "params", "what `cost_weight` prices: parameters, multiply-adds, or milliseconds of a table",
@@ -246,17 +239,14 @@ class SearchSettings(Settings):
 def without_effect(settings: SearchSettings, own_cost: bool) -> list[str]:
     """One line for each setting that is given and plays no part, for its weight is 0.
 
-    Args:
-        settings: of a search.
-        own_cost: whether a person's own cost stands in the place of the setting `cost`.
+    ``own_cost`` says whether a person's own cost stands in the place of the setting `cost`.
     """
     lines = []
     by_prior = settings.prior == "cost" and settings.kl_weight
     if (own_cost or settings.cost != "params") and not settings.cost_weight and not by_prior:
         what = "the function" if own_cost else repr(settings.cost)
         lines.append(
-            f"cost: {what} has no effect on the search, for cost_weight is 0; give one above 0, or leave cost "
-            "out"
+            f"cost: {what} has no effect on the search, for cost_weight is 0; give one above 0, or leave cost out"
         )
     if settings.prior != "uniform" and not settings.kl_weight:
         what = repr(settings.prior) if settings.prior in PRIORS else "that by label"

@@ -1,4 +1,4 @@
-"""The state of a search beside its weights: random numbers, processes, and the checkpoint that it goes on from.
+"""The state of a search beside its weights: random numbers, processes, and what goes into a checkpoint.
 
 A search draws from the global generators (samples, dropout, the seeds of shuffles) and from the generators of its own
 that a loader may have: all of them together are the random state. What is saved is made of plain numbers and tensors,
@@ -15,7 +15,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -131,15 +130,12 @@ def continue_randomness(trainer: Trainer, states: list[dict[str, Any]]) -> None:
 
 def _generators(loaders: Any) -> list[torch.Generator]:
     """The loaders' own generators, each once, in the order of the loaders."""
-    found: list[torch.Generator] = []
+    found = []
     for loader in tree_leaves(loaders):
         batch_sampler = getattr(loader, "batch_sampler", None)
         samplers = (getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
-        for owner in (loader, *samplers):
-            generator = getattr(owner, "generator", None)
-            if isinstance(generator, torch.Generator) and generator not in found:
-                found.append(generator)
-    return found
+        found += [getattr(owner, "generator", None) for owner in (loader, *samplers)]
+    return list(dict.fromkeys(one for one in found if isinstance(one, torch.Generator)))
 
 
 def _distributed_samplers(loaders: Any) -> list[DistributedSampler]:
@@ -178,33 +174,3 @@ def of_all_ranks(value: object, trainer: Trainer) -> list:
     values: list = [None] * trainer.world_size
     torch.distributed.all_gather_object(values, value)
     return values
-
-
-# -- checkpoints -----------------------------------------------------------------------------------
-
-
-def checkpoints_of(trainer: Trainer, resumed_from: str | None) -> dict[str, Any]:
-    """Where the last checkpoint of a search is, or will be if it is killed later: all that NNI's experiment keeps.
-
-    Returns:
-        ``ckpt_path``, the last checkpoint so far; of a search that has written none the one that it goes on from. Then
-        also ``folder``, where its ``ModelCheckpoint`` will write, and ``older``, the names of the files that are there.
-    """
-    callback = trainer.checkpoint_callback
-    path = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
-    if path:
-        return {"ckpt_path": path}
-    state = {"ckpt_path": resumed_from} if resumed_from else {}
-    folder = getattr(callback, "dirpath", None)
-    if folder:
-        state |= {"folder": str(folder), "older": [file.name for file in Path(folder).glob("*.ckpt")]}
-    return state
-
-
-def last_checkpoint(state: Mapping[str, Any]) -> str | None:
-    """The newest checkpoint that a state from :func:`checkpoints_of` leads to, if there is one."""
-    files = Path(state["folder"]).glob("*.ckpt") if "folder" in state else ()
-    new = [file for file in files if file.name not in state["older"]]
-    if new:
-        return str(max(new, key=lambda file: file.stat().st_mtime_ns))
-    return state.get("ckpt_path")

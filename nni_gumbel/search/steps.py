@@ -33,11 +33,7 @@ _RATES = {_DropoutNd: "p", nn.MultiheadAttention: "dropout"}
 
 
 def check_module(module: LightningModule) -> None:
-    """Refuse an evaluator's module that does itself what a search has to do.
-
-    Raises:
-        UsageError: ``training_step`` asks for ``dataloader_iter``, or the module updates its weights by itself.
-    """
+    """Refuse an evaluator's module that does itself what a search has to do: draws batches or updates weights."""
     if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
         raise UsageError(
             "training_step: it takes its batches from dataloader_iter, which a search cannot share; "
@@ -58,11 +54,7 @@ def training_step(module: LightningModule, batch: Any, batch_idx: int) -> Any:
 
 
 def loss_of(result: Any) -> Tensor:
-    """The loss in what an evaluator's ``training_step`` returned: itself, or under ``loss`` in a dict.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """The loss in what an evaluator's ``training_step`` returned: itself, or under ``loss`` in a dict."""
     loss = result.get("loss") if isinstance(result, dict) else result
     if not isinstance(loss, Tensor):
         raise UsageError(
@@ -90,19 +82,13 @@ def validation_step(module: LightningModule) -> Callable[..., Any]:
 
 
 def inputs_of(model: nn.Module, run: Callable[[], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of the first call of a model, which itself does not take place.
+    """The positional and keyword arguments of the first call of a model, which itself does not take place.
 
     Nothing is computed with the model, learnt or logged, and the random state is as before.
 
     Args:
         model: the supernet.
-        run: lets the evaluator make a training step.
-
-    Returns:
-        Positional and keyword arguments.
-
-    Raises:
-        UsageError: the evaluator does not call the model. Whatever else ``run`` raises stays as it is.
+        run: lets the evaluator make a training step; one that does not call the model is refused.
     """
 
     class Seen(Exception):
@@ -154,12 +140,7 @@ def misfit(space: nn.Module, error: Exception) -> str | None:
         self.lin1, self.lin2 = MutableLinear(10, width), MutableLinear(width, 3)
         self.norm = nn.BatchNorm1d(self.lin2.in_features)     # takes the width that was the first candidate
 
-    Args:
-        space: a relaxed space, or a network.
-        error: what one of its modules raised.
-
-    Returns:
-        ``None`` if it was raised elsewhere, or if no size is chosen anywhere around the layer.
+    ``None`` if no module of the space raised the error, or if no size is chosen anywhere around the layer.
     """
     if not isinstance(error, (RuntimeError, ValueError)) or isinstance(error, torch.cuda.OutOfMemoryError):
         return None

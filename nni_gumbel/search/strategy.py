@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nni.nas.strategy  # noqa: F401  (first of all of NNI: see nni_gumbel.supernet)
@@ -29,7 +30,6 @@ from nni_gumbel.search.data import take_over
 from nni_gumbel.search.module import GumbelSearchModule
 from nni_gumbel.search.nni_arguments import Penalty, describe_penalty, settings_of
 from nni_gumbel.search.settings import SearchSettings, without_effect
-from nni_gumbel.search.state import checkpoints_of, last_checkpoint
 from nni_gumbel.search.steps import dropout_rates
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.mutation import relax
@@ -138,22 +138,37 @@ class GumbelSearch(DARTS):
     # -- resuming --------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """From where the search can be resumed; NNI saves it before the search and when it is stopped."""
+        """Where the last checkpoint of the search is, or will be if it is killed later.
+
+        NNI saves this before the search and when it is stopped. A search that has written no checkpoint names the
+        ``folder`` where its ``ModelCheckpoint`` will, with the ``older`` files that are there, and the checkpoint that
+        it goes on from itself.
+        """
         if self._mutated_model_space is None:
             return {}
         evaluator = self._mutated_model_space.evaluator
-        return checkpoints_of(evaluator.trainer, evaluator.fit_kwargs.get("ckpt_path"))
+        callback, resumed_from = evaluator.trainer.checkpoint_callback, evaluator.fit_kwargs.get("ckpt_path")
+        path = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
+        if path:
+            return {"ckpt_path": path}
+        state = {"ckpt_path": resumed_from} if resumed_from else {}
+        if getattr(callback, "dirpath", None):
+            older = [file.name for file in Path(callback.dirpath).glob("*.ckpt")]
+            state |= {"folder": str(callback.dirpath), "older": older}
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Let the next ``run`` go on at the last checkpoint that a state leads to, if there is one."""
         if self._mutated_model_space is None:
             raise RuntimeError("the strategy has nothing to resume before initialize()")
         evaluator = self._mutated_model_space.evaluator
-        path = last_checkpoint(state_dict)
-        if evaluator.fit_kwargs.get("ckpt_path") is not None:
-            _logger.warning(
-                "ckpt_path is set in the evaluator already: %s", evaluator.fit_kwargs["ckpt_path"]
-            )
+        files = Path(state_dict["folder"]).glob("*.ckpt") if "folder" in state_dict else ()
+        new = [file for file in files if file.name not in state_dict["older"]]
+        latest = max(new, key=lambda file: file.stat().st_mtime_ns, default=None)
+        path = state_dict.get("ckpt_path") if latest is None else str(latest)
+        given = evaluator.fit_kwargs.get("ckpt_path")
+        if given is not None:
+            _logger.warning("ckpt_path is set in the evaluator already: %s", given)
         elif path is not None:
             # Not in place: a later training with the person's evaluator does not start from this checkpoint.
             evaluator.fit_kwargs = {**evaluator.fit_kwargs, "ckpt_path": path}

@@ -34,7 +34,7 @@ _HOOKS = (
 class WrappingModule(BaseOneShotLightningModule):
     """Looks like a module to Lightning, and like Lightning to the evaluator's module inside.
 
-    A hook that a subclass overrides is not passed on: it calls that of ``self.training_module`` itself.
+    A hook that is overridden here or in a subclass is not passed on: it calls that of ``training_module`` itself.
 
     Args:
         training_module: the evaluator's module; refused if it draws batches or updates its weights itself.
@@ -48,7 +48,6 @@ class WrappingModule(BaseOneShotLightningModule):
         check_module(training_module)
         self._clip_val = clip_val
         pass_on_batch_hooks(training_module, self)
-        # Hooks that do something for the search call those of the evaluator's module themselves.
         classes = type(self).__mro__
         own = {name for kind in classes[: classes.index(BaseOneShotLightningModule)] for name in vars(kind)}
         for name in _HOOKS:
