@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -162,15 +162,12 @@ def split_training_data(loader: Any, fraction: float) -> tuple[DataLoader, DataL
 def pass_on_batch_hooks(owner: LightningModule | LightningDataModule, search: Any) -> None:
     """Let what takes the owner's place in a search call the hooks on batches that it has, for each batch of a pair."""
     kind = LightningDataModule if isinstance(owner, LightningDataModule) else pl.LightningModule
-    for name in _BATCH_HOOKS:
-        if is_overridden(name, owner, kind):
-            setattr(search, name, _for_each_batch(getattr(owner, name), search))
 
-
-def _for_each_batch(hook: Callable[..., Any], search: Any) -> Callable[..., Any]:
-    def applied(batch: Any, *args: Any, **kwargs: Any) -> Any:
+    def for_each(hook: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
         if search.trainer.training:
             return {name: hook(part, *args, **kwargs) for name, part in batch.items()}
         return hook(batch, *args, **kwargs)
 
-    return applied
+    for name in _BATCH_HOOKS:
+        if is_overridden(name, owner, kind):
+            setattr(search, name, partial(for_each, getattr(owner, name)))

@@ -133,7 +133,8 @@ class GumbelSearchModule(WrappingModule):
         if self._loaded is not None:  # now that the logits are on their device
             self._update.optimizer.load_state_dict(self._loaded["update"])
             if self._tournament is not None:
-                _check_same("max_epochs, max_steps", self._loaded["steps"], self._total_steps)
+                steps = (f"{number} steps" for number in (self._loaded["steps"], self._total_steps))
+                _check_same("search_epochs (or max_epochs)", *steps)
                 self._tournament.load_state_dict(self._loaded["tournament"])
         super().on_train_start()
 

@@ -137,7 +137,7 @@ def test_resumed_anywhere_in_its_course_it_ends_as_one_that_was_never_interrupte
     [
         (
             {"steps": 2 * STEPS},
-            "max_epochs, max_steps: the checkpoint is of a search with 112, this one has 224",
+            "max_epochs.: the checkpoint is of a search with 112 steps, this one has 224 steps",
         ),
         ({"stages": 0, "finalists": 0}, "stages: the checkpoint is of a search with 2, this one has 0"),
     ],
