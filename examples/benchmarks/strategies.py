@@ -31,8 +31,7 @@ from torch import nn
 from nni_gumbel import GumbelSearch, UsageError
 from nni_gumbel.errors import nearest
 from nni_gumbel.pipeline.evaluator import Classification
-from nni_gumbel.search.presets import PRESETS
-from nni_gumbel.search.settings import SearchSettings
+from nni_gumbel.search.settings import PRESETS, SearchSettings
 
 OURS = {
     "default": {},

@@ -41,7 +41,6 @@ from torch import Tensor
 
 from nni_gumbel.complexity.budget import Limit, best_within, ranked_within
 from nni_gumbel.complexity.table import ExpectedSum, cost_of
-from nni_gumbel.errors import UsageError
 from nni_gumbel.search.state import Resumable
 from nni_gumbel.supernet.distribution import Distribution
 
@@ -76,11 +75,7 @@ class Multipliers(Resumable):
         self._since = 0.0
 
     def term(self, violations: Mapping[str, Tensor]) -> Tensor | float:
-        """Scalar: what the constraints add to the objective; differentiable in their ``g``.
-
-        Args:
-            violations: ``g`` by constraint, scalar; above 0 where it is violated.
-        """
+        """Scalar: what the constraints add to the objective; differentiable in ``violations``, their ``g``."""
         total: Tensor | float = 0.0
         for name, g in violations.items():
             weight, rho = self.weights[name], self.stiffness[name]
@@ -88,12 +83,7 @@ class Multipliers(Resumable):
         return total
 
     def follow(self, violations: Mapping[str, float], share: float) -> None:
-        """Move every multiplier after a structure step.
-
-        Args:
-            violations: ``g`` by constraint, after the step.
-            share: the part of the search that the step was, in (0, 1].
-        """
+        """Move every multiplier after a structure step; ``share`` is the part of the search that it was, in (0, 1]."""
         for name, g in violations.items():
             moved = self.weights[name] + _PACE * share * self.stiffness[name] * g
             self.weights[name] = max(0.0, moved)
@@ -104,29 +94,6 @@ class Multipliers(Resumable):
                 if g > _TOLERANCE and g > _ENOUGH_PROGRESS * self._violations[name]:
                     self.stiffness[name] *= 2
             self._violations = {name: max(g, 0.0) for name, g in violations.items()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`.
-
-        Raises:
-            UsageError: the state is of a search with other budgets.
-        """
-        saved = state["weights"]
-        if saved.keys() != self.weights.keys():
-            differing = sorted((saved.keys() ^ self.weights.keys()) - {SLACK})
-            raise UsageError(
-                f"{', '.join(differing) or 'cost_weight'}: the checkpoint is of a search with {_in_words(saved)}, this "
-                f"one has {_in_words(self.weights)}; give it the settings of the checkpoint, or start anew without it"
-            )
-        super().load_state_dict(state)
-
-
-def _in_words(weights: Mapping[str, float]) -> str:
-    """The budgets that constraints are of, and whether they are to be spent."""
-    budgets = [name for name in weights if name != SLACK]
-    if not budgets:
-        return "no budget"
-    return f"{' and '.join(budgets)} {'without' if SLACK in weights else 'beside'} a cost weight or penalty"
 
 
 class Commitment(Resumable):
@@ -188,11 +155,6 @@ def best_spending(space: ModelSpace, distribution: Distribution, limits: Sequenc
     that no other network within the limits dominates, where "dominates" means: it costs more of one limit, and no less
     of the limits that are used more. It is found from the most probable network within the limits, by asking for a
     larger cost of the limit that is used most, then of the next limit, until no such network exists.
-
-    Args:
-        space: the supernet.
-        distribution: of its networks.
-        limits: at least one.
 
     Returns:
         The NNI sample, labels that the network uses only.

@@ -40,19 +40,15 @@ class SearchCosts(Resumable):
     Args:
         space: the supernet.
         distribution: of its networks.
-        settings: say what is priced and what is limited.
+        settings: say what is priced and what is limited; a limit on parameters that no network meets is refused.
         own: a person's cost, priced in the place of the setting `cost`.
         latency_table: times of candidates; without one they are measured when they are needed.
 
     Attributes:
-        space: as given.
         by_word: the costs that are known; `params` always is.
         latency_table: the one given, and what was measured beside it.
         priced: the word of the cost that `cost_weight` weighs.
         budgets: the settings that are budgets here, with their values.
-
-    Raises:
-        UsageError: no network has as few parameters as it may, or the function is no cost.
     """
 
     def __init__(
@@ -102,15 +98,12 @@ class SearchCosts(Resumable):
         """The cost of the most expensive network, in its unit; found when it is first asked for."""
         if word not in self._largest:
             cost = self.by_word[word]
-            is_own = isinstance(cost, OwnCost)
-            self._largest[word] = cost.largest if is_own else largest(self.space, self._distribution, cost)[0]
+            found = cost.largest if word == OWN else largest(self.space, self._distribution, cost)[0]
+            self._largest[word] = found
         return self._largest[word]
 
     def complete(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Find the costs that need an example.
-
-        Args:
-            args, kwargs: what the space is called with: a batch.
+        """Find the costs that need an example: a batch, as the space is called with it.
 
         Raises:
             UsageError: a cost cannot be found, or no network is within the budgets.
@@ -131,19 +124,14 @@ class SearchCosts(Resumable):
         check_feasible(self.space, self._distribution, self.limits)
         for limit in self.limits:
             if limit.field not in self._told and limit not in self.scarce:
-                _logger.warning(
-                    "%s: every network of the space is within %g, so it limits nothing",
-                    limit.field,
-                    limit.maximum,
-                )
+                told = "%s: every network of the space is within %g, so it limits nothing"
+                _logger.warning(told, limit.field, limit.maximum)
             self._told.add(limit.field)
 
     def expected(self, word: str) -> Tensor:
         """Scalar: the expected cost, in its unit; differentiable in the logits, without the sample's noise."""
         cost = self.by_word[word]
-        if isinstance(cost, OwnCost):
-            return cost(self._distribution)
-        return cost(self._distribution.outcome_probs(cost.labels))
+        return cost(self._distribution if word == OWN else self._distribution.outcome_probs(cost.labels))
 
     def relative(self) -> Tensor:
         """Scalar: the expected cost that is priced, relative to the largest; differentiable."""
@@ -159,11 +147,7 @@ class SearchCosts(Resumable):
         return {field: self.expected(LIMITED[field]) / most for field, most in self.budgets.items()}
 
     def used_by(self, sample: Mapping[str, Any]) -> dict[str, float]:
-        """``<budget>_used`` for each budget: the part of it that a network uses, at most 1.
-
-        Args:
-            sample: an NNI sample that names at least the labels that the network uses.
-        """
+        """``<budget>_used`` for each budget: the part of it that a network uses, whose sample names its labels."""
         return {f"{limit.field}_used": self._share(limit, sample) for limit in self.limits}
 
     def usage(self, sample: Mapping[str, Any]) -> float:
@@ -174,33 +158,23 @@ class SearchCosts(Resumable):
         return cost_of(self._distribution, limit.cost, sample) / limit.maximum
 
     def summary(self, chosen: Mapping[str, Any]) -> dict[str, float]:
-        """``expected_<word>`` of every cost that is known, without noise; of a person's own, that of a network.
-
-        Args:
-            chosen: an NNI sample that names at least the labels that the network uses.
-        """
-        return {
-            "chosen_cost" if isinstance(cost, OwnCost) else f"expected_{word}": (
-                cost.at_sample(chosen) if isinstance(cost, OwnCost) else float(self.expected(word))
-            )
-            for word, cost in self.by_word.items()
-        }
+        """``expected_<word>`` of every cost that is known, without noise; of a person's own that of a network."""
+        own = self.by_word.get(OWN)
+        known = {f"expected_{word}": float(self.expected(word)) for word in self.by_word if word != OWN}
+        return known if own is None else {**known, "chosen_cost": own.at_sample(chosen)}
 
     def state_dict(self) -> dict[str, Any]:
         """What was found with an example: a resumed search takes it over, and measures nothing again."""
         # Plain strings: NNI's labels are of a class of its own, which a checkpoint would need to be trusted for.
         return {
             word: [
-                (
-                    [*map(str, table.labels)],
-                    torch.from_numpy(table.values.astype(float)),
-                    [*map(torch.from_numpy, table.classes)],
-                )
-                for table in cost.tables
+                ([*map(str, table.labels)], torch.from_numpy(table.values.astype(float)),
+                 [*map(torch.from_numpy, table.classes)])
+                for table in self.by_word[word].tables
             ]
-            for word, cost in self.by_word.items()
-            if word in _OF_EXAMPLE
-        }
+            for word in _OF_EXAMPLE
+            if word in self.by_word
+        }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with what :meth:`state_dict` has."""

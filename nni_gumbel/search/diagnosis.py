@@ -36,11 +36,7 @@ class FiniteChecks:
             self.read()
 
     def read(self) -> None:
-        """Look at everything that was added.
-
-        Raises:
-            UsageError: a number is not finite.
-        """
+        """Raise the error of the first number that is not finite, of all that were added."""
         pending, self._pending = self._pending, []
         for number, error in pending:
             if not torch.isfinite(number.read()).all():
@@ -48,14 +44,9 @@ class FiniteChecks:
 
 
 def loss_error(loss: Tensor, where: str, batch: Any, module: LightningModule, batch_idx: int) -> UsageError:
-    """What is wrong with a loss that is not finite: the batch, else the candidate that brought it about.
+    """What is wrong with a loss that is not finite, at the current sample: the batch, or a candidate.
 
-    Args:
-        loss: of the batch, at the current sample.
-        where: the step, for the message.
-        batch: what it was computed from.
-        module: the evaluator's module, whose model is the supernet.
-        batch_idx: number of the batch in its epoch.
+    ``where`` names the step. The module is the evaluator's; its model is the supernet.
     """
     remedy = "lower learning_rate, or look for a candidate that divides by zero or grows without bound"
     if _not_finite(batch) is not None:

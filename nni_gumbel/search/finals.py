@@ -16,7 +16,7 @@ Rasmussen, Williams, Gaussian Processes for Machine Learning (2006), equation 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,12 +43,12 @@ class Finals(Resumable):
         best: the most probable network that may be found.
 
     Attributes:
-        current: the network that is being trained.
+        likely: the network that is being trained.
         networks: those that were, in the order of their trainings.
         objectives: what each has reached.
     """
 
-    _kept = ("current", "networks", "objectives", "_losses")
+    _kept = ("likely", "networks", "objectives", "_losses")
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Finals(Resumable):
     ) -> None:
         self._distribution, self._population = distribution, population
         self._allowed, self._best = allowed, best
-        self.current: dict[str, Any] = {}
+        self.likely: dict[str, Any] = {}
         self.networks: list[dict[str, Any]] = []
         self.objectives: list[float] = []
         self._losses: list[float] = []  # of the current network
@@ -67,27 +67,31 @@ class Finals(Resumable):
     def begin(self) -> None:
         """Choose the next network to be trained alone."""
         order = self._by_expectation(self._pool())
-        self.current = next((one for one in order if one not in self.networks), order[0])
+        self.likely = next((one for one in order if one not in self.networks), order[0])
 
-    def judge(self, loss: float) -> None:
-        """Take the loss of the current network on one batch into account."""
-        self._losses.append(loss)
+    def network(self, step: int) -> dict[str, Any]:
+        """The network that is trained, at each of its steps."""
+        return self.likely
+
+    def next_judged(self) -> list[dict[str, Any]]:
+        """The network that is judged on the next batch."""
+        return [self.likely]
+
+    def judge(self, losses: Sequence[float]) -> None:
+        """Take the loss of :meth:`next_judged` on one batch into account."""
+        self._losses += losses
 
     def end(self, objective: Callable[[float, Mapping[str, Any]], float]) -> bool:
-        """Take what the current network has reached into account.
+        """Take what the current network has reached into account; whether no network before has reached as much.
 
-        Args:
-            objective: of a mean loss and a network.
-
-        Returns:
-            Whether no network before has reached as much.
+        ``objective`` is that of a mean loss and a network.
         """
         losses, self._losses = self._losses, []
         if not losses:
             return False
-        reached = objective(sum(losses) / len(losses), self.current)
+        reached = objective(sum(losses) / len(losses), self.likely)
         is_best = all(reached < other for other in self.objectives)
-        self.networks.append(self.current)
+        self.networks.append(self.likely)
         self.objectives.append(reached)
         return is_best
 

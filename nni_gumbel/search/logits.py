@@ -24,13 +24,11 @@ _MOST_LEFT_OUT = 16
 class LogitsUpdate:
     """Moves the logits along the gradient of an objective.
 
-    In fp16 the objective is scaled as the losses of the weights are, for gradients would vanish. Where it overflows, so
-    will the loss of the weights, which lowers the scale: the step is left out.
+    The objective is scaled as the losses of the weights are: in fp16 much, for gradients would vanish. Where it
+    overflows, so will the loss of the weights, which lowers the scale: the step is left out.
 
-    Args:
-        logits: per label, float32.
+    Attributes:
         optimizer: of the logits; its state is what a resumed search must know.
-        checks: refuse a gradient that is not finite.
     """
 
     def __init__(
@@ -42,20 +40,15 @@ class LogitsUpdate:
     def gradient(self, objective: Tensor, trainer: Trainer) -> Tensor:
         """The gradient of a scalar in the logits, label after label; 0 where it does not depend on them."""
         scaler = _scaler(trainer)
-        scale = 1.0 if scaler is None else scaler.get_scale()
+        scale = (1.0 if scaler is None else scaler.get_scale()) / trainer.accumulate_grad_batches
         logits = list(self._logits.values())
         return torch.cat(torch.autograd.grad(objective * scale, logits, materialize_grads=True)) / scale
 
     def step(self, gradient: Tensor, number: int, trainer: Trainer) -> None:
-        """Move the logits.
+        """Move the logits along the mean over all processes of a gradient from :meth:`gradient`.
 
-        Args:
-            gradient: from :meth:`gradient`; the mean over all processes is followed.
-            number: of the step, for the message.
-            trainer: of the search.
-
-        Raises:
-            UsageError: the gradient is not finite; in fp16, in many steps in a row.
+        ``number`` is that of the step, for the message. A gradient that is not finite is refused; in fp16, one of many
+        steps in a row.
         """
         gradient = mean_over_ranks(gradient, trainer)
         norm = gradient.norm()

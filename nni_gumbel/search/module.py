@@ -1,24 +1,14 @@
 """The Lightning module of a search: what the structure does in front of every weight step.
 
 The *weight step* is Lightning's own, as in a plain training of the evaluator: it trains the weights on a training
-batch, under a joint sample of all choices. What the structure learns stands in front of it, in ``training_step``:
+batch, under a joint sample of all choices. In front of it, in ``training_step``, stands what the structure learns from
+a *validation* batch, with dropout off:
 
-* a *structure step* draws a joint sample, measures the evaluator's loss on a *validation* batch, with dropout off, adds
-  what the structure costs and how undecided it is, and takes the gradient in the logits;
-* a *judgement* measures the losses of single networks.
-
-By default a search has a course (:mod:`~nni_gumbel.search.course`):
-
-1. In a stage the weights are trained for single networks, drawn from the distribution, one a step. Towards its end
-   several of them are judged. The logits follow, and the temperature falls from one stage to the next
-   (:mod:`~nni_gumbel.search.population`).
-2. A finalist is a network that is trained alone, from the weights that the search began with
-   (:mod:`~nni_gumbel.search.restart`), and judged at the end of its training. Which network comes next, and which one
-   is found, follows from all that was judged (:mod:`~nni_gumbel.search.finals`). The search ends with its weights.
-
-:mod:`~nni_gumbel.search.tournament` knows where in its course a search is. With ``stages: 0`` there is no course: every
-weight step after the warm-up has a structure step in front of it, and temperature and entropy weight follow the
-progress of the search, step by step.
+* a *judgement* measures the losses of single networks, in the stages and finalists of the default course, which
+  :mod:`~nni_gumbel.search.tournament` follows; the joint sample is a single network, too;
+* with ``stages: 0`` a *structure step* draws a joint sample, measures the evaluator's loss, adds what the structure
+  costs and how undecided it is, and moves the logits along the gradient. Temperature and entropy weight follow the
+  progress of the search, step by step.
 
 The noise-free mixture is validated; in a stage the most probable network, and behind the stages the one that is trained
 alone.
@@ -59,6 +49,8 @@ from nni_gumbel.supernet.distribution import Distribution
 
 # A search has decided if what it chose has at least this mean probability.
 _DECIDED = 0.95
+# What a search that is resumed must have as the one that it goes on from.
+_FIXED = ("stages", "finalists", "max_params", "max_flops", "max_latency_ms", "cost_weight")
 _logger = logging.getLogger(__name__)
 
 
@@ -70,7 +62,7 @@ class GumbelSearchModule(WrappingModule):
         distribution: the logits of the supernet's choices.
         costs: of the structure; completed with the first batch.
         settings: how to search.
-        penalty: a further term of the structure's loss, in NNI's form.
+        penalty: a further term of the structure's loss.
 
     Raises:
         UsageError: the estimator is not derived for a choice of the space, or the evaluator's module draws batches or
@@ -88,6 +80,7 @@ class GumbelSearchModule(WrappingModule):
         super().__init__(training_module, settings.gradient_clip_val)
         check_estimator(distribution, settings)
         self.distribution, self.costs, self.settings = distribution, costs, settings
+        self._fixed = {**{name: getattr(settings, name) for name in _FIXED}, "penalty": penalty is not None}
         self.objective = StructureObjective(distribution, costs, settings, penalty)
         self._checks = FiniteChecks()
         self._update = LogitsUpdate(distribution.logits, self._logits_optimizer(), self._checks)
@@ -139,19 +132,12 @@ class GumbelSearchModule(WrappingModule):
                 self, self.objective, settings, warm_up, self._total_steps - warm_up
             )
         if self._loaded is not None:  # now that the logits are on their device
-            self._go_on(self._loaded)
+            self._update.optimizer.load_state_dict(self._loaded["update"])
+            if self._tournament is not None:
+                steps = (f"{number} steps" for number in (self._loaded["steps"], self._total_steps))
+                _check_same("search_epochs (or max_epochs)", *steps)
+                self._tournament.load_state_dict(self._loaded["tournament"])
         super().on_train_start()
-
-    def _go_on(self, state: dict[str, Any]) -> None:
-        self._update.optimizer.load_state_dict(state["update"])
-        saved = state["tournament"]
-        if (saved is None) != (self._tournament is None):
-            raise UsageError(
-                f"stages: the checkpoint is of a search {'without' if saved is None else 'with'} stages, this one has "
-                f"{self.settings.stages}; give it the settings of the checkpoint, or start anew without it"
-            )
-        if saved is not None:
-            self._tournament.load_state_dict(saved)
 
     def on_train_epoch_start(self) -> None:
         if self._loaded is not None:
@@ -161,7 +147,7 @@ class GumbelSearchModule(WrappingModule):
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         if self._tournament is not None and not self._warms_up:
             self._tournament.advance(self._step)
-        super().on_train_batch_end(outputs, batch, *args, **kwargs)
+        self.training_module.on_train_batch_end(outputs, batch["train"], *args, **kwargs)
 
     def on_after_backward(self) -> None:
         self._checks.read()
@@ -169,7 +155,7 @@ class GumbelSearchModule(WrappingModule):
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         if self._tournament is None:  # which sees to the schedules of its trainings
-            super().lr_scheduler_step(scheduler, metric)
+            self.training_module.lr_scheduler_step(scheduler, metric)
 
     def on_validation_epoch_start(self) -> None:
         if self._tournament is None or self._warms_up:
@@ -177,7 +163,7 @@ class GumbelSearchModule(WrappingModule):
                 self.distribution.use_probabilities()
         else:
             self.distribution.use_architecture(self._tournament.likely)
-        super().on_validation_epoch_start()
+        self.training_module.on_validation_epoch_start()
 
     def on_train_epoch_end(self) -> None:
         of_penalty = {f"penalty/{name}": value for name, value in self.objective.details.items()}
@@ -202,13 +188,17 @@ class GumbelSearchModule(WrappingModule):
             "objective": self.objective.state_dict(),
             "randomness": of_all_ranks(random_state(self.trainer.train_dataloader), self.trainer),
             "tournament": None if self._tournament is None else self._tournament.state_dict(),
+            "fixed": self._fixed,
+            "steps": self._total_steps,
         }
-        super().on_save_checkpoint(checkpoint)
+        self.training_module.on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._loaded = checkpoint["gumbel_search"]
+        for name, value in self._fixed.items():
+            _check_same(name, self._loaded["fixed"][name], value)
         self.objective.load_state_dict(self._loaded["objective"])  # of a search that is over, too
-        super().on_load_checkpoint(checkpoint)
+        self.training_module.on_load_checkpoint(checkpoint)
 
     # -- the steps -----------------------------------------------------------------------------
 
@@ -308,11 +298,7 @@ class GumbelSearchModule(WrappingModule):
     # -- what is reported ----------------------------------------------------------------------
 
     def structure_summary(self) -> dict[str, float]:
-        """The state of the structure in numbers, without sampling noise.
-
-        ``temperature``, and those of :meth:`StructureObjective.summary
-        <nni_gumbel.search.objective.StructureObjective.summary>`.
-        """
+        """The state of the structure in numbers, without sampling noise: ``objective.summary``, and the temperature."""
         return {"temperature": self.temperature, **self.objective.summary(self.export())}
 
     def export(self) -> Sample:
@@ -333,14 +319,21 @@ class GumbelSearchModule(WrappingModule):
 
     def export_probs(self) -> Sample:
         """Per label, the probability of each candidate, without noise."""
-        variables = self.distribution.variables
         with torch.no_grad():
-            probabilities = self.distribution.probs()
             # On a GPU every read waits for it: all labels are read together.
-            values = iter(torch.cat([*probabilities.values()]).tolist())
+            values = iter(torch.cat([*self.distribution.probs().values()]).tolist())
+        variables = self.distribution.variables.items()
         return {
-            label: {str(value): next(values) for value in variables[label].values} for label in probabilities
+            label: {str(value): next(values) for value in variable.values} for label, variable in variables
         }
+
+
+def _check_same(name: str, saved: Any, own: Any) -> None:
+    if saved != own:
+        raise UsageError(
+            f"{name}: the checkpoint is of a search with {saved}, this one has {own}; give it the settings of the "
+            "checkpoint, or start anew without it"
+        )
 
 
 def check_estimator(distribution: Distribution, settings: SearchSettings) -> None:

@@ -47,18 +47,9 @@ class StructureObjective(Resumable):
     the search would return. The objective has the further term ``lambda_H(t) (4 t - 3) distance(q, z)`` of
     the same module, and 0.95 becomes ``min(0.95, cost(z) / budget)``.
 
-    Args:
-        distribution: of the structure.
-        costs: of the structure; completed by :meth:`prepare`.
-        settings: of the search.
-        penalty: NNI's, if one was given.
-
     Attributes:
         multipliers: of the budgets.
         details: the latest numbers of the penalty, by NNI's names.
-
-    Raises:
-        UsageError: the prior does not fit the space or the cost.
     """
 
     _kept = ("multipliers", "_costs", "_commitment")
@@ -84,8 +75,7 @@ class StructureObjective(Resumable):
     def prepare(self, run: Callable[[], Any]) -> None:
         """Before the first step, find what needs an example of what the network takes.
 
-        Args:
-            run: lets the evaluator make a training step; see :func:`~nni_gumbel.search.steps.inputs_of`.
+        ``run`` lets the evaluator make a training step; see :func:`~nni_gumbel.search.steps.inputs_of`.
         """
         if not self._costs.is_complete:
             self._costs.complete(*inputs_of(self._costs.space, run))
@@ -102,12 +92,7 @@ class StructureObjective(Resumable):
         return linear(s.entropy_weight_start, s.entropy_weight_end + s.kl_weight, progress)
 
     def __call__(self, loss: Tensor, progress: float) -> Tensor:
-        """The objective, scalar and differentiable.
-
-        Args:
-            loss: scalar, that of a batch under the current sample.
-            progress: of the search, in [0, 1].
-        """
+        """The objective, scalar and differentiable, from the loss of a batch under the current sample."""
         entropy_weight = self.entropy_weight(progress)
         objective = self._priced(loss) + entropy_weight * self._distribution.entropy()
         strength = max(entropy_weight, 0.0) * self._commitment.strength(progress)
@@ -117,12 +102,7 @@ class StructureObjective(Resumable):
 
     @torch.no_grad()
     def of_network(self, loss: float, network: Mapping[str, Any]) -> float:
-        """The objective of a single network: its loss, and what it costs.
-
-        Args:
-            loss: of the network.
-            network: an NNI sample that names at least the labels that it uses.
-        """
+        """The objective of a single network: its loss, and what it costs. The sample names at least its labels."""
         with self._distribution.certain_of(self._distribution.mode() | dict(network)):
             return float(self._priced(torch.tensor(loss, device=self._distribution.device)))
 
@@ -135,7 +115,8 @@ class StructureObjective(Resumable):
         objective = loss
         if self._penalty is not None:
             probabilities = distribution.outcome_probs(self._penalty.expected_cost.labels)
-            objective, self.details = self._penalty(loss, probabilities)
+            objective, details = self._penalty(loss, probabilities)
+            self.details = {name: value.detach() for name, value in details.items()}
         if settings.cost_weight:
             objective = objective + settings.cost_weight * self._costs.relative()
         if settings.kl_weight:
@@ -152,12 +133,7 @@ class StructureObjective(Resumable):
         return found
 
     def follow(self, progress: float, share: float) -> None:
-        """Move the multipliers of the budgets after a step of the logits.
-
-        Args:
-            progress: of the search, in [0, 1].
-            share: the part of the search that the step was, in (0, 1].
-        """
+        """Move the multipliers of the budgets after a step of the logits, which was a ``share`` of the search."""
         if self._costs.budgets:
             with torch.no_grad():
                 violations = self._violations(progress)
@@ -190,9 +166,6 @@ class StructureObjective(Resumable):
     def allowed(self, sample: Mapping[str, Any]) -> Sample | None:
         """The labels that a network uses; ``None`` if it may not be found: it is not within the budgets, or does not
         spend one where they are to be spent.
-
-        Args:
-            sample: at least the labels that it uses.
         """
         used = self._used_part(sample)
         least = SPENT if self._spends else 0.0
@@ -201,15 +174,10 @@ class StructureObjective(Resumable):
     def summary(self, chosen: Sample) -> dict[str, float]:
         """The state of the structure in numbers; without sampling noise.
 
-        Args:
-            chosen: the network found, from :meth:`best`.
-
-        Returns:
-            ``entropy`` (mean over labels, 1 is uniform); ``expected_params``, and the same of every other cost that is
-            priced or limited; ``max_probability`` (mean over labels of the largest probability);
-            ``chosen_probability`` (mean of the probabilities of what the network has chosen, over the labels that it
-            uses). With budgets their multipliers, ``budget_weight/…``; with a cost of one's own ``chosen_cost``,
-            that network's.
+        ``entropy`` (mean over labels, 1 is uniform); ``expected_params``, and the same of every other cost that is
+        priced or limited; ``max_probability`` (mean over labels of the largest probability); ``chosen_probability``
+        (mean of the probabilities of what the network found has chosen, over the labels that it uses). With budgets
+        their multipliers, ``budget_weight/…``; with a cost of one's own ``chosen_cost``, that network's.
         """
         laws, logits = self._distribution.laws, self._distribution.logits
         with torch.no_grad():
@@ -228,12 +196,7 @@ class StructureObjective(Resumable):
 
 
 def build_prior(prior: str, distribution: Distribution, costs: SearchCosts) -> Prior:
-    """The prior that a setting names.
-
-    Args:
-        prior: ``uniform``, ``cost``, or the JSON of a mapping label -> {candidate: probability}.
-        distribution: of the space.
-        costs: complete; ``cost`` takes the one that is priced.
+    """The prior that the setting ``prior`` names; ``cost`` needs costs that are complete, and takes the one priced.
 
     Raises:
         UsageError: a label or a candidate is unknown, or the cost is a person's own.

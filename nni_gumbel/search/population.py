@@ -39,10 +39,6 @@ _TRIES = 5
 class Population(Resumable):
     """The networks of the current stage, and what follows from those of all stages.
 
-    Args:
-        distribution: of the networks; its logits follow what is known.
-        likeliest: the most probable network within the budgets, an NNI sample with the labels that it uses.
-
     Attributes:
         networks: of the current stage.
         judged: the networks judged in all stages.
@@ -53,6 +49,7 @@ class Population(Resumable):
     _kept = ("networks", "judged", "objectives", "ages", "_losses", "_turn")
 
     def __init__(self, distribution: Distribution, likeliest: Callable[[], Sample]) -> None:
+        # Its logits follow what is known; the most probable network within the budgets, the labels that it uses.
         self._distribution, self._likeliest = distribution, likeliest
         self.networks: list[dict[str, Any]] = []
         self.judged: list[dict[str, Any]] = []
@@ -64,11 +61,7 @@ class Population(Resumable):
         self._turn = 0
 
     def begin(self, temperature: float) -> None:
-        """Draw the networks of the next stage; the first one is the most probable.
-
-        Args:
-            temperature: > 0, relative to the spread of the objectives.
-        """
+        """Draw the networks of the next stage, at a temperature > 0; the first one is the most probable."""
         logits = self._logits(temperature)
         self._set(logits)
         self.networks = [plain(self._likeliest())]
@@ -81,6 +74,11 @@ class Population(Resumable):
                     break
         self._set(logits)
         self._losses, self._turn = [], 0
+
+    @property
+    def likely(self) -> dict[str, Any]:
+        """The most probable network."""
+        return self.networks[0]
 
     def network(self, step: int) -> dict[str, Any]:
         """The network that is trained at a step of the stage, counted from 0."""
@@ -95,12 +93,8 @@ class Population(Resumable):
         self._losses.append((self._next(), list(losses)))
         self._turn += len(losses)
 
-    def end(self, objective: Callable[[float, Mapping[str, Any]], float]) -> None:
-        """End the stage.
-
-        Args:
-            objective: of a mean loss and a network.
-        """
+    def end(self, objective: Callable[[float, Mapping[str, Any]], float]) -> bool:
+        """End the stage; ``objective`` is that of a mean loss and a network. Its weights are shared: none are kept."""
         totals, counts = np.zeros(len(self.networks)), np.zeros(len(self.networks), dtype=int)
         for indices, losses in self._losses:
             totals[indices] += np.array(losses) - np.mean(losses)
@@ -114,6 +108,7 @@ class Population(Resumable):
             self.judged += [self.networks[i] for i in indices]
             self.objectives += (np.array(reached) - np.mean(reached)).tolist()
         self._losses = []
+        return False
 
     def _next(self) -> list[int]:
         number = len(self.networks)

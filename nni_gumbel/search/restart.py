@@ -22,9 +22,6 @@ class ShortTrainings(Resumable):
     """The weights and buffers, the optimiser and the schedulers as they were when the first training began.
 
     After a warm-up that is what the warm-up has led to.
-
-    Args:
-        search: with a Trainer whose optimisers are set up; its ``training_module`` holds the weights.
     """
 
     _kept = ("_first", "_best", "_strides")

@@ -12,7 +12,6 @@ from typing import Any
 from nni.mutable import Sample
 from pytorch_lightning import LightningModule
 
-from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.temperature import progress_of
 from nni_gumbel.search.course import Kind, Segment, segments, warn_if_short
 from nni_gumbel.search.finals import Finals
@@ -28,18 +27,15 @@ class Tournament(Resumable):
 
     Args:
         search: a :class:`~nni_gumbel.search.module.GumbelSearchModule` with a Trainer whose optimisers are set up.
-        objective: of networks.
-        settings: of the search.
+        objective, settings: of the search.
         first: the step after the warm-up.
         steps: how many there are from then on.
 
     Attributes:
         found: the network found, the labels that it uses; ``None`` before it is.
-        population: the networks that are trained with shared weights.
-        finals: the networks that are trained alone.
     """
 
-    _kept = ("_described", "_at", "found", "_likeliest", "population", "finals", "_trainings")
+    _kept = ("_at", "found", "_likeliest", "population", "finals", "_trainings")
 
     def __init__(
         self, search: LightningModule, objective: StructureObjective, settings: SearchSettings, first: int, steps: int
@@ -48,7 +44,6 @@ class Tournament(Resumable):
         self._course, self._first = segments(steps, settings.stages, settings.finalists), first
         if search.trainer.is_global_zero:
             warn_if_short(self._course, settings.stages, settings.finalists)
-        self._described = [[one.kind.value, one.first + first, one.end + first] for one in self._course]
         self._at = -1  # before the first segment
         self.found: dict[str, Any] | None = None
         self._likeliest: dict[str, Any] = {}  # of every label: read once a segment, which a device waits for
@@ -66,31 +61,27 @@ class Tournament(Resumable):
         stages = [segment for segment in self._course if segment.kind is Kind.STAGE]
         return progress_of(stages.index(self._segment), len(stages)) if self._segment in stages else 1.0
 
+    @property
+    def _players(self) -> Population | Finals:
+        return self.population if self._segment.kind is Kind.STAGE else self.finals
+
     def network(self, step: int) -> Sample:
         """The network that is trained at a step; every label is named."""
-        if self._segment.kind is Kind.STAGE:
-            return self._likeliest | self.population.network(step - self._first - self._segment.first)
-        return self.likely
+        step -= self._first + self._segment.first
+        return self._likeliest | (self.found or self._players.network(step))
 
     @property
     def likely(self) -> Sample:
         """The most probable network in a stage, later the one trained alone, then that found; every label is named."""
-        is_stage = self._segment.kind is Kind.STAGE
-        current = self.population.networks[0] if is_stage else self.finals.current
-        return self._likeliest | (current if self.found is None else self.found)
+        return self._likeliest | (self.found or self._players.likely)
 
     def judged(self) -> list[Sample]:
         """The networks that are judged on the next batch; every label is named."""
-        if self._segment.kind is Kind.FINALIST:
-            return [self.likely]
-        return [self._likeliest | network for network in self.population.next_judged()]
+        return [self._likeliest | network for network in self._players.next_judged()]
 
     def judge(self, losses: Sequence[float]) -> None:
         """Take the losses of :meth:`judged` on one batch into account."""
-        if self._segment.kind is Kind.FINALIST:
-            self.finals.judge(*losses)
-        else:
-            self.population.judge(losses)
+        self._players.judge(losses)
 
     def enter(self, step: int) -> None:
         """Go on to the segment of a step."""
@@ -118,26 +109,12 @@ class Tournament(Resumable):
             self._trainings.put_back()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`.
-
-        Raises:
-            UsageError: it is of a search with another course.
-        """
-        if state["_described"] != self._described:
-            given, own = _in_words(state["_described"]), _in_words(self._described)
-            raise UsageError(
-                f"stages, finalists: the checkpoint is of a search with {given}, this one has {own}; give it "
-                "the length and the settings of the checkpoint, or start anew without it"
-            )
+        """Go on from :meth:`state_dict`; the logits have been restored."""
         super().load_state_dict(state)
         self._distribution.refresh_active()
 
     def _end(self) -> None:
-        if self._at < 0:
-            return
-        if self._segment.kind is Kind.STAGE:
-            self.population.end(self._objective.of_network)
-        elif self.finals.end(self._objective.of_network):
+        if self._at >= 0 and self._players.end(self._objective.of_network):
             self._trainings.keep()
 
     def _begin(self) -> None:
@@ -150,9 +127,3 @@ class Tournament(Resumable):
         else:
             self.finals.begin()
         self._likeliest = plain(self._distribution.mode())
-
-
-def _in_words(course: Sequence[Sequence[Any]]) -> str:
-    kinds = [kind for kind, *_ in course]
-    stages, finalists = (kinds.count(kind.value) for kind in (Kind.STAGE, Kind.FINALIST))
-    return f"{stages} stages and {finalists} finalists in {course[-1][-1]} steps"

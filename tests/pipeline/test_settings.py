@@ -17,8 +17,7 @@ from nni_gumbel.pipeline.settings import (
     settings_markdown,
 )
 from nni_gumbel.pipeline.task import Task
-from nni_gumbel.search.presets import PRESETS
-from nni_gumbel.search.settings import COUPLINGS, SearchSettings
+from nni_gumbel.search.settings import COUPLINGS, PRESETS, SearchSettings
 
 DEFAULTS = ExperimentSettings()
 ROOT = Path(__file__).parent.parent.parent

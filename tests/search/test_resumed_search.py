@@ -127,7 +127,7 @@ def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path):
 def test_a_checkpoint_of_a_search_with_other_budgets_is_refused(tmp_path):
     run("plain", [saving(tmp_path)], max_params=30)
     with pytest.raises(
-        UsageError, match="max_flops, max_params: the checkpoint is of a search with max_params"
+        UsageError, match="max_params: the checkpoint is of a search with 30, this one has None; give"
     ):
         run("plain", resume_from=tmp_path / "epoch=0.ckpt", max_flops=40)
 

@@ -11,7 +11,6 @@ from torch.utils.data import IterableDataset, TensorDataset, WeightedRandomSampl
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.search.data import split_training_data, take_over
-from nni_gumbel.search.settings import SearchSettings
 
 
 class Data(pl.LightningDataModule):
@@ -165,7 +164,7 @@ def test_the_evaluator_that_was_given_can_train_afterwards():
 )
 def test_what_is_no_evaluator_of_a_training_is_refused(wrong, words):
     with pytest.raises(UsageError, match=words):
-        take_over(wrong, None, SearchSettings())
+        take_over(wrong, None, 0.5)
 
 
 class Halving(Minimal):

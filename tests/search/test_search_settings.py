@@ -7,8 +7,7 @@ from pydantic import ValidationError
 from small_searches import OneCandidate
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.search.presets import PRESETS
-from nni_gumbel.search.settings import SearchSettings, without_effect
+from nni_gumbel.search.settings import PRESETS, SearchSettings, without_effect
 from nni_gumbel.search.strategy import GumbelSearch
 
 
@@ -43,14 +42,14 @@ def test_the_defaults_are_valid():
         ("max_latency_ms", 0.0, "greater than 0"),
         ("max_latency_ms", "1e-1", "YAML reads 1e-1 as text; write 0.1 instead"),
         ("kl_weight", -1.0, "at least 0"),
-        ("prior", "flat", "give uniform, cost, or a mapping"),
+        ("prior", "flat", "'flat' is no distribution; give uniform, cost, or a mapping"),
         ("prior", 3, "not a word"),
-        ("prior", {}, "is no mapping; give uniform, cost"),
-        ("prior", "[1]", "is no mapping; give uniform, cost"),
-        ("prior", {"layer": 0.5}, "'layer' has 0.5; give a mapping candidate: probability"),
-        ("prior", {"layer": {"conv": -0.5}}, "candidate 'conv' -0.5; give a probability, at least 0"),
-        ("prior", {"layer": {"conv": float("nan")}}, "candidate 'conv' nan; give a probability, at least 0"),
-        ("prior", {"layer": {"conv": 0, "pool": 0}}, "'layer' has no candidate with a probability above 0"),
+        ("prior", {}, "{} is no distribution; give uniform, cost"),
+        ("prior", "[1]", "[1] is no distribution; give uniform, cost"),
+        ("prior", {"layer": 0.5}, "'layer', 0.5 is no distribution"),
+        ("prior", {"layer": {"conv": -0.5}}, "'layer', 'conv', -0.5 is no distribution"),
+        ("prior", {"layer": {"conv": float("nan")}}, "'layer', 'conv', nan is no distribution"),
+        ("prior", {"layer": {"conv": 0, "pool": 0}}, "one above 0 for each label"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(name, value, words):

@@ -22,7 +22,8 @@ def updating(values):
 
 def trainer(scaler=None):
     """What the update asks of a Trainer."""
-    return SimpleNamespace(world_size=1, precision_plugin=SimpleNamespace(scaler=scaler))
+    precision = SimpleNamespace(scaler=scaler)
+    return SimpleNamespace(world_size=1, accumulate_grad_batches=1, precision_plugin=precision)
 
 
 def half_precision(scale=2.0**16):

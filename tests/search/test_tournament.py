@@ -137,9 +137,9 @@ def test_resumed_anywhere_in_its_course_it_ends_as_one_that_was_never_interrupte
     [
         (
             {"steps": 2 * STEPS},
-            "is of a search with 1 stages and 2 finalists in 112 steps, this one has",
+            "max_epochs.: the checkpoint is of a search with 112 steps, this one has 224 steps",
         ),
-        ({"stages": 0, "finalists": 0}, "is of a search with stages, this one has 0"),
+        ({"stages": 0, "finalists": 0}, "stages: the checkpoint is of a search with 2, this one has 0"),
     ],
 )
 def test_a_checkpoint_of_another_course_is_refused(tmp_path, settings, words):
