@@ -344,11 +344,12 @@ def _print_networks(console: Console, records: Records) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    from nni_gumbel.pipeline.plan import finished
     from nni_gumbel.pipeline.task import REPORT_FOLDER
     from nni_gumbel.results.page import PAGE
     from nni_gumbel.results.report import baseline_line, network_table
 
-    (told,) = (trial.result for trial in records.trials if trial.id == records.export.name)
+    told = finished(records.trials).result
     chosen = next((each for each in records.networks if each.name == told["network"]), None)
     # The choices, as many as a network has layers, and the baseline have lines of their own: the table fits a terminal.
     (name, _, *titles), *rows = network_table(records.networks, records.metric, chosen)

@@ -131,7 +131,7 @@ def suffer(experiment: Experiment, fault: str, rng: random.Random) -> Verdict:
         )
     planned = {"search": SETTINGS["search_epochs"], TRAIN: SETTINGS["train_epochs"]}
     return Verdict(
-        completed=finished(trials),
+        completed=finished(trials) is not None,
         twice=sum(count - 1 for count in done.values()),
         lost=sum(trial.report is not None and after.get(trial.id) != trial.result for trial in before),
         wrong=wrong,

@@ -25,8 +25,8 @@ from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.names import inside
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.manager import check_tuner, find_experiment, plan_of, trial_command_of, trial_of
-from nni_gumbel.pipeline.plan import Plan
-from nni_gumbel.pipeline.task import CHOICE_PREFIX, EXPORT, TENSORBOARD, TRAIN, Task, Trial
+from nni_gumbel.pipeline.plan import Plan, finished
+from nni_gumbel.pipeline.task import CHOICE_PREFIX, TENSORBOARD, TRAIN, Task, Trial
 from nni_gumbel.results.agreement import Sampled, choice_of
 from nni_gumbel.results.choice import Choice, Network, choose
 from nni_gumbel.results.neighbours import Neighbours
@@ -107,10 +107,8 @@ class Records:
         check_tuner(found)
         command, _ = trial_command_of(found["params"])
         trials, outputs = _trials(events, dict(metrics)), folder / "environments" / "local-env" / "trials"
-        exports = (
-            outputs / trial.id for trial in trials if trial.report is not None and trial.stage == EXPORT
-        )
-        return cls(found, trials, outputs, command, next(exports, None))
+        export = finished(trials)
+        return cls(found, trials, outputs, command, None if export is None else outputs / export.id)
 
     def in_code_directory(self) -> AbstractContextManager[None]:
         """Work where the trials do, if that folder is there: without it, the space cannot be built."""

@@ -15,6 +15,7 @@ from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor, nn
 
+from nni_gumbel.complexity.flops import in_eval
 from nni_gumbel.data import DOWNLOADED, build_data
 from nni_gumbel.errors import UsageError, first_line, user_code
 from nni_gumbel.pipeline.command import TrialCommand
@@ -80,10 +81,8 @@ def output_of(network: nn.Module, example: Example, name: object) -> Any:
     Raises:
         UsageError: it fails.
     """
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
     try:
-        with torch.no_grad():
+        with in_eval(network), torch.no_grad():
             return example(network)
     except UsageError:
         raise
@@ -93,9 +92,6 @@ def output_of(network: nn.Module, example: Example, name: object) -> Any:
             or f"--space: {name} fails on inputs of shape {example.shapes}: {first_line(error)}; "
             "correct it, or give it arguments that fit (key=value after --space)"
         ) from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def rehearse(

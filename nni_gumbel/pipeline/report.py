@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -86,7 +86,7 @@ def _network(records: Records) -> Section:
     rows = []
     for label, (words, _) in records.candidates.items():
         choice = choice_of(chosen.architecture, label)
-        rows.append((label, choice, " · ".join(word for word in words if word not in choice.split("+"))))
+        rows.append((label, choice, " · ".join(each for each in words if each not in choice.split("+"))))
     picture = Picture(
         "network",
         lambda: _drawn_network(records),
@@ -97,20 +97,16 @@ def _network(records: Records) -> Section:
 
 
 def _drawn_network(records: Records) -> Any:
-    from safetensors.torch import load_file
-
     from nni_gumbel.complexity.flops import flops_of_call, is_counted
-    from nni_gumbel.results.bundle import FACTS, PROBE
+    from nni_gumbel.results.bundle import load_with_example
     from nni_gumbel.results.diagram import draw_network, steps_of
-    from nni_gumbel.results.example import Example
 
     def flops(module: Any, args: Any, kwargs: Any, output: Any) -> int:
         return flops_of_call(module, args, kwargs, output) if is_counted(module) else 0
 
-    bundle, network = records.outputs / records.choice.run.trial_id / BUNDLE, records.choice.network
-    described = json.loads((bundle / FACTS).read_text(encoding="utf-8"))["inputs"]
-    example = Example.from_tensors(described, load_file(bundle / PROBE))
-    steps = steps_of(records.command.reference.build(), network.architecture, example, flops)
+    network, space = records.choice.network, records.command.reference.build()
+    _, example = load_with_example(records.outputs / records.choice.run.trial_id / BUNDLE, space)
+    steps = steps_of(space, network.architecture, example, flops)
     return draw_network(steps, f"What does {network.name} compute?")
 
 
@@ -123,14 +119,10 @@ def _front(records: Records) -> Section:
         {each.name: _tip(records, each) for each in records.trained},
     )
     best = front(records.networks, mode, records.priced)
-    shown = [
-        # The choices, which are long, have a table of their own.
-        (name, *rest, on_front)
-        for (name, _, *rest), on_front in zip(
-            network_table(records.networks, records.metric, chosen),
-            ("on the front", *("yes" if network in best else "no" for network in records.networks)),
-        )
-    ]
+    # The choices, which are long, have a table of their own.
+    (name, _, *titles), *rows = network_table(records.networks, records.metric, chosen)
+    on_front = ["yes" if network in best else "no" for network in records.networks]
+    shown = [(name, *row, word) for (name, _, *row), word in zip(rows, on_front)]
     lines = "\n".join(f"nni-gumbel export {records.id} --network {network.name}" for network in best)
     all_rows = [
         (
@@ -156,7 +148,7 @@ def _front(records: Records) -> Section:
         pictures=[picture],
         code=lines,
         tables=[
-            Table("networks", of_runs, all_rows, (shown[0], shown[1:])),
+            Table("networks", of_runs, all_rows, ((name, *titles, "on the front"), shown)),
             Table("decision", decided, decisions),
             Table("choices_of_networks", ("label", *(each.name for each in records.networks)), choices),
         ],
@@ -164,7 +156,7 @@ def _front(records: Records) -> Section:
 
 
 def _tip(records: Records, network: Network) -> str:
-    choices = ", ".join(f"{label}={choice_of(network.architecture, label)}" for label in network.architecture)
+    choices = _words({label: choice_of(network.architecture, label) for label in network.architecture})
     reached = mean_and_std(network.validation_mean, network.validation_std)
     return (
         f"{network.name}: validation {records.metric} {reached}, {network.exported_parameters:,} parameters, "
@@ -253,7 +245,7 @@ def _searches(records: Records) -> Section:
         (
             trial.id,
             task.seed,
-            ", ".join(f"{name}={value}" for name, value in combination.items()) or "–",
+            _words(combination) or "–",
             number(trial.report.default),
             f"{trial.report.parameters:,}",
             f"{trial.report.flops:,}",
@@ -261,15 +253,8 @@ def _searches(records: Records) -> Section:
         )
         for combination, task, trial in records.searches
     ]
-    titles = (
-        "trial",
-        "seed",
-        "setting",
-        f"validation {records.metric} of the mixture",
-        "parameters",
-        "FLOPs",
-        "found",
-    )
+    of_mixture = f"validation {records.metric} of the mixture"
+    titles = ("trial", "seed", "setting", of_mixture, "parameters", "FLOPs", "found")
     long = [
         (trial, label, candidate, epoch, value)
         for trial, history in records.history.items()
@@ -404,7 +389,7 @@ def _settings_table(records: Records) -> Table:
             pairwise_agreement([[choice_of(one, label) for one in found]]) for label in records.candidates
         ]
         lines.append((
-            ", ".join(f"{name}={value}" for name, value in combination.items()) or "all alike",
+            _words(combination) or "all alike",
             len(found),
             len({canonical(one) for one in found}),
             spread_of(each.validation_mean for each in trained),
@@ -433,17 +418,16 @@ def _reproduction(records: Records) -> Section:
             f"Started {day}; {minutes(max(ends) - min(starts))} from the first trial to the last, "
             f"{minutes(busy)} of all trials together."
         )
-    installed = ", ".join(
+    installed = [
         f"{name} {version(name)}" for name in ("nni", "torch", "torchvision", "pytorch-lightning", "numpy")
-    )
-    lines.append(
-        f"nni_gumbel {__version__}, {installed}, Python {platform.python_version()}, {platform.platform()}."
-    )
-    lines.append("With experiment.yml, which lies beside this page, in the folder of the space:")
-    code = (
-        "nni-gumbel register\nnni-gumbel create --config experiment.yml\nnni-gumbel wait\n\n"
-        + records.experiment
-    )
+    ]
+    host = f"Python {platform.python_version()}, {platform.platform()}"
+    lines += [
+        f"nni_gumbel {__version__}, {', '.join(installed)}, {host}.",
+        "With experiment.yml, which lies beside this page, in the folder of the space:",
+    ]
+    commands = "nni-gumbel register\nnni-gumbel create --config experiment.yml\nnni-gumbel wait"
+    code = f"{commands}\n\n{records.experiment}"
     titles = ("setting", "value", "default")
     trials = records.table.reset_index().astype(object)
     trials = trials.where(trials.notna(), None)
@@ -453,6 +437,10 @@ def _reproduction(records: Records) -> Section:
         Table("trials", list(trials), trials.values.tolist(), (few, trials[few].values.tolist())),
     ]
     return Section("How to make it again", lines, code=code, tables=tables)
+
+
+def _words(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
 def _mean(values: Any) -> float | None:

@@ -13,16 +13,14 @@ import pytest
 import yaml
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.pipeline.doctor import (
+from nni_gumbel.pipeline.doctor import config_findings, examine, read_config
+from nni_gumbel.pipeline.machine import (
     FAIL,
     OK,
     WARN,
     Gpu,
     command_findings,
-    config_findings,
-    examine,
     gpu_findings,
-    read_config,
     version_findings,
 )
 
