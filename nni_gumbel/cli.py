@@ -49,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
 
     from nni_gumbel import __version__
     from nni_gumbel.errors import UsageError
-    from nni_gumbel.pipeline.command import words_parser
+    from nni_gumbel.pipeline.command import LOGGER_HELP, words_parser
+    from nni_gumbel.pipeline.loggers import FIELD as LOGGER_FIELD
+    from nni_gumbel.pipeline.loggers import LOGGERS
     from nni_gumbel.pipeline.start import COMMANDS
 
     class OneLineParser(argparse.ArgumentParser):
@@ -102,7 +104,11 @@ def _parser() -> argparse.ArgumentParser:
     train = add("train", "train a network that was found again: longer, or on other data", _train)
     train.add_argument("bundle", metavar="BUNDLE", help="the folder of an export or of a training")
     train.add_argument(
-        "-o", "--output", metavar="DIR", required=True, help="where to; made, nothing is overwritten"
+        "-o",
+        "--output",
+        metavar="DIR",
+        required=True,
+        help="where to; one that was interrupted there goes on",
     )
     train.add_argument("--data", metavar="NAME", help="the data, as after `nni-gumbel trial`")
     train.add_argument(
@@ -113,6 +119,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--batch-size", metavar="N", type=int, help="examples in a batch")
     train.add_argument("--learning-rate", metavar="RATE", type=float, help="the largest one")
     train.add_argument("--weight-decay", metavar="DECAY", type=float, help="of the weights")
+    train.add_argument("--optimizer", metavar="NAME", help="a recipe of `nni-gumbel settings`")
+    train.add_argument("--precision", metavar="WORD", help="32-true, bf16-mixed or 16-mixed")
+    train.add_argument("--trainer", metavar="JSON", help="further flags of Lightning's Trainer")
+    train.add_argument(LOGGER_FIELD, nargs="+", choices=LOGGERS, default=(), help=LOGGER_HELP)
     train.add_argument("--seeds", metavar="N", type=int, default=1, help="trainings (default: %(default)s)")
     train.add_argument("--from-weights", action="store_true", help="go on from the weights of the bundle")
     compare = add("compare", "write experiments side by side as one page", _compare)
@@ -265,12 +275,17 @@ def _train(arguments: argparse.Namespace) -> int:
 
     if arguments.data is None and arguments.evaluator is None:
         raise UsageError("--data: it is missing; name the data, or an --evaluator that brings its own")
-    done = train_again(
-        arguments.bundle, arguments.output, data=arguments.data, data_dir=arguments.data_dir,
-        evaluator=arguments.evaluator, seeds=arguments.seeds, from_weights=arguments.from_weights,
-        train_epochs=arguments.epochs, batch_size=arguments.batch_size, learning_rate=arguments.learning_rate,
-        weight_decay=arguments.weight_decay,
-    )  # fmt: skip
+    try:
+        done = train_again(
+            arguments.bundle, arguments.output, data=arguments.data, data_dir=arguments.data_dir,
+            evaluator=arguments.evaluator, loggers=arguments.logger, seeds=arguments.seeds,
+            from_weights=arguments.from_weights, train_epochs=arguments.epochs, batch_size=arguments.batch_size,
+            learning_rate=arguments.learning_rate, weight_decay=arguments.weight_decay, optimizer=arguments.optimizer,
+            precision=arguments.precision, trainer=arguments.trainer,
+        )  # fmt: skip
+    except (SystemExit, KeyboardInterrupt):  # after a signal; the first is Lightning's
+        print("nni-gumbel: interrupted; the same command goes on where it was", file=sys.stderr)
+        return _INTERRUPTED
     return _print_export(done)
 
 

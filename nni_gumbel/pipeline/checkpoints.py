@@ -54,7 +54,7 @@ def resumable(evaluator: Lightning, folder: Path) -> Iterator[None]:
     """
     latest = latest_checkpoint(folder)
     if latest is not None:
-        _logger.warning("this trial goes on from %s", latest.name)
+        _logger.warning("the run goes on from %s", latest.name)
         evaluator.fit_kwargs["ckpt_path"] = str(latest)
     evaluator.trainer.callbacks.append(_Saves(folder))
     yield

@@ -26,7 +26,7 @@ from nni_gumbel.names import inside
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.manager import check_tuner, find_experiment, plan_of, trial_command_of, trial_of
 from nni_gumbel.pipeline.plan import Plan, finished
-from nni_gumbel.pipeline.task import CHOICE_PREFIX, TENSORBOARD, TRAIN, Task, Trial
+from nni_gumbel.pipeline.task import BUNDLE, CHOICE_PREFIX, TENSORBOARD, TRAIN, Task, Trial
 from nni_gumbel.results.agreement import Sampled, choice_of
 from nni_gumbel.results.choice import Choice, Network, choose
 from nni_gumbel.results.neighbours import Neighbours
@@ -189,9 +189,17 @@ class Records:
         return self.choice_among(self.networks)
 
     def choice_among(self, networks: Sequence[Network]) -> Choice:
-        """By the rule of the experiment, among some of its networks (at least one)."""
+        """By the rule of the experiment, among some of its networks (at least one).
+
+        Of the chosen one the run is taken whose weights could be written, if there is one.
+        """
         settings = self.plan.settings
-        return choose(networks, self.metric, settings.optimize_mode, self.priced, settings.choice_rule)
+        choice = choose(networks, self.metric, settings.optimize_mode, self.priced, settings.choice_rule)
+        runs = [run for run in choice.network.runs if (self.outputs / run.trial_id / BUNDLE).is_dir()]
+        if choice.run in runs or not runs:
+            return choice
+        sign = 1 if settings.optimize_mode == "maximize" else -1
+        return replace(choice, run=max(runs, key=lambda run: (sign * run.validation, -run.seed)))
 
     # -- searches -------------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ from nni_gumbel.results.pictures import (
     draw_stability,
     neighbour_gid,
 )
-from nni_gumbel.results.report import decision_table, mean_and_std, network_table, number
+from nni_gumbel.results.report import count, decision_table, mean_and_std, network_table, number
 from nni_gumbel.results.space import canonical
 
 
@@ -79,9 +79,13 @@ def _network(records: Records) -> Section:
     lines = [
         f"{chosen.name} ({state}): validation {records.metric} "
         f"{mean_and_std(chosen.validation_mean, chosen.validation_std)}{test}; "
-        f"{chosen.exported_parameters:,} parameters, {chosen.exported_flops:,} FLOPs; weights of seed {run.seed} "
+        f"{chosen.exported_parameters:,} parameters, {count(chosen.exported_flops)} FLOPs; weights of seed {run.seed} "
         f"(trial {run.trial_id}).",
         records.choice.reason,
+    ]
+    warned = [trial for trial in records.trials if trial.report is not None and trial.report.warning]
+    lines += [
+        f"Warning: trial {trial.id} comes without something: {trial.report.warning}." for trial in warned
     ]
     rows = []
     for label, (words, _) in records.candidates.items():
@@ -160,7 +164,7 @@ def _tip(records: Records, network: Network) -> str:
     reached = mean_and_std(network.validation_mean, network.validation_std)
     return (
         f"{network.name}: validation {records.metric} {reached}, {network.exported_parameters:,} parameters, "
-        f"{network.exported_flops:,} FLOPs\n{choices}"
+        f"{count(network.exported_flops)} FLOPs\n{choices}"
     )
 
 

@@ -137,6 +137,22 @@ def logged_metric(trainer: pl.Trainer, part: str, metric: str) -> float | None:
     return None
 
 
+def check_logged(trainer: pl.Trainer, metric: str) -> float:
+    """The last value of a validation metric.
+
+    Raises:
+        UsageError: the evaluator has logged no such metric.
+    """
+    value = logged_metric(trainer, "val", metric)
+    if value is None:
+        names = sorted(name for name in trainer.callback_metrics if name.startswith("val"))
+        there = ", ".join(names) or "nothing of that kind"
+        raise UsageError(
+            f"metric: the evaluator logs no val_{metric}, it logs {there}; set metric to one of them (without `val_`)"
+        )
+    return value
+
+
 def validation_metric(trainer: pl.Trainer, metric: str) -> float:
     """The metric that networks are compared by, after a run.
 
@@ -146,13 +162,7 @@ def validation_metric(trainer: pl.Trainer, metric: str) -> float:
     """
     if trainer.interrupted:
         raise KeyboardInterrupt
-    value = logged_metric(trainer, "val", metric)
-    if value is None:
-        names = sorted(name for name in trainer.callback_metrics if name.startswith("val"))
-        there = ", ".join(names) or "nothing of that kind"
-        raise UsageError(
-            f"metric: the evaluator logs no val_{metric}, it logs {there}; set metric to one of them (without `val_`)"
-        )
+    value = check_logged(trainer, metric)
     if not math.isfinite(value):
         raise UsageError(f"metric: val_{metric} is {value}; lower learning_rate, or correct the evaluator")
     return value

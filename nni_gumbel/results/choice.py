@@ -41,7 +41,7 @@ class Network:
     architecture: dict[str, Any]
     settings: dict[str, Any]
     parameters: int
-    flops: int
+    flops: int | None  # None where it could not be counted
     runs: tuple[TrainedRun, ...]
     validation_size: int | None
     # Without the layers that cannot reach the output; None where that was not counted.
@@ -63,7 +63,7 @@ class Network:
         return self.parameters if self.pruned_parameters is None else self.pruned_parameters
 
     @property
-    def exported_flops(self) -> int:
+    def exported_flops(self) -> int | None:
         return self.flops if self.pruned_flops is None else self.pruned_flops
 
     @property

@@ -57,8 +57,8 @@ def network_table(
         "choices": choices,
         f"validation {metric}": lambda n: mean_and_std(n.validation_mean, n.validation_std),
         f"test {metric}": lambda n: mean_and_std(n.test_mean, n.test_std),
-        f"parameters{pruned}": lambda n: _count(n.parameters, n.exported_parameters),
-        f"FLOPs{pruned}": lambda n: _count(n.flops, n.exported_flops),
+        f"parameters{pruned}": lambda n: count(n.parameters, n.exported_parameters),
+        f"FLOPs{pruned}": lambda n: count(n.flops, n.exported_flops),
         "ms (by table)": latency,
         "stability": lambda n: mean_and_std(n.stability_mean, n.stability_std),
         "seeds": lambda n: str(len(n.runs)),
@@ -121,8 +121,10 @@ def baseline_line(network: Network, metric: str) -> str | None:
     return f"{network.name} and {of} {size}, trained alike: {'; '.join(parts)}"
 
 
-def _count(count: int, exported: int) -> str:
-    return f"{count:,}" if exported == count else f"{count:,} ({exported:,})"
+def count(number: int | None, exported: int | None = None) -> str:
+    """A number of parameters or FLOPs; in brackets that of the network as it is exported, where it is another."""
+    text = "not known" if number is None else f"{number:,}"
+    return text if exported in (None, number) else f"{text} ({exported:,})"
 
 
 def chosen_value(value: Any) -> str:
@@ -178,10 +180,10 @@ def export_readme(
         f"test {metric}, {held_out} ({over})": mean_and_std(network.test_mean, network.test_std),
         f"validation {metric} ({over})": mean_and_std(network.validation_mean, network.validation_std),
         "parameters": f"{network.parameters:,}",
-        "FLOPs": f"{network.flops:,}",
+        "FLOPs": count(network.flops),
     }
     if network.is_pruned:
-        left = f"{network.exported_parameters:,} parameters, {network.exported_flops:,} FLOPs"
+        left = f"{network.exported_parameters:,} parameters, {count(network.exported_flops)} FLOPs"
         facts["without unreachable layers, as loaded"] = left
     if network.latency_ms is not None:
         table = network.table_latency_ms

@@ -61,6 +61,11 @@ def test_names_of_the_search_reach_the_search():
         ({"temperature_end": 0}, ["temperature_end:", "0", "greater than 0"]),
         ({"temperature_start": 0.01}, ["temperature_start:", "0.01", "temperature_end", "0.4"]),
         ({"warmup_epochs": 3, "search_epochs": 3}, ["warmup_epochs:", "3", "at most 2"]),
+        ({"optimizer": "lion"}, ["optimizer:", "lion", "adamw"]),
+        ({"trainer": "fast"}, ["trainer:", "fast", "accumulate_grad_batches"]),
+        ({"trainer": {"callbacks": []}}, ["trainer:", "callbacks", "--evaluator"]),
+        ({"trainer": {"max_epochs": 3}}, ["trainer:", "max_epochs", "search_epochs"]),
+        ({"trainer": {"logger": False}}, ["trainer:", "logger", "--logger"]),
     ],
 )
 def test_a_wrong_setting_is_one_line_with_field_value_and_remedy(values, words):
