@@ -21,7 +21,7 @@ from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import BUNDLE, REPORT_FOLDER
 from nni_gumbel.results.agreement import agreements, choice_of, disagreement, importance, pairwise_agreement
 from nni_gumbel.results.choice import Network
-from nni_gumbel.results.front import COSTS, COUNTS, front, front_figure
+from nni_gumbel.results.front import COSTS, COUNTS, front_figure
 from nni_gumbel.results.page import Picture, Section, Table, write_page
 from nni_gumbel.results.pictures import (
     draw_agreement,
@@ -115,23 +115,22 @@ def _drawn_network(records: Records) -> Any:
 
 
 def _front(records: Records) -> Section:
-    mode, chosen = records.plan.settings.optimize_mode, records.choice.network
+    front = records.front
     picture = Picture(
         "front",
-        lambda: front_figure(records.networks, chosen, records.metric, mode, records.priced),
+        lambda: front_figure(front),
         "Every network that was trained, by what the experiment prices. Point at one to see its choices.",
         {each.name: _tip(records, each) for each in records.trained},
     )
-    best = front(records.networks, mode, records.priced)
     shown = [
         # The choices, which are long, have a table of their own.
         (name, *rest, on_front)
         for (name, _, *rest), on_front in zip(
-            network_table(records.networks, records.metric, chosen),
-            ("on the front", *("yes" if network in best else "no" for network in records.networks)),
+            network_table(records.networks, records.metric, front.chosen),
+            ("on the front", *("yes" if network in front.best else "no" for network in records.networks)),
         )
     ]
-    lines = "\n".join(f"nni-gumbel export {records.id} --network {network.name}" for network in best)
+    lines = "\n".join(f"nni-gumbel export {records.id} --network {network.name}" for network in front.best)
     all_rows = [
         (
             each.name, each.parameters, each.flops, each.exported_parameters, each.exported_flops, each.latency_ms,

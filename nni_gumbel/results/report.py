@@ -73,21 +73,12 @@ def decision_table(choice: Choice, metric: str) -> list[tuple[str, ...]]:
     """The titles of the columns, and one row a candidate: how the rule has judged it."""
     rows = [
         (
-            each.network.name,
-            mean_and_std(each.network.validation_mean, each.network.validation_std),
-            _yes_or_no(each.is_near),
-            mean_and_std(each.network.stability_mean, each.network.stability_std),
-            _yes_or_no(each.is_stable),
-            each.decision,
+            each.name, mean_and_std(each.validation_mean, each.validation_std),
+            mean_and_std(each.stability_mean, each.stability_std), decision,
         )
-        for each in choice.candidates
-    ]
-    titles = ("network", f"validation {metric}", "within one standard error of the best", "stability")
-    return [(*titles, "not below the median", "decision"), *rows]
-
-
-def _yes_or_no(fact: bool | None) -> str:
-    return {True: "yes", False: "no", None: "–"}[fact]
+        for each, decision in choice.decisions
+    ]  # fmt: skip
+    return [("network", f"validation {metric}", "stability", "decision"), *rows]
 
 
 def varied_values(network: Network, name: str) -> str:
