@@ -30,7 +30,6 @@ from nni_gumbel.results.pictures import (
     draw_probabilities,
     draw_search,
     draw_stability,
-    neighbour_gid,
 )
 from nni_gumbel.results.report import decision_table, mean_and_std, network_table, number
 from nni_gumbel.results.space import canonical
@@ -374,7 +373,7 @@ def _neighbours(records: Records) -> Section:
         )
     if left := len(found.found) - len(known):
         lines.append(f"{left} more need weights that the network does not have; stability: full trains them.")
-    tips = {neighbour_gid(each): f"{neighbour_gid(each)}: {number(each.value)}" for each in known}
+    tips = {str(each): f"{each}: {number(each.value)}" for each in known}
     words = "Every neighbour that was measured; point at one to see its choice."
     picture = Picture("neighbours", lambda: draw_neighbours(found, records.metric, error), words, tips)
     rows = [

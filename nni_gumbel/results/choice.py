@@ -84,33 +84,27 @@ class Network:
     @property
     def validation_std(self) -> float | None:
         """Sample standard deviation over the seeds; ``None`` for a single run."""
-        return stdev(run.validation for run in self.runs) if len(self.runs) > 1 else None
+        return _std([run.validation for run in self.runs])
 
     @property
     def test_mean(self) -> float | None:
         """``None`` unless every run has a test result."""
-        return fmean(run.test for run in self.runs) if self._is_tested else None
+        tests = [run.test for run in self.runs]
+        return None if None in tests else fmean(tests)
 
     @property
     def test_std(self) -> float | None:
-        return stdev(run.test for run in self.runs) if self._is_tested and len(self.runs) > 1 else None
+        return None if self.test_mean is None else _std([run.test for run in self.runs])
 
     @property
     def stability_mean(self) -> float | None:
         """Of the runs in which it is known; ``None`` if it is in none."""
-        return fmean(self._stabilities) if self._stabilities else None
+        known = [run.stability for run in self.runs if run.stability is not None]
+        return fmean(known) if known else None
 
     @property
     def stability_std(self) -> float | None:
-        return stdev(self._stabilities) if len(self._stabilities) > 1 else None
-
-    @property
-    def _stabilities(self) -> list[float]:
-        return [run.stability for run in self.runs if run.stability is not None]
-
-    @property
-    def _is_tested(self) -> bool:
-        return all(run.test is not None for run in self.runs)
+        return _std([run.stability for run in self.runs if run.stability is not None])
 
     def price(self, priced: str) -> float:
         """What it costs, of ``params``, ``flops``, ``latency`` or ``cost``; infinite where that is not known."""
@@ -119,6 +113,10 @@ class Network:
             "params": self.exported_parameters, "flops": self.exported_flops, "latency": latency, "cost": self.own_cost
         }[priced]  # fmt: skip
         return math.inf if price is None else price
+
+
+def _std(values: Sequence[float]) -> float | None:
+    return stdev(values) if len(values) > 1 else None
 
 
 _WORDS = {
@@ -171,8 +169,7 @@ def choose(
 
     Args:
         networks: at least one, each with at least one run; validation results are finite.
-        metric: name of the validation metric; ``acc``, ``accuracy`` and names that end in one of
-            them after an underscore are proportions.
+        metric: name of the validation metric; see :func:`is_accuracy`.
         optimize_mode: ``maximize`` or ``minimize``.
         priced: what the experiment prices: ``params``, ``flops``, ``latency`` (by the table of the searches; as
             measured where there is no table) or ``cost`` (a function of the person's own). A network whose price is

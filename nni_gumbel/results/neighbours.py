@@ -35,6 +35,9 @@ class Neighbour(BaseModel):
     parameters: int | None
     value: float | None
 
+    def __str__(self) -> str:
+        return f"{self.label}={self.choice}"
+
 
 class Neighbours(Record):
     """What the neighbours of a network reach; an export trial keeps it in its output directory.
