@@ -133,21 +133,14 @@ Rule = Literal["cheapest-stable", "cheapest", "best"]
 
 @dataclass(frozen=True)
 class Choice:
-    """The network to export, the run whose weights are taken, and why.
-
-    Args:
-        network, run: which.
-        best: the best network on validation.
-        standard_error: of its result.
-        reason: in words.
-        decisions: each network that was chosen from, and how the rule has judged it, in words with the numbers.
-    """
+    """The network to export, the run whose weights are taken, and why."""
 
     network: Network
     run: TrainedRun
-    best: Network
-    standard_error: float
+    best: Network  # on validation
+    standard_error: float  # of its result
     reason: str
+    # Each network that was chosen from, and how the rule has judged it, in words with the numbers.
     decisions: tuple[tuple[Network, str], ...]
 
 

@@ -50,23 +50,14 @@ _LOOKS = (("black", "o", "-"), ("#d9480f", "s", "--"), ("#1f5fa8", "^", ":"), ("
 
 @dataclass(frozen=True)
 class Front:
-    """The networks of an experiment, and what they are judged by.
+    """The networks of an experiment, and what they are judged by."""
 
-    Args:
-        networks: those that were found, each with its baseline.
-        chosen: the one that is exported.
-        metric: name of the validation metric.
-        optimize_mode: ``maximize`` or ``minimize``.
-        priced: the cost, see :func:`~nni_gumbel.results.choice.choose`.
-        name: of the experiment, among others.
-    """
-
-    networks: Sequence[Network]
+    networks: Sequence[Network]  # those that were found, each with its baseline
     chosen: Network
     metric: str
-    optimize_mode: str
-    priced: str = "params"
-    name: str = ""
+    optimize_mode: str  # maximize or minimize
+    priced: str = "params"  # see results/choice.py
+    name: str = ""  # of the experiment, among others
 
     @cached_property
     def best(self) -> list[Network]:
