@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.records import Records
 from nni_gumbel.pipeline.report import minutes, spread_of
 from nni_gumbel.pipeline.task import REPORT_FOLDER
-from nni_gumbel.results.front import COSTS, FrontOf, fronts_figure
+from nni_gumbel.results.front import COSTS, fronts_figure
 from nni_gumbel.results.page import Picture, Section, Table, write_page
 from nni_gumbel.results.report import network_table
 
@@ -50,37 +51,36 @@ def write_comparison(found: Sequence[Records], folder: Path) -> Path:
     """
     parts = (_networks, _settings, _time)
     return write_page(
-        folder, f"Experiments {', '.join(map(_name, found))}", [part(found) for part in parts], {}
+        folder,
+        f"Experiments {', '.join(records.front.name for records in found)}",
+        [part(found) for part in parts],
+        {},
     )
 
 
-def _name(records: Records) -> str:
-    name = records.profile["params"].get("experimentName")
-    return f"{name} ({records.id})" if name else records.id
-
-
 def _networks(found: Sequence[Records]) -> Section:
-    judged = {(records.metric, records.plan.settings.optimize_mode) for records in found}
-    priced = {records.priced for records in found}
-    cost = priced.pop() if len(priced) == 1 else "params"
-    lines, pictures = [], []
+    fronts, lines, pictures = [records.front for records in found], [], []
+    judged = {f"{front.metric} ({front.optimize_mode})" for front in fronts}
+    if len({front.priced for front in fronts}) > 1:
+        fronts = [replace(front, priced="params") for front in fronts]
     if len({records.command.data for records in found}) > 1:
         lines.append("Their data are not the same: the results of one say little about the other's.")
     if len(judged) > 1:
-        words = " and ".join(sorted(f"{metric} ({mode}d)" for metric, mode in judged))
-        lines.append(f"Their fronts do not fit into one picture: networks are judged by {words}.")
+        lines.append(
+            f"Their fronts do not fit into one picture: they are judged by {' and by '.join(sorted(judged))}."
+        )
     else:
-        ((metric, mode),) = judged
-        fronts = [FrontOf(_name(each), each.networks, each.choice.network) for each in found]
-        words = f"All networks found, by {COSTS[cost]}; lines are fronts, stars the chosen networks."
-        pictures.append(Picture("fronts", lambda: fronts_figure(fronts, metric, mode, cost), words))
+        words = (
+            f"All networks found, by {COSTS[fronts[0].priced]}; lines are fronts, stars the chosen networks."
+        )
+        pictures.append(Picture("fronts", lambda: fronts_figure(fronts), words))
     rows, titles = [], {}
     for records in found:
         (network, _, *columns), *lines_of = network_table(
             records.networks, records.metric, records.choice.network
         )
         for name, _, *cells in lines_of:
-            rows.append({"experiment": _name(records), network: name, **dict(zip(columns, cells))})
+            rows.append({"experiment": records.front.name, network: name, **dict(zip(columns, cells))})
         titles |= dict.fromkeys(rows[-1])
     table = Table("networks", tuple(titles), [[row.get(title) for title in titles] for row in rows])
     return Section("Networks", lines, pictures, tables=[table])
@@ -92,9 +92,8 @@ def _settings(found: Sequence[Records]) -> Section:
     rows = [(name, *(each.get(name, "–") for each in values)) for name in names]
     rows = [row for row in rows if len({*row[1:]}) > 1]
     lines = ["What is not here is the same in all of them." if rows else "They have the same settings."]
-    return Section(
-        "Settings that differ", lines, tables=[Table("settings", ("setting", *map(_name, found)), rows)]
-    )
+    table = Table("settings", ("setting", *(records.front.name for records in found)), rows)
+    return Section("Settings that differ", lines, tables=[table])
 
 
 def _set(records: Records) -> dict[str, str]:
@@ -126,7 +125,7 @@ def _time(found: Sequence[Records]) -> Section:
         ended = [trial.end for trial in records.trials if trial.end]
         states = Counter(trial.state for trial in records.trials)
         rows.append((
-            _name(records), ", ".join(f"{count} {state}" for state, count in states.items()),
+            records.front.name, ", ".join(f"{count} {state}" for state, count in states.items()),
             minutes(max(ended) - min(begun)), minutes(sum(map(sum, seconds.values()))),
             *(spread_of(seconds.get(stage, ()), "{:.1f}") for stage in ("search", "train", "random")),
         ))  # fmt: skip

@@ -334,7 +334,7 @@ def _some_of(loader: Any, most: int | None) -> list[Any]:
             stride = max(1, -(-len(loader) * size // most))
         first = -seen % stride
         if first < size:
-            kept.append(batch.every(stride, first).args[0])
+            kept.append(batch.select(slice(first, None, stride)).args[0])
         seen += size
         if most is not None and stride == 1 and seen >= most:
             break

@@ -217,10 +217,10 @@ def write_export(
 
     chosen = choice.network
     files, warnings = [], []
-    pictured = (found, chosen, settings.metric, settings.optimize_mode, priced)
+    pictured = front.Front(found, chosen, settings.metric, settings.optimize_mode, priced)
     for names, write in (
-        ((front.TABLE,), lambda: front.write_table(work / front.TABLE, *pictured)),
-        ((front.PICTURE,), lambda: front.front_figure(*pictured).savefig(work / front.PICTURE, dpi=130)),
+        ((front.TABLE,), lambda: front.write_table(work / front.TABLE, pictured)),
+        ((front.PICTURE,), lambda: front.front_figure(pictured).savefig(work / front.PICTURE, dpi=130)),
         (PROGRAMS, lambda: write_programs(source, work)),
     ):
         missing: Mapping[str, str] = {}

@@ -29,6 +29,7 @@ from nni_gumbel.pipeline.plan import Plan, finished
 from nni_gumbel.pipeline.task import BUNDLE, CHOICE_PREFIX, TENSORBOARD, TRAIN, Task, Trial
 from nni_gumbel.results.agreement import Sampled, choice_of
 from nni_gumbel.results.choice import Choice, Network, choose
+from nni_gumbel.results.front import Front
 from nni_gumbel.results.neighbours import Neighbours
 from nni_gumbel.results.pictures import SearchHistory
 from nni_gumbel.results.report import chosen_value
@@ -200,6 +201,15 @@ class Records:
             return choice
         sign = 1 if settings.optimize_mode == "maximize" else -1
         return replace(choice, run=max(runs, key=lambda run: (sign * run.validation, -run.seed)))
+
+    @property
+    def front(self) -> Front:
+        """All networks found, by what the experiment prices; of the name that people know it by."""
+        name, settings = self.profile["params"].get("experimentName"), self.plan.settings
+        name = f"{name} ({self.id})" if name else self.id
+        return Front(
+            self.networks, self.choice.network, self.metric, settings.optimize_mode, self.priced, name
+        )
 
     # -- searches -------------------------------------------------------------------------------------------
 

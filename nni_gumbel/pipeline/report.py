@@ -21,7 +21,7 @@ from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import BUNDLE, REPORT_FOLDER
 from nni_gumbel.results.agreement import agreements, choice_of, disagreement, importance, pairwise_agreement
 from nni_gumbel.results.choice import Network
-from nni_gumbel.results.front import COSTS, COUNTS, front, front_figure
+from nni_gumbel.results.front import COSTS, COUNTS, front_figure
 from nni_gumbel.results.page import Picture, Section, Table, write_page
 from nni_gumbel.results.pictures import (
     draw_agreement,
@@ -30,7 +30,6 @@ from nni_gumbel.results.pictures import (
     draw_probabilities,
     draw_search,
     draw_stability,
-    neighbour_gid,
 )
 from nni_gumbel.results.report import count, decision_table, mean_and_std, network_table, number
 from nni_gumbel.results.space import canonical
@@ -115,19 +114,18 @@ def _drawn_network(records: Records) -> Any:
 
 
 def _front(records: Records) -> Section:
-    mode, chosen = records.plan.settings.optimize_mode, records.choice.network
+    front = records.front
     picture = Picture(
         "front",
-        lambda: front_figure(records.networks, chosen, records.metric, mode, records.priced),
+        lambda: front_figure(front),
         "Every network that was trained, by what the experiment prices. Point at one to see its choices.",
         {each.name: _tip(records, each) for each in records.trained},
     )
-    best = front(records.networks, mode, records.priced)
     # The choices, which are long, have a table of their own.
-    (name, _, *titles), *rows = network_table(records.networks, records.metric, chosen)
-    on_front = ["yes" if network in best else "no" for network in records.networks]
+    (name, _, *titles), *rows = network_table(records.networks, records.metric, front.chosen)
+    on_front = ["yes" if network in front.best else "no" for network in records.networks]
     shown = [(name, *row, word) for (name, _, *row), word in zip(rows, on_front)]
-    lines = "\n".join(f"nni-gumbel export {records.id} --network {network.name}" for network in best)
+    lines = "\n".join(f"nni-gumbel export {records.id} --network {network.name}" for network in front.best)
     all_rows = [
         (
             each.name, each.parameters, each.flops, each.exported_parameters, each.exported_flops, each.latency_ms,
@@ -364,7 +362,7 @@ def _neighbours(records: Records) -> Section:
         )
     if left := len(found.found) - len(known):
         lines.append(f"{left} more need weights that the network does not have; stability: full trains them.")
-    tips = {neighbour_gid(each): f"{neighbour_gid(each)}: {number(each.value)}" for each in known}
+    tips = {str(each): f"{each}: {number(each.value)}" for each in known}
     words = "Every neighbour that was measured; point at one to see its choice."
     picture = Picture("neighbours", lambda: draw_neighbours(found, records.metric, error), words, tips)
     rows = [

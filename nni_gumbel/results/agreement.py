@@ -42,15 +42,11 @@ class LabelAgreement:
     """How the searches of an experiment agree on one label.
 
     Args:
-        label: of the choice.
-        candidates: how many it has.
+        label, candidates: of the choice, and how many it has.
         chosen: how often each was chosen by the searches, in words; the commonest first. A network that does not use
             the label counts as ``not used``.
-        agreement: share of the pairs of searches with equal settings that chose alike; ``None`` without such a pair.
-        fleiss_kappa: relative to the chance of the frequencies; ``None`` with fewer than two settings, whose seeds
-            would have to differ for a value other than ``-1/(n-1)``.
+        agreement, fleiss_kappa, p_value: see :func:`pairwise_agreement`, :func:`fleiss_kappa`, :func:`chance_of`.
         entropy: of the frequencies within a setting, in nats, mean over the settings; 0 is unanimity.
-        p_value: how probable as much agreement is if every search picked at random.
         verdict: what follows, in words.
     """
 

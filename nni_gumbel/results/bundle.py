@@ -155,15 +155,10 @@ def load_with_example(
         weights, probe = load_file(folder / WEIGHTS), load_file(folder / PROBE)
         example, expected = Example.from_tensors(facts["inputs"], probe), probe["output"]
         reference = replace(SpaceReference.parse(facts["space"]), arguments=dict(facts["arguments"]))
-    if isinstance(space, ModelSpace):
-        built = space
-    elif space is not None:
-        built = reference.construct(space)
-    else:
-        try:
-            built = reference.build()
-        except UsageError as error:
-            raise UsageError(f"{error}, or give the class: load(path, space=...)") from error
+    try:
+        built = space if isinstance(space, ModelSpace) else reference.build(space)
+    except UsageError as error:
+        raise UsageError(f"{error}, or give the class: load(path, space=...)") from error
 
     changed = f"space: {reference} is not the space that {folder} was searched in"
     remedy = "give the class as it was then, or search again"

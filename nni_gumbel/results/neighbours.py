@@ -19,40 +19,28 @@ if TYPE_CHECKING:
 
 
 class Neighbour(BaseModel):
-    """One network beside another one.
-
-    Args:
-        label: of the choice in which it differs.
-        choice: there, in words.
-        parameters: as it would be exported; ``None`` where it cannot be built.
-        value: the metric; ``None`` where the weights do not fit, or where it could not be trained.
-    """
+    """A network that differs in one choice."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     label: str
-    choice: str
-    parameters: int | None
-    value: float | None
+    choice: str  # in words
+    parameters: int | None  # as it would be exported; None where it cannot be built
+    value: float | None  # of the metric; None where the weights do not fit, or where it could not be trained
+
+    def __str__(self) -> str:
+        return f"{self.label}={self.choice}"
 
 
 class Neighbours(Record):
-    """What the neighbours of a network reach; an export trial keeps it in its output directory.
-
-    Args:
-        name: of the network.
-        retrained: whether each was trained from scratch, as the network was, or has its trained weights.
-        examples: of the validation part, for each value; ``None`` if their number is not known.
-        value: the metric of the network itself, on these.
-        found: the neighbours, label by label.
-    """
+    """What the neighbours of a network reach; an export trial keeps it in its output directory."""
 
     FILE: ClassVar[str] = "neighbours.json"
 
-    name: str
-    retrained: bool
-    examples: int | None
-    value: float
+    name: str  # of the network
+    retrained: bool  # whether each was trained from scratch, as the network was, or has its trained weights
+    examples: int | None  # of the validation part, for each value
+    value: float  # of the network itself
     found: tuple[Neighbour, ...]
 
 

@@ -223,7 +223,10 @@ def fgsm(network: nn.Module, inputs: Tensor, labels: Tensor, epsilon: Any, low: 
 
     Source: Goodfellow et al. (arXiv 1412.6572), section 4.
     """
-    return torch.clamp(inputs + epsilon * _gradient(network, inputs, labels).sign(), low, high)
+    with torch.enable_grad():
+        inputs = inputs.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(cross_entropy(network(inputs), labels), inputs)
+    return torch.clamp(inputs.detach() + epsilon * gradient.sign(), low, high)
 
 
 def pgd(
@@ -235,15 +238,9 @@ def pgd(
     """
     found = inputs
     for _ in range(steps):
-        found = found + 2.5 / steps * epsilon * _gradient(network, found, labels).sign()
-        found = torch.clamp(torch.clamp(found, inputs - epsilon, inputs + epsilon), low, high)
+        found = fgsm(network, found, labels, 2.5 / steps * epsilon, low, high)
+        found = torch.clamp(found, inputs - epsilon, inputs + epsilon)
     return found
-
-
-def _gradient(network: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-    with torch.enable_grad():
-        inputs = inputs.detach().requires_grad_()
-        return torch.autograd.grad(cross_entropy(network(inputs), labels), inputs)[0]
 
 
 def _class_scores(network: nn.Module, batches: Sequence[Any], device: torch.device | str) -> Tensor | None:

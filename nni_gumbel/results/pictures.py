@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from nni_gumbel.results.agreement import LabelAgreement, choice_of
-from nni_gumbel.results.neighbours import Neighbour, Neighbours
+from nni_gumbel.results.neighbours import Neighbours
 from nni_gumbel.results.stability import Stability
 
 if TYPE_CHECKING:
@@ -29,13 +29,7 @@ _STYLES = (("black", "o", "-"), ("#d9480f", "s", "--"), ("#1f5fa8", "^", ":"))
 
 @dataclass(frozen=True)
 class SearchHistory:
-    """What a search reported, epoch by epoch.
-
-    Args:
-        name: of the search, for people.
-        curves: by name: ``temperature``, ``entropy``, ``expected_params`` ..., ``chosen_probability``, ``val_acc`` ...
-        probabilities: of every label and candidate.
-    """
+    """What a search reported, epoch by epoch: numbers by name, and the probabilities of every label and candidate."""
 
     name: str
     curves: Mapping[str, Sequence[float]]
@@ -43,12 +37,7 @@ class SearchHistory:
 
 
 def draw_probabilities(history: SearchHistory, found: Mapping[str, Any]) -> Figure:
-    """Every probability over the epochs, as shades of grey; a dot is beside what the search found.
-
-    Args:
-        history: of a search.
-        found: the network that it found.
-    """
+    """Every probability over the epochs, as shades of grey; a dot is beside what the search has found."""
     import numpy as np
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -220,7 +209,7 @@ def _bars(labels: Sequence[str], groups: Mapping[str, Sequence[float | None]]) -
 def draw_neighbours(neighbours: Neighbours, metric: str, error: float) -> Figure | None:
     """Per label, what networks reach that differ from the chosen one in this choice alone; ``None`` if none is known.
 
-    Each is a part of the picture with its :func:`gid <neighbour_gid>`.
+    Each is a part of the picture; its ``gid`` is the neighbour as text.
 
     Args:
         neighbours: of the chosen network.
@@ -241,7 +230,7 @@ def draw_neighbours(neighbours: Neighbours, metric: str, error: float) -> Figure
     for each in known:
         if each.label in labels:
             (point,) = axes.plot(each.value, labels.index(each.label), "ko", markersize=5, fillstyle="none")
-            point.set_gid(neighbour_gid(each))
+            point.set_gid(str(each))
     axes.plot(
         [], [], "ko", markersize=5, fillstyle="none", label="one candidate in the place of the chosen one"
     )
@@ -251,8 +240,3 @@ def draw_neighbours(neighbours: Neighbours, metric: str, error: float) -> Figure
     _worded(axes, "What would another choice cost?", f"validation {metric}, {how}")
     figure.legend(loc="outside lower center", ncols=3, fontsize=7)
     return figure
-
-
-def neighbour_gid(neighbour: Neighbour) -> str:
-    """Of its point in a picture."""
-    return f"{neighbour.label}={neighbour.choice}"

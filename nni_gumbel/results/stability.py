@@ -17,21 +17,14 @@ from nni_gumbel.results.record import Record
 
 
 class Curve(BaseModel):
-    """The metric of a network under one disturbance.
-
-    Args:
-        name: of the disturbance.
-        unit: of the strengths.
-        strengths: increasing; the first is 0, the undisturbed network.
-        values: the metric at each; ``None`` where it is not finite.
-    """
+    """The metric of a network under one disturbance."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    unit: str
-    strengths: tuple[float, ...]
-    values: tuple[float | None, ...]
+    unit: str  # of the strengths
+    strengths: tuple[float, ...]  # increasing; the first is 0, the undisturbed network
+    values: tuple[float | None, ...]  # the metric at each; None where it is not finite
 
 
 class Stability(Record):
