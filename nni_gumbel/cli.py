@@ -74,6 +74,13 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("directory", metavar="DIR", help="made if it is not there; nothing is overwritten")
     doctor = add("doctor", "check this machine and an experiment before it starts", _doctor)
     doctor.add_argument("experiment", metavar="experiment.yml", nargs="?", help="also check this experiment")
+    doctor.add_argument("--remote", action="store_true", help="also log in to the hosts of its machineList")
+    doctor.add_argument(
+        "--port",
+        type=int,
+        default=8080,
+        help="of the manager, that hosts are to reach (default: %(default)s)",
+    )
     inspect = add("inspect", "show what a search space holds: networks, costs, execution", _inspect)
     inspect.add_argument("space", metavar="module:MySpace", help="a class that is found from here")
     inspect.add_argument("arguments", metavar="key=value", nargs="*", help="arguments of its constructor")
@@ -209,7 +216,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     console, failed = _console(), 0
     colours = {"ok": "green", "warn": "yellow", "FAIL": "bold red"}
-    for finding in examine(arguments.experiment):
+    for finding in examine(arguments.experiment, arguments.port if arguments.remote else None):
         level = Text(f"{finding.level:<6}", style=colours[finding.level])
         # One line each, however long: it can be searched and copied.
         console.print(Text.assemble(level, f"{finding.subject}: {finding.text}"), soft_wrap=True)

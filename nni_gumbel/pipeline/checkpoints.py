@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from nni.nas.evaluator.pytorch import Lightning
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from nni_gumbel.errors import first_line
+from nni_gumbel.pipeline.remote import Artifacts
 from nni_gumbel.search.state import continue_randomness, of_all_ranks, random_state
 
 CHECKPOINTS = "checkpoints"
@@ -30,7 +31,7 @@ _logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def resumable(evaluator: Lightning, folder: Path) -> Iterator[None]:
+def resumable(evaluator: Lightning, folder: Path, artifacts: Artifacts | None = None) -> Iterator[None]:
     """Within this context the evaluator's run goes on from its latest checkpoint, and is saved after every epoch.
 
     The checkpoints are removed at the end, unless an error or a signal is the end: what was done is done.
@@ -38,19 +39,27 @@ def resumable(evaluator: Lightning, folder: Path) -> Iterator[None]:
     Args:
         evaluator: about to run.
         folder: of the checkpoints, of this task alone.
+        artifacts: have a copy of them, for other hosts.
     """
+    name = f"{CHECKPOINTS}/{folder.name}"
+    if artifacts is not None:
+        artifacts.get(name, folder)
     latest = latest_checkpoint(folder)
     if latest is not None:
         _logger.warning("this trial goes on from %s", latest.name)
         evaluator.fit_kwargs["ckpt_path"] = str(latest)
-    evaluator.trainer.callbacks.append(_EveryEpoch(folder))
+    copy = None if artifacts is None else lambda: artifacts.mirror(folder, name)
+    evaluator.trainer.callbacks.append(_EveryEpoch(folder, copy))
     yield
     shutil.rmtree(folder, ignore_errors=True)
+    if artifacts is not None:
+        artifacts.remove(name)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that can be read, with a warning for each that cannot; ``None`` if there is none."""
-    for path in sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns, reverse=True):
+    # By their epochs: copies from another host are newer than what is in them.
+    for path in sorted(folder.glob("epoch=*.ckpt"), key=lambda file: int(file.stem[6:]), reverse=True):
         try:
             torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a file that is cut off fails anywhere in torch's reader
@@ -63,17 +72,20 @@ def latest_checkpoint(folder: Path) -> Path | None:
 class _EveryEpoch(ModelCheckpoint):
     """Saves a run, with its random numbers, at the end of every epoch but the last."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, copy: Callable[[], None] | None) -> None:
         super().__init__(
             folder, filename="{epoch}", monitor="epoch", mode="max", save_top_k=_KEPT, save_on_train_epoch_end=True,
             enable_version_counter=False,
         )  # fmt: skip
+        self._copy = copy
         self._loaded: list[dict[str, Any]] | None = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Of a run that is over nothing would be left to do, and its validation would be missing.
         if trainer.current_epoch + 1 != trainer.max_epochs:
             super().on_train_epoch_end(trainer, pl_module)
+            if self._copy is not None and trainer.is_global_zero:
+                self._copy()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

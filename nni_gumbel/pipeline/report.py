@@ -7,6 +7,7 @@ what there is.
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -16,8 +17,9 @@ from typing import Any
 
 from nni_gumbel import __version__
 from nni_gumbel.pipeline.records import Records
+from nni_gumbel.pipeline.remote import bring
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.task import BUNDLE, REPORT_FOLDER
+from nni_gumbel.pipeline.task import BUNDLE, REPORT_FOLDER, TENSORBOARD
 from nni_gumbel.results.agreement import (
     LabelAgreement,
     agreements,
@@ -36,6 +38,9 @@ from nni_gumbel.results.pictures import (
 )
 from nni_gumbel.results.report import decision_table, mean_and_std, network_table, number
 from nni_gumbel.results.space import canonical
+from nni_gumbel.results.stability import FILE as STABILITY
+
+_logger = logging.getLogger(__name__)
 
 
 def report(experiment: str | Path | None = None, folder: str | Path | None = None) -> Path:
@@ -49,6 +54,11 @@ def report(experiment: str | Path | None = None, folder: str | Path | None = Non
         UsageError: there is no such experiment, or see :func:`write_report`.
     """
     records = Records.of(experiment)
+    elsewhere = bring(records, records.trainings, STABILITY)
+    elsewhere |= bring(records, records.trainings_of(records.choice.run), BUNDLE)
+    elsewhere |= bring(records, [trial for _, _, trial in records.searches], TENSORBOARD)
+    for where in elsewhere.values():
+        _logger.warning("the report does without %s", where)
     folder = Path(folder or Path(REPORT_FOLDER) / records.id).expanduser().absolute()
     with records.in_code_directory():
         return write_report(records, folder)

@@ -10,6 +10,7 @@ Only the experiment itself is truth: nothing is kept here but what has been told
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -17,21 +18,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nni_gumbel.errors import UsageError
+from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.pipeline.export import export_of
 from nni_gumbel.pipeline.manager import (
     Experiment,
     Manager,
     ManagerUnreachable,
     check_tuner,
+    is_remote,
     plan_of,
     time_is_over,
+    trial_command_of,
 )
 from nni_gumbel.pipeline.plan import Plan, finished
 from nni_gumbel.pipeline.records import Records
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.task import EXPORT, RANDOM, REPORT_FOLDER, SEARCH, TRAIN, Trial
+from nni_gumbel.pipeline.task import EXPORT, EXPORT_FOLDER, RANDOM, REPORT_FOLDER, SEARCH, TRAIN, Trial
 from nni_gumbel.results.choice import Network
 from nni_gumbel.results.page import PAGE
+
+_logger = logging.getLogger(__name__)
 
 # Longer than a manager is silent when it is busy.
 _PATIENCE = 30.0
@@ -222,11 +228,22 @@ def _stopped(experiment: Experiment) -> str:
 
 def _outcome(experiment: Experiment) -> Outcome:
     records = Records.of(experiment.directory)
-    found = records.networks
     export = next(trial for trial in records.trials if trial.state == "succeeded" and trial.stage == EXPORT)
-    chosen = next((network for network in found if network.name == export.result.get("network")), None)
-    path = Path(str(export.result.get("path")))
+    name, path, warning = (export.result.get(field) for field in ("network", "path", "warning"))
+    if is_remote(records.profile["params"]):
+        # What the trial may have exported lies on its host.
+        _, directory = trial_command_of(records.profile["params"])
+        done = export_of(experiment.directory, directory / EXPORT_FOLDER / records.id)
+        name, path, warning = done.choice.network.name, done.folders[0], "; ".join(done.warnings) or None
+        from nni_gumbel.pipeline.report import report as write_report_of  # imports torch
+
+        try:
+            write_report_of(experiment.directory, directory / REPORT_FOLDER / records.id)
+        # As in the export's trial: the export is there.
+        except Exception as error:
+            _logger.warning("the report could not be written: %s", first_line(error), exc_info=error)
+    path = Path(str(path))
     report = path.parent.parent / REPORT_FOLDER / path.name / PAGE
-    warning = export.result.get("warning")
-    settings = records.plan.settings
+    found, settings = records.networks, records.plan.settings
+    chosen = next((network for network in found if network.name == name), None)
     return Outcome(found, chosen, settings, str(path), warning, report if report.is_file() else None)
