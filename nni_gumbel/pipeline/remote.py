@@ -222,7 +222,7 @@ def _sources(
 ) -> Iterator[tuple[AbstractFileSystem, Callable[[Trial], str | None]]]:
     """File systems, and the output directory of a trial in each, as long as something is lacking."""
     # A host that NNI has connected to again has another environment.
-    environments = [path for path in records.outputs.parents[1].iterdir() if path.name != FETCHED]
+    environments = [path for path in records.outputs.parents[1].glob("*") if path.name != FETCHED]
 
     def own(trial: Trial) -> str | None:
         folders = (environment / "trials" / trial.id for environment in environments)
