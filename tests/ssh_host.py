@@ -72,7 +72,10 @@ class Host:
             "PIP_NO_INDEX": "1",
         }
         words = [sys.executable, __file__, str(self.home), self.address, str(self.port)]
-        self._process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=(self.home / "ssh.log").open("a"), text=True, cwd=self.home)
+        log = (self.home / "ssh.log").open("a")
+        self._process = subprocess.Popen(
+            words, env=environment, stdout=subprocess.PIPE, stderr=log, text=True, cwd=self.home
+        )
         assert self._process.stdout.readline() == "ready\n"
 
     @property

@@ -250,7 +250,7 @@ def check_params(params: Mapping[str, Any]) -> None:
 
 def is_remote(params: Mapping[str, Any]) -> bool:
     """Whether the trials of an experiment run on the hosts of its ``machineList``."""
-    return params["trainingService"].get("platform") == REMOTE
+    return (params.get("trainingService") or {}).get("platform") == REMOTE
 
 
 def trial_command_of(params: Mapping[str, Any]) -> tuple[TrialCommand, Path]:

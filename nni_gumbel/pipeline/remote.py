@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -21,9 +22,9 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -317,32 +318,36 @@ def host_findings(config: Mapping[str, Any], port: int) -> Iterator[Finding]:
         settings = plan_of({"params": config}).settings
     except UsageError:
         return  # told already
-    own = {name: version(name) for name in ("nni", "torch", "pytorch-lightning")} | {
-        "nni-gumbel": __version__
-    }
+    versions = {name: version(name) for name in ("nni", "torch", "pytorch-lightning")}
     address = (service["nniManagerIp"], port)
-    try:
-        answering = _answering(address)
-        token = answering.__enter__()
-    except OSError as error:
-        yield Finding(
-            FAIL, "nniManagerIp",
-            f"the manager could not listen at {address[0]}:{port}: {error.strerror}; give an address of this machine, "
-            "and a --port that is free",
-        )  # fmt: skip
-        return
-    try:
+    told = {
+        "versions": {"nni-gumbel": __version__, **versions},
+        "data": command.data,
+        "artifacts": settings.artifacts,
+        "manager": address,
+        "trialConcurrency": math.ceil(config["trialConcurrency"] / len(service["machineList"])),
+    }
+    with ExitStack() as stack:
+        try:
+            told["token"] = stack.enter_context(_answering(address))
+        except OSError as error:
+            yield Finding(
+                FAIL, "nniManagerIp",
+                f"the manager could not listen at {address[0]}:{port}: {error.strerror}; give an address of this "
+                "machine, and a --port that is free",
+            )  # fmt: skip
+            return
         for machine in service["machineList"]:
-            gpu_lines = {**machine, "trialGpuNumber": service.get("trialGpuNumber")}
-            told = {
-                "versions": own, "data": command.data, "artifacts": settings.artifacts, "manager": address,
-                "token": token, "trialConcurrency": -(-config["trialConcurrency"] // len(service["machineList"])),
-                "trainingService": {k: v for k, v in gpu_lines.items() if "ssh" not in k and k != "password"},
-            }  # fmt: skip
-            for finding in _of_host(machine, told):
-                yield Finding(finding.level, f"{_name(machine)} {finding.subject}".strip(), finding.text)
-    finally:
-        answering.__exit__(None, None, None)
+            names = ("useActiveGpu", "maxTrialNumberPerGpu", "gpuIndices")
+            gpu_lines = {name: machine.get(name) for name in names}
+            told["trainingService"] = {**gpu_lines, "trialGpuNumber": service.get("trialGpuNumber")}
+            try:
+                for finding in _of_host(machine, told):
+                    yield Finding(finding.level, f"{_name(machine)} {finding.subject}".strip(), finding.text)
+            except Exception as error:  # whatever SSH raises in between
+                yield Finding(
+                    FAIL, _name(machine), f"the connection is lost ({first_line(error)}); try again"
+                )
 
 
 def _of_host(machine: Mapping[str, Any], told: Mapping[str, Any]) -> Iterator[Finding]:
@@ -355,8 +360,9 @@ def _of_host(machine: Mapping[str, Any], told: Mapping[str, Any]) -> Iterator[Fi
     def run(words: str, given: str = "") -> tuple[int, str, str]:
         path = f'PATH="{machine["pythonPath"]}:$PATH" ' if machine.get("pythonPath") else ""
         stdin, stdout, stderr = files.client.exec_command(path + words, timeout=10 * _PATIENCE)
-        stdin.write(given)
-        stdin.channel.shutdown_write()
+        if given:
+            stdin.write(given)
+            stdin.channel.shutdown_write()
         out, err = stdout.read().decode(errors="replace"), stderr.read().decode(errors="replace")
         return stdout.channel.recv_exit_status(), out, err
 
@@ -411,9 +417,9 @@ def _findings_here(told: Mapping[str, Any]) -> Iterator[Finding]:
     yield from bad
     yield Finding(OK, "Python", f"{sys.version.split()[0]}, {sys.executable}")
     for name, wanted in told["versions"].items():
-        found = __version__ if name == "nni-gumbel" else version(name)
+        found = __version__ if name == "nni-gumbel" else _version(name)
         is_ours = name in ("nni", "nni-gumbel")
-        if found != wanted:
+        if found not in (wanted, None):  # one that is missing is told above
             level, why = (FAIL, "the two must be alike") if is_ours else (WARN, "results may differ a little")
             yield Finding(level, name, f"{found} here, {wanted} on the manager's machine: {why}")
     yield from (each for each in command_findings() if each.subject == "nni-gumbel")
@@ -439,6 +445,13 @@ def _findings_here(told: Mapping[str, Any]) -> Iterator[Finding]:
 
         yield finding_of("artifacts", artifacts)
     yield finding_of("manager", lambda: _reach(tuple(told["manager"]), told["token"]))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _reach(address: tuple[str, int], token: str) -> str:

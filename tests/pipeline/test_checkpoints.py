@@ -13,6 +13,7 @@ import torch
 from small_searches import Minimal, Nested, evaluator, loader
 
 from nni_gumbel.pipeline.checkpoints import latest_checkpoint, resumable
+from nni_gumbel.pipeline.remote import Artifacts
 from nni_gumbel.results.space import network_of
 from nni_gumbel.search.strategy import GumbelSearch
 
@@ -50,13 +51,13 @@ def searching(seed):
     return strategy.mutate_evaluator(given), supernet
 
 
-def run(kind, folder, seed=0, cut=None):
+def run(kind, folder, seed=0, cut=None, artifacts=None):
     """The numbers at the end of a run; ``None`` of one that was cut off."""
     given, network = kind(seed)
     if cut is not None:
         given.trainer.callbacks.append(Cut(cut))
     try:
-        with resumable(given, folder):
+        with resumable(given, folder, artifacts):
             given.evaluate(network)
     except ConnectionAbortedError:
         return None
@@ -71,6 +72,24 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path, kind, cut):
     # Another seed: every number that decides must come from the checkpoint.
     resumed = run(kind, tmp_path / "cut", seed=100)
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+@pytest.mark.parametrize("place", ["memory://bucket", "a folder"])
+def test_with_artifacts_a_run_goes_on_at_another_host_and_leaves_nothing_there(tmp_path, place):
+    artifacts = Artifacts.at(str(tmp_path) if place == "a folder" else place, "EXP")
+    whole = run(searching, tmp_path / "whole" / "task")
+    assert run(searching, tmp_path / "host-1" / "task", cut=3, artifacts=artifacts) is None
+    resumed = run(searching, tmp_path / "host-2" / "task", seed=100, artifacts=artifacts)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert not artifacts.files.exists(f"{artifacts.root}/checkpoints/task")
+
+
+def test_artifacts_that_fail_on_the_way_cost_a_warning_and_no_run(tmp_path, caplog):
+    artifacts = Artifacts.at(str(tmp_path / "artifacts"), "EXP")
+    shutil.rmtree(tmp_path / "artifacts")
+    (tmp_path / "artifacts").write_text("a file where the folder was")
+    assert run(training, tmp_path / "task", artifacts=artifacts)
+    assert "is not up to date" in caplog.text or "cannot be written" in caplog.text
 
 
 def test_a_run_that_is_over_leaves_no_checkpoint(tmp_path):
