@@ -16,7 +16,7 @@ import nni
 
 from nni_gumbel.errors import UsageError, first_line, nearest
 from nni_gumbel.pipeline.command import TrialCommand
-from nni_gumbel.pipeline.manager import Manager
+from nni_gumbel.pipeline.manager import Manager, is_remote
 from nni_gumbel.pipeline.records import Records
 from nni_gumbel.pipeline.remote import bring
 from nni_gumbel.pipeline.settings import ExperimentSettings
@@ -78,7 +78,7 @@ def run_export(task: Task, command: TrialCommand, manager: Manager, output: Path
     records = Records(manager.experiment(), manager.trials(), output.parent, command, output)
     elsewhere = bring(records, records.trainings, STABILITY, from_hosts=False)
     elsewhere |= bring(records, records.trainings_of(records.choice.run), BUNDLE, from_hosts=False)
-    if elsewhere:
+    if elsewhere and is_remote(records.profile["params"]):
         # Other hosts are for the manager's to ask: `nni-gumbel wait` and `export` choose there, knowing everything.
         note = (
             f"`nni-gumbel wait` or `nni-gumbel export` brings it here from {next(iter(elsewhere.values()))}"

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
@@ -27,6 +28,9 @@ COMMANDS = {
     "resume": "go on with an experiment that was stopped, likewise",
     "view": "show an experiment that was stopped, likewise",
 }
+
+# NNI's trial keepers try for 15 s to reach their manager again, and would take the place of those of the next one.
+_ORPHANS_LIVE = 20
 
 _SCRIPT = Path(__file__).with_name("loopback.cjs")
 
@@ -48,7 +52,11 @@ def nnictl(words: Sequence[str]) -> int:
     script = str(_SCRIPT).replace("\\", r"\\").replace('"', r"\"")
     options = f'{os.environ.get("NODE_OPTIONS", "")} --require "{script}"'.strip()
     # The one of this environment, whatever the shell finds first, and without modules of the working directory.
-    program = "import sys; sys.path.pop(0); from nni.tools.nnictl.nnictl import parse_args; parse_args()"
+    # It gives a manager 3 s to start, which a busy machine exceeds: it tries as often as the first number says.
+    program = (
+        "import sys; sys.path.pop(0); from nni.experiment.launcher import _check_rest_server as check; "
+        "check.__defaults__ = (20, None); from nni.tools.nnictl.nnictl import parse_args; parse_args()"
+    )
     running = subprocess.Popen(
         [sys.executable, "-c", program, *words],
         env={**os.environ, "NODE_OPTIONS": options, "NNI_GUMBEL_HOSTS": json.dumps(hosts)},
@@ -73,11 +81,19 @@ def _params(words: Sequence[str]) -> Mapping[str, Any] | None:
 
         return read_config(given.config)
     if words[0] == "resume":
+        from nni_gumbel.pipeline.manager import find_experiment, is_remote
         from nni_gumbel.pipeline.records import Records
 
         folder = Path(given.experiment_dir, given.id) if given.experiment_dir and given.id else given.id
         try:
-            return Records.of(folder).profile["params"]
+            params = Records.of(folder).profile["params"]
+            if is_remote(params) and not find_experiment(given.id).is_stopped:
+                print(
+                    f"the manager was killed; what it left on its hosts ends within {_ORPHANS_LIVE} s",
+                    flush=True,
+                )
+                time.sleep(_ORPHANS_LIVE)
+            return params
         except UsageError:
             return None
     return None

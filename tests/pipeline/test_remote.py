@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 from contextlib import nullcontext
@@ -287,12 +288,23 @@ def start(environment, code, hosts, class_args):
 
 
 @pytest.mark.slow
-def test_an_experiment_on_two_hosts_ends_with_an_export_on_the_managers_machine(nni_environment, code, hosts):
+def test_an_experiment_on_two_hosts_whose_manager_was_killed_ends_with_an_export_on_its_machine(
+    nni_environment, code, hosts
+):
     experiment = start(nni_environment, code, hosts, SMALL)
     try:
+        experiment.wait_until(lambda e: len([t for t in e.manager.trials() if t.report]) >= 2, 600)
+        done = {trial.id for trial in experiment.manager.trials() if trial.report}
+        manager = json.loads(Path(nni_environment["HOME"], "nni-experiments", ".experiment").read_text())
+        os.kill(manager[experiment.id]["pid"], signal.SIGKILL)
+        experiment.resume()
         waited = command(nni_environment, "wait", experiment.id, "--timeout", 900, timeout=1200)
         assert waited.returncode == 0, waited.stdout + waited.stderr
-        trained = {trial.id for trial in of_stage(experiment, "train")}
+        trials = experiment.manager.trials()
+        assert done <= {trial.id for trial in trials if trial.report}
+        keys = [trial.result["key"] for trial in trials if trial.state == "succeeded"]
+        assert len(keys) == len(set(keys))
+        trained = {trial.id for trial in of_stage(experiment, "train") if trial.report}
         on_hosts = [set(host.trials_of(experiment)) for host in hosts]
         assert all(found & trained for found in on_hosts) and not on_hosts[0] & on_hosts[1]
         export = code / "gumbel-export" / experiment.id
