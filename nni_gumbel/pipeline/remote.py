@@ -46,7 +46,7 @@ from nni_gumbel.pipeline.machine import (
     version_findings,
     visible_gpus,
 )
-from nni_gumbel.pipeline.manager import is_remote, plan_of, trial_command_of
+from nni_gumbel.pipeline.manager import check_params, is_remote, plan_of, trial_command_of
 from nni_gumbel.pipeline.records import FETCHED, Records
 from nni_gumbel.pipeline.task import BUNDLE, Trial
 from nni_gumbel.results.bundle import ARCHITECTURE, check_bundle
@@ -314,6 +314,7 @@ def host_findings(config: Mapping[str, Any], port: int) -> Iterator[Finding]:
     """
     service = config["trainingService"]
     try:
+        check_params(config)
         command, _ = trial_command_of(config)
         settings = plan_of({"params": config}).settings
     except UsageError:

@@ -105,14 +105,6 @@ def write_bundle(
         _write_json(folder / FACTS, {**bundle, "sha256": {name: _sha256(folder / name) for name in _SUMMED}})
 
 
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def check_bundle(path: str | Path) -> dict[str, Any]:
     """See that a folder holds a whole bundle, as it was written, without building the network.
 
@@ -218,6 +210,14 @@ def load_with_example(
     if output.shape != expected.shape or not torch.allclose(output, expected, **alike):
         raise UsageError(f"{changed}: with the same weights it computes something else; {remedy}")
     return network, example
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @contextmanager

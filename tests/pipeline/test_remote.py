@@ -281,10 +281,16 @@ def code(tmp_path):
 def start(environment, code, hosts, class_args):
     """An experiment on these hosts, by `nni-gumbel create`."""
     platform = {"platform": "remote", "machineList": [each.machine for each in hosts]}
-    return Experiment.create(
-        environment, code, free_port(), class_args, program="nni-gumbel", trainingService=platform,
-        nniManagerIp="127.0.0.1",
-    )  # fmt: skip
+    for _ in range(8):
+        experiment = Experiment.create(
+            environment, code, free_port(), class_args, program="nni-gumbel", trainingService=platform,
+            nniManagerIp="127.0.0.1",
+        )  # fmt: skip
+        experiment.wait_until(lambda e: e.manager.status()[0] == "ERROR" or e.manager.trials(), 300)
+        if experiment.manager.status()[0] != "ERROR":
+            return experiment
+        experiment.stop()  # a tuner has 10 s to connect, which a busy machine exceeds
+    raise AssertionError("the machine is too busy for NNI")
 
 
 @pytest.mark.slow
@@ -323,7 +329,7 @@ def test_an_experiment_on_two_hosts_whose_manager_was_killed_ends_with_an_export
 
 @pytest.mark.slow
 def test_when_a_host_goes_away_its_task_goes_on_at_another(nni_environment, code, hosts, tmp_path):
-    settings = {**SMALL, "train_seeds": 1, "random_baseline": 0, "search_seeds": 2, "search_epochs": 400}
+    settings = {**SMALL, "train_seeds": 1, "random_baseline": 0, "search_seeds": 2, "search_epochs": 150}
     settings |= {"artifacts": str(tmp_path / "kept"), "attempts": 3}
     experiment = start(nni_environment, code, hosts, settings)
     checkpoints = tmp_path / "kept" / experiment.id / "checkpoints"
