@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+    from pathlib import Path
 
     from rich.console import Console
 
@@ -76,6 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("directory", metavar="DIR", help="made if it is not there; nothing is overwritten")
     doctor = add("doctor", "check this machine and an experiment before it starts", _doctor)
     doctor.add_argument("experiment", metavar="experiment.yml", nargs="?", help="also check this experiment")
+    doctor.add_argument("--remote", action="store_true", help="also log in to the hosts of its machineList")
+    doctor.add_argument(
+        "--port",
+        type=int,
+        default=8080,
+        help="of the manager, that hosts are to reach (default: %(default)s)",
+    )
     inspect = add("inspect", "show what a search space holds: networks, costs, execution", _inspect)
     inspect.add_argument("space", metavar="module:MySpace", help="a class that is found from here")
     inspect.add_argument("arguments", metavar="key=value", nargs="*", help="arguments of its constructor")
@@ -211,7 +219,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     console, failed = _console(), 0
     colours = {"ok": "green", "warn": "yellow", "FAIL": "bold red"}
-    for finding in examine(arguments.experiment):
+    for finding in examine(arguments.experiment, arguments.port if arguments.remote else None):
         level = Text(f"{finding.level:<6}", style=colours[finding.level])
         # One line each, however long: it can be searched and copied.
         console.print(Text.assemble(level, f"{finding.subject}: {finding.text}"), soft_wrap=True)
@@ -227,7 +235,7 @@ def _wait(arguments: argparse.Namespace) -> int:
     from nni_gumbel.errors import UsageError
     from nni_gumbel.pipeline.manager import find_experiment
     from nni_gumbel.pipeline.start import is_open_to_others
-    from nni_gumbel.pipeline.watch import follow
+    from nni_gumbel.pipeline.watch import exported, follow
 
     if arguments.timeout is not None and not arguments.timeout > 0:
         raise UsageError(f"--timeout: {arguments.timeout:g} is no time to wait; give seconds, more than 0")
@@ -258,12 +266,13 @@ def _wait(arguments: argparse.Namespace) -> int:
             )
         with spinner:
             records = follow(experiment, show=show, warn=warn, timeout=arguments.timeout)
+            export = exported(experiment, records)
     except KeyboardInterrupt:
         again, end = f"`nni-gumbel wait {experiment.id}`", f"`nnictl stop {experiment.id}`"
         goes_on = f"experiment {experiment.id} goes on; {again} follows it, {end} ends it"
         print(f"nni-gumbel: {goes_on}", file=sys.stderr)
         return _INTERRUPTED
-    _print_networks(console, records)
+    _print_networks(console, records, *export)
     console.print(f"portal   {experiment.portal}", soft_wrap=True)
     console.print(f"to end   nnictl stop {experiment.id}", soft_wrap=True)
     return 0
@@ -352,23 +361,19 @@ def _console(columns_of_a_log: int = 80) -> Console:
     return console
 
 
-def _print_networks(console: Console, records: Records) -> None:
-    """Those of a finished experiment, and where its export and its report lie."""
-    from pathlib import Path
-
+def _print_networks(console: Console, records: Records, name: str, export: Path, warning: str | None) -> None:
+    """Those of a finished experiment, and where its export, of the network of this name, and its report lie."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from nni_gumbel.pipeline.plan import finished
     from nni_gumbel.pipeline.task import REPORT_FOLDER
     from nni_gumbel.results.page import PAGE
     from nni_gumbel.results.report import baseline_line, network_table
 
-    told = finished(records.trials).result
-    chosen = next((each for each in records.networks if each.name == told["network"]), None)
+    chosen = next((each for each in records.networks if each.name == name), None)
     # The choices, as many as a network has layers, and the baseline have lines of their own: the table fits a terminal.
-    (name, _, *titles), *rows = network_table(records.networks, records.metric, chosen)
-    table = Table(name, *titles, box=SIMPLE_HEAD)
+    (heading, _, *titles), *rows = network_table(records.networks, records.metric, chosen)
+    table = Table(heading, *titles, box=SIMPLE_HEAD)
     for network, (name, _, *row) in zip(records.networks, rows):
         table.add_row(name, *row, style="bold" if network is chosen else None)
     console.print(table)
@@ -376,11 +381,10 @@ def _print_networks(console: Console, records: Records) -> None:
     lines += filter(None, (baseline_line(network, records.metric) for network in records.networks))
     for line in lines:
         console.print(line, soft_wrap=True, markup=False)
-    if "warning" in told:
-        console.print(f"warning: {told['warning']}", soft_wrap=True, markup=False, style="yellow")
-    path = Path(told["path"])
-    console.print(f"\nexport   {path}", soft_wrap=True, markup=False)
-    report = path.parents[1] / REPORT_FOLDER / path.name / PAGE
+    if warning is not None:
+        console.print(f"warning: {warning}", soft_wrap=True, markup=False, style="yellow")
+    console.print(f"\nexport   {export}", soft_wrap=True, markup=False)
+    report = export.parents[1] / REPORT_FOLDER / export.name / PAGE
     if report.is_file():
         console.print(f"report   {report}", soft_wrap=True, markup=False)
 

@@ -151,7 +151,9 @@ def _npz(name: str) -> list[Images]:
         if not is_right:
             raise UsageError(f"{where}: {line}")
 
-    check(path.is_file(), f"there is no such file in {str(Path.cwd())!r}; give the path of an .npz")
+    if not path.is_file():
+        line = f"there is no such file in {str(Path.cwd())!r}; give the path of an .npz"
+        raise UsageError(f"{where}: {line}") from FileNotFoundError(path)
     with (
         user_code(f"{where}: cannot be read", "write it with numpy.savez"),
         np.load(path, allow_pickle=False) as file,

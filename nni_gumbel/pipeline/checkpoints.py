@@ -3,7 +3,8 @@
 They lie beside the output directories of the trials, under the identity of the task: NNI may start a trial again, or
 the tuner may hand the task to another one. A run is saved at the end of every epoch but the last, and after the batch
 in which SIGTERM or SIGINT comes (not in a validation: its epoch is repeated). The latest checkpoints are kept, not one
-alone, because a machine that fails while it writes may leave the latest one damaged.
+alone, because a machine that fails while it writes may leave the latest one damaged. With artifacts, other hosts have
+them, too.
 
 Lightning goes on within an epoch with the counters of the batch, but with the first batches of another order. Here the
 random state with which an epoch's batches were drawn is saved, too: they are drawn again, and those that were trained
@@ -13,10 +14,11 @@ are left out.
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,13 +31,13 @@ from pytorch_lightning.utilities.data import sized_len
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from nni_gumbel.errors import first_line
+from nni_gumbel.pipeline.remote import Artifacts
 from nni_gumbel.search.state import continue_randomness, of_all_ranks, random_state, restore_random_state
 
 CHECKPOINTS = "checkpoints"
 _KEPT = 2
 _RANDOMNESS, _DRAWN = "nni_gumbel_randomness", "nni_gumbel_drawn"
-# Written over by the next signal.
-_INTERRUPTED = "interrupted.ckpt"
+_NAME = re.compile(r"epoch=(\d+)(-batch=(\d+))?")
 
 _Drawn = dict[str, tuple[int, dict[str, Any]]]
 
@@ -43,7 +45,7 @@ _logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def resumable(evaluator: Lightning, folder: Path) -> Iterator[None]:
+def resumable(evaluator: Lightning, folder: Path, artifacts: Artifacts | None = None) -> Iterator[None]:
     """Within this context the evaluator's run goes on from its latest checkpoint, and is saved as the module says.
 
     The checkpoints are removed at the end, unless an error or a signal is the end: what was done is done.
@@ -51,19 +53,27 @@ def resumable(evaluator: Lightning, folder: Path) -> Iterator[None]:
     Args:
         evaluator: about to run.
         folder: of the checkpoints, of this task alone.
+        artifacts: have a copy of them, for other hosts.
     """
+    name = f"{CHECKPOINTS}/{folder.name}"
+    if artifacts is not None:
+        artifacts.get(name, folder)
     latest = latest_checkpoint(folder)
     if latest is not None:
         _logger.warning("the run goes on from %s", latest.name)
         evaluator.fit_kwargs["ckpt_path"] = str(latest)
-    evaluator.trainer.callbacks.append(_Saves(folder))
+    copy = None if artifacts is None else lambda: artifacts.mirror(folder, name)
+    evaluator.trainer.callbacks.append(_Saves(folder, copy))
     yield
     shutil.rmtree(folder, ignore_errors=True)
+    if artifacts is not None:
+        artifacts.remove(name)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that can be read, with a warning for each that cannot; ``None`` if there is none."""
-    for path in sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns, reverse=True):
+    # By their names: copies from another host are newer than what is in them.
+    for path in sorted(folder.glob("epoch=*.ckpt"), key=_progress, reverse=True):
         try:
             torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a file that is cut off fails anywhere in torch's reader
@@ -73,14 +83,21 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def _progress(file: Path) -> tuple[int, int]:
+    """Epochs that are done, and batches of the next one."""
+    epoch, within, batches = _NAME.fullmatch(file.stem).groups()
+    return (int(epoch), int(batches)) if within else (int(epoch) + 1, 0)
+
+
 class _Saves(ModelCheckpoint):
     """Saves a run, with its random numbers, at the end of every epoch but the last, and when a signal ends it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, copy: Callable[[], None] | None) -> None:
         super().__init__(
             folder, filename="{epoch}", monitor="epoch", mode="max", save_top_k=_KEPT, save_on_train_epoch_end=True,
             enable_version_counter=False,
         )  # fmt: skip
+        self._copy = copy
         self._loaded: list[dict[str, Any]] | None = None
         # The random state before an epoch's iterator was made, and before each of its loaders began latest.
         self._drawn: _Drawn | None = None
@@ -133,6 +150,8 @@ class _Saves(ModelCheckpoint):
         # Of a run that is over nothing would be left to do, and its validation would be missing.
         if trainer.current_epoch + 1 != trainer.max_epochs:
             super().on_train_epoch_end(trainer, pl_module)
+            if self._copy is not None and trainer.is_global_zero:
+                self._copy()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -153,7 +172,14 @@ class _Saves(ModelCheckpoint):
             or not hasattr(trainer.fit_loop, "restarted_mid_epoch")
         ):
             self._is_interrupted = True
-            trainer.save_checkpoint(Path(self.dirpath, _INTERRUPTED))
+            before = list(Path(self.dirpath).glob("*-batch=*.ckpt"))
+            name = f"epoch={trainer.current_epoch}-batch={loop.batch_progress.current.completed}.ckpt"
+            trainer.save_checkpoint(Path(self.dirpath, name))
+            for path in before:
+                if path.name != name:
+                    path.unlink()
+            if self._copy is not None:
+                self._copy()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,11 +11,14 @@ from typing import Any
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.records import Records
+from nni_gumbel.pipeline.remote import bring_stability
 from nni_gumbel.pipeline.report import minutes, spread_of
 from nni_gumbel.pipeline.task import REPORT_FOLDER
 from nni_gumbel.results.front import COSTS, fronts_figure
 from nni_gumbel.results.page import Picture, Section, Table, write_page
 from nni_gumbel.results.report import network_table
+
+_logger = logging.getLogger(__name__)
 
 
 def compare(experiments: Sequence[str | Path], folder: str | Path | None = None) -> Path:
@@ -28,6 +32,9 @@ def compare(experiments: Sequence[str | Path], folder: str | Path | None = None)
         UsageError: there are too few or the same twice, or see :func:`write_comparison`.
     """
     found = [Records.of(each) for each in experiments]
+    for records in found:
+        for line in bring_stability(records):
+            _logger.warning("%s: %s", records.id, line)
     ids = [records.id for records in found]
     if len({*ids}) < max(len(ids), 2):
         raise UsageError(f"ID: {' '.join(ids)} are not several experiments; give two different ids or more")

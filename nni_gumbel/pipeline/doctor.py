@@ -31,15 +31,25 @@ from nni_gumbel.pipeline.machine import (
     version_findings,
     visible_gpus,
 )
-from nni_gumbel.pipeline.manager import NAME, check_params, is_registered, plan_of, trial_command_of
+from nni_gumbel.pipeline.manager import (
+    NAME,
+    REMOTE,
+    check_params,
+    is_registered,
+    is_remote,
+    plan_of,
+    trial_command_of,
+)
+from nni_gumbel.pipeline.remote import host_findings
 from nni_gumbel.search.settings import without_effect
 
 
-def examine(config_file: str | Path | None) -> Iterator[Finding]:
+def examine(config_file: str | Path | None, remote_port: int | None = None) -> Iterator[Finding]:
     """All checks, each as soon as it is made.
 
     Args:
         config_file: the experiment's YAML; ``None`` looks at the machine alone.
+        remote_port: log in to the hosts of the YAML, too, and see whether they reach this port here.
     """
     yield from version_findings()
     # Each torchvision is built for one torch.
@@ -55,6 +65,14 @@ def examine(config_file: str | Path | None) -> Iterator[Finding]:
         else:
             yield Finding(OK, "YAML", f"{config_file} is one that NNI accepts")
             yield from config_findings(config)
+    if is_remote(config):
+        if remote_port is None:
+            yield Finding(
+                WARN, "hosts", "they were not looked at; `nni-gumbel doctor --remote` logs in to each of them"
+            )
+        else:
+            yield from host_findings(config, remote_port)
+        return
     gpus = visible_gpus()
     yield from gpu_findings(config, gpus)
     if gpus:
@@ -66,15 +84,20 @@ def examine(config_file: str | Path | None) -> Iterator[Finding]:
         yield Finding(WARN if remedy else OK, "torch", text)
 
 
-def check_before_start(config_file: str | Path) -> None:
+def check_before_start(config_file: str | Path) -> dict[str, Any]:
     """What takes seconds, for `nni-gumbel create`: NNI's own checks, the settings, the trial command, the tuner's name.
+
+    Returns:
+        The YAML in NNI's canonical form.
 
     Raises:
         UsageError: the first of them that fails.
     """
-    for finding in (*quick_findings(read_config(config_file)), finding_of("tuner", _registration)):
+    config = read_config(config_file)
+    for finding in (*quick_findings(config), finding_of("tuner", _registration)):
         if finding.level == FAIL:
             raise UsageError(finding.text)
+    return config
 
 
 def _registration() -> str:
@@ -104,8 +127,10 @@ def read_config(config_file: str | Path) -> dict[str, Any]:
         raise UsageError(f"{path}: holds no names and values; `nni-gumbel init DIR` writes an example")
     # A mistake that NNI meets with an error of Python's own.
     service = content.get("trainingService")
-    if not isinstance(service, Mapping) or service.get("platform") != "local":
-        raise UsageError(f"trainingService: {service!r} is none for this tuner; give platform: local")
+    if not isinstance(service, Mapping) or service.get("platform") not in ("local", REMOTE):
+        raise UsageError(
+            f"trainingService: {service!r} is none for this tuner; give platform: local or {REMOTE}"
+        )
 
     from nni.experiment.config import ExperimentConfig, utils
 
@@ -126,7 +151,7 @@ def quick_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(FAIL, "tuner", f"name: {name!r} is another tuner; give tuner: {{name: {NAME}}}")
         return
     cores, concurrency = loky.cpu_count(), config["trialConcurrency"]
-    if concurrency > cores:
+    if concurrency > cores and not is_remote(config):
         slower = f"{concurrency} trials share {cores} cores and slow each other down"
         yield Finding(WARN, "trialConcurrency", f"{slower}; give at most {cores}")
     yield finding_of("settings", partial(_settings, config))

@@ -16,14 +16,16 @@ import nni
 
 from nni_gumbel.errors import UsageError, first_line, nearest
 from nni_gumbel.pipeline.command import TrialCommand
-from nni_gumbel.pipeline.manager import Manager
+from nni_gumbel.pipeline.manager import Manager, is_remote
 from nni_gumbel.pipeline.records import Records
+from nni_gumbel.pipeline.remote import bring, bring_stability
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import BUNDLE, EXPORT_FOLDER, REPORT_FOLDER, Task
 from nni_gumbel.results import front
 from nni_gumbel.results.bundle import copy_bundle
 from nni_gumbel.results.choice import Choice, Network
 from nni_gumbel.results.report import export_readme
+from nni_gumbel.results.stability import Stability
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +76,17 @@ def run_export(task: Task, command: TrialCommand, manager: Manager, output: Path
     """The export trial: the chosen network, and the report, in its output directory and the trial code directory."""
     # NNI keeps the output directories of an experiment's trials side by side.
     records = Records(manager.experiment(), manager.trials(), output.parent, command, output)
+    elsewhere = bring(records, records.trainings, Stability.FILE, from_hosts=False)
+    elsewhere |= bring(records, records.trainings_of(records.choice.run), BUNDLE, from_hosts=False)
+    if elsewhere and is_remote(records.profile["params"]):
+        # Other hosts are for the manager's to ask: `nni-gumbel wait` and `export` choose there, knowing everything.
+        note = (
+            f"`nni-gumbel wait` or `nni-gumbel export` brings it here from {next(iter(elsewhere.values()))}"
+        )
+        nni.report_final_result(
+            {"default": records.choice.network.validation_mean, "key": task.key, "elsewhere": note}
+        )
+        return
     destination = Path.cwd() / EXPORT_FOLDER / records.id
     done = export(records, records.choice, (destination, output / EXPORT_FOLDER), output)
     chosen = done.choice.network
@@ -125,12 +138,19 @@ def export_of(experiment: str | Path | None, folder: str | Path | None = None, w
         UsageError: there is no such experiment or network, no training has finished, or the folder cannot be written.
     """
     records = Records.of(experiment)
+    unknown = bring_stability(records)
     choice = wished(records, wish)
+    for where in bring(records, records.trainings_of(choice.run), BUNDLE).values():
+        raise UsageError(
+            f"the weights of {choice.network.name} are in {where}; export again when they can be read, or give another "
+            "--network or --trial"
+        )
     named = f"-{wish.trial or choice.network.name}" if wish != Wish() else ""
     folder = Path(folder or Path(EXPORT_FOLDER) / f"{records.id}{named}").expanduser().absolute()
     # Without the module of the space the network cannot be rebuilt: the bundle then comes without programs.
     with TemporaryDirectory() as work, records.in_code_directory():
-        return export(records, choice, (folder,), Path(work))
+        done = export(records, choice, (folder,), Path(work))
+    return replace(done, warnings=done.warnings + unknown)
 
 
 def wished(records: Records, wish: Wish) -> Choice:

@@ -37,6 +37,9 @@ from nni_gumbel.pipeline.task import Trial, judged
 # removes what one before it has left.
 ERROR_FILE = "gumbel-error.log"
 
+# NNI's word for its training service of other hosts, by SSH.
+REMOTE = "remote"
+
 _API = "api/v1/nni"
 
 _logger = logging.getLogger(__name__)
@@ -61,7 +64,7 @@ class Manager:
         self.url = url
         self._session = requests.Session()
         self._read: dict[str, tuple[Mapping[str, Any], Trial]] = {}
-        # The manager is on this machine: a proxy for the outside is not asked.
+        # The manager is on this machine, or in its network: a proxy for the outside is not asked.
         self._session.trust_env = False
         # The manager closes idle connections after five seconds, perhaps just when one is used again.
         self._session.mount("http://", HTTPAdapter(max_retries=Retry(total=2, backoff_factor=0.2)))
@@ -74,7 +77,14 @@ class Manager:
     @classmethod
     def from_trial_environment(cls) -> Manager:
         """The manager of this trial's experiment."""
-        return cls(_api_beside(os.environ["NNI_TRIAL_COMMAND_CHANNEL"], own_parts=3))
+        channel = os.environ["NNI_TRIAL_COMMAND_CHANNEL"]
+        if os.environ.get("NNI_PLATFORM") == REMOTE:
+            # It is of NNI's trial keeper on this host, which knows its manager's. Each keeper has a folder of its own.
+            environment = Path(os.environ["NNI_OUTPUT_DIR"]).parents[1]
+            keepers = environment.glob("trial_keeper*/trial_keeper_config.json")
+            latest = max(keepers, key=lambda file: file.stat().st_mtime)
+            channel = json.loads(latest.read_text(encoding="utf8"))["managerCommandChannel"]
+        return cls(_api_beside(channel, own_parts=3))
 
     def trials(self) -> list[Trial]:
         """All trials so far, in no particular order; of one that has ended, the same object every time."""
@@ -220,13 +230,23 @@ def check_params(params: Mapping[str, Any]) -> None:
             "remove the assessor"
         )
     service = params.get("trainingService") or {}
-    if not isinstance(service, Mapping) or service.get("platform", "local") != "local":
+    platform = service.get("platform", "local") if isinstance(service, Mapping) else service
+    if platform not in ("local", REMOTE):
         raise UsageError(
-            f"trainingService: {service!r} keeps weights where they were trained and the export does not find them; "
-            "give platform: local"
+            f"trainingService: {service!r} is none for this tuner; give platform: local or {REMOTE}"
+        )
+    if platform == REMOTE and not service.get("nniManagerIp"):
+        raise UsageError(
+            "nniManagerIp: it is missing, and NNI's hosts would look for the manager on themselves; give the address "
+            "of this machine that the hosts of machineList reach"
         )
     if service.get("reuseMode"):
         raise UsageError("trainingService: reuseMode: true ends in an error in NNI 3.0; remove it")
+
+
+def is_remote(params: Mapping[str, Any]) -> bool:
+    """Whether the trials of an experiment run on the hosts of its ``machineList``."""
+    return (params.get("trainingService") or {}).get("platform") == REMOTE
 
 
 def trial_command_of(params: Mapping[str, Any]) -> tuple[TrialCommand, Path]:
@@ -265,6 +285,7 @@ def trial_of(record: Mapping[str, Any]) -> Trial:
         result=result,
         start=start,
         end=end,
+        place=record.get("logPath"),
     )
 
 

@@ -24,11 +24,18 @@ import yaml
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.names import inside
 from nni_gumbel.pipeline.command import TrialCommand
-from nni_gumbel.pipeline.manager import check_tuner, find_experiment, plan_of, trial_command_of, trial_of
+from nni_gumbel.pipeline.manager import (
+    check_tuner,
+    find_experiment,
+    is_remote,
+    plan_of,
+    trial_command_of,
+    trial_of,
+)
 from nni_gumbel.pipeline.plan import Plan, finished
-from nni_gumbel.pipeline.task import BUNDLE, CHOICE_PREFIX, TENSORBOARD, TRAIN, Task, Trial
+from nni_gumbel.pipeline.task import BUNDLE, CHOICE_PREFIX, RANDOM, TENSORBOARD, TRAIN, Task, Trial
 from nni_gumbel.results.agreement import Sampled, choice_of
-from nni_gumbel.results.choice import Choice, Network, choose
+from nni_gumbel.results.choice import Choice, Network, TrainedRun, choose
 from nni_gumbel.results.front import Front
 from nni_gumbel.results.neighbours import Neighbours
 from nni_gumbel.results.pictures import SearchHistory
@@ -42,6 +49,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _DATABASE = Path("db", "nni.sqlite")
+# Of an experiment on other hosts: in the place of one of NNI's environments.
+FETCHED = "fetched"
 # Of every table of results.
 _COLUMNS = ["trial", "sequence", "stage", "state", "seed", "attempt", "network", "start", "seconds"]
 
@@ -53,7 +62,8 @@ class Records:
     Args:
         profile: as :meth:`~nni_gumbel.pipeline.manager.Manager.experiment` tells it.
         trials: all of them.
-        outputs: the folder with their output directories.
+        outputs: the folder with their output directories, or with what :mod:`~nni_gumbel.pipeline.remote` brought of
+            them from other hosts.
         command: the trial command.
         export: the output directory of the export; ``None`` if there is none yet.
     """
@@ -92,7 +102,7 @@ class Records:
                     " order by revision desc limit 1"
                 ).fetchone()
                 events = database.execute(
-                    "select trialJobId, event, timestamp, data, sequenceId from TrialJobEvent order by rowid"
+                    "select trialJobId, event, timestamp, data, sequenceId, logPath from TrialJobEvent order by rowid"
                 ).fetchall()
                 metrics = database.execute(
                     "select trialJobId, data from MetricData where type = 'FINAL' order by rowid desc"
@@ -107,7 +117,8 @@ class Records:
         found["params"] = json.loads(found["params"])
         check_tuner(found)
         command, _ = trial_command_of(found["params"])
-        trials, outputs = _trials(events, dict(metrics)), folder / "environments" / "local-env" / "trials"
+        environment = FETCHED if is_remote(found["params"]) else "local-env"
+        trials, outputs = _trials(events, dict(metrics)), folder / "environments" / environment / "trials"
         export = finished(trials)
         return cls(found, trials, outputs, command, None if export is None else outputs / export.id)
 
@@ -147,6 +158,15 @@ class Records:
     def trained(self) -> list[Network]:
         """All that were trained: those that were found, each followed by its random ones."""
         return [each for network in self.networks for each in (network, *network.baseline)]
+
+    @property
+    def trainings(self) -> list[Trial]:
+        """The trials that have trained a network, random ones among them."""
+        return [trial for trial in self.trials if trial.report is not None and trial.stage in (TRAIN, RANDOM)]
+
+    def trainings_of(self, run: TrainedRun) -> list[Trial]:
+        """The trial of a run."""
+        return [trial for trial in self.trainings if trial.id == run.trial_id]
 
     @cached_property
     def stability(self) -> dict[str, Stability]:
@@ -192,12 +212,13 @@ class Records:
     def choice_among(self, networks: Sequence[Network]) -> Choice:
         """By the rule of the experiment, among some of its networks (at least one).
 
-        Of the chosen one the run is taken whose weights could be written, if there is one.
+        Of the chosen one the run is taken whose weights could be written, if there is one; which of them other hosts
+        have, is not known here.
         """
         settings = self.plan.settings
         choice = choose(networks, self.metric, settings.optimize_mode, self.priced, settings.choice_rule)
         runs = [run for run in choice.network.runs if (self.outputs / run.trial_id / BUNDLE).is_dir()]
-        if choice.run in runs or not runs:
+        if choice.run in runs or not runs or is_remote(self.profile["params"]):
             return choice
         sign = 1 if settings.optimize_mode == "maximize" else -1
         return replace(choice, run=max(runs, key=lambda run: (sign * run.validation, -run.seed)))
@@ -350,7 +371,7 @@ def results(experiment: str | Path | None = None) -> DataFrame:
 def _trials(events: list[tuple[Any, ...]], finals: Mapping[str, str]) -> list[Trial]:
     """The trials that NNI's events lead to, by NNI's own rules (``getTrialJobsByReplayEvents``)."""
     records: dict[str, dict[str, Any]] = {}
-    for name, event, timestamp, data, sequence in events:
+    for name, event, timestamp, data, sequence, place in events:
         if not name:
             continue  # imported data, of no trial
         record = records.setdefault(name, {"trialJobId": name, "status": "UNKNOWN", "hyperParameters": []})
@@ -365,6 +386,8 @@ def _trials(events: list[tuple[Any, ...]], finals: Mapping[str, str]) -> list[Tr
             record["hyperParameters"].append(data)
         if sequence is not None:
             record.setdefault("sequenceId", sequence)
+        if place is not None:
+            record["logPath"] = place
     for name, record in records.items():
         # Of a failed trial, its mistake.
         if record["status"] in ("SUCCEEDED", "FAILED") and name in finals:

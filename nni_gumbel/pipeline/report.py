@@ -7,6 +7,7 @@ what there is.
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
@@ -16,12 +17,22 @@ from statistics import fmean, stdev
 from typing import Any
 
 from nni_gumbel import __version__
+from nni_gumbel.pipeline.plan import finished
 from nni_gumbel.pipeline.records import Records
+from nni_gumbel.pipeline.remote import bring, bring_stability
 from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.task import BUNDLE, REPORT_FOLDER
-from nni_gumbel.results.agreement import agreements, choice_of, disagreement, importance, pairwise_agreement
+from nni_gumbel.pipeline.task import BUNDLE, REPORT_FOLDER, TENSORBOARD
+from nni_gumbel.results.agreement import (
+    Sampled,
+    agreements,
+    choice_of,
+    disagreement,
+    importance,
+    pairwise_agreement,
+)
 from nni_gumbel.results.choice import Network
 from nni_gumbel.results.front import COSTS, COUNTS, front_figure
+from nni_gumbel.results.neighbours import Neighbours
 from nni_gumbel.results.page import Picture, Section, Table, write_page
 from nni_gumbel.results.pictures import (
     draw_agreement,
@@ -33,6 +44,9 @@ from nni_gumbel.results.pictures import (
 )
 from nni_gumbel.results.report import count, decision_table, mean_and_std, network_table, number
 from nni_gumbel.results.space import canonical
+from nni_gumbel.results.stability import Stability
+
+_logger = logging.getLogger(__name__)
 
 
 def report(experiment: str | Path | None = None, folder: str | Path | None = None) -> Path:
@@ -46,6 +60,18 @@ def report(experiment: str | Path | None = None, folder: str | Path | None = Non
         UsageError: there is no such experiment, or see :func:`write_report`.
     """
     records = Records.of(experiment)
+    for line in bring_stability(records):
+        _logger.warning("%s", line)
+    searches = [trial for _, _, trial in records.searches]
+    exports = [trial for trial in records.trials if trial is finished(records.trials)]
+    for trials, names in (
+        (records.trainings_of(records.choice.run), (BUNDLE,)),
+        (searches, (TENSORBOARD, Sampled.FILE)),
+        (exports, (Stability.FILE, Neighbours.FILE)),
+    ):
+        for name in names:
+            for where in bring(records, trials, name).values():
+                _logger.warning("the report does without %s", where)
     folder = Path(folder or Path(REPORT_FOLDER) / records.id).expanduser().absolute()
     with records.in_code_directory():
         return write_report(records, folder)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, WithJsonSchema, model_validator
@@ -127,6 +128,11 @@ class ExperimentSettings(Settings):
         "which network is exported: of those within one standard error of the best validation metric the cheapest that "
         "is not less stable than their median, the `cheapest` whatever its stability, or the `best` whatever its cost",
     )
+    artifacts: str | None = setting(
+        None,
+        "a folder that all hosts see, or a URL of fsspec (`s3://bucket/name`), where trials also keep bundles and "
+        "checkpoints: a task then goes on at another host; needs an absolute path",
+    )  # fmt: skip
     attempts: int = setting(2, "how often a trial is tried before it is left out", ge=1)
     seed: int = setting(
         0,
@@ -143,6 +149,14 @@ class ExperimentSettings(Settings):
         if not self.metric or self.metric.startswith("val_"):
             raise UsageError(
                 f"metric: {self.metric!r} is not a metric's name; give the name without `val_`, for example 'acc'"
+            )
+        if (
+            self.artifacts is not None
+            and "://" not in self.artifacts
+            and not Path(self.artifacts).is_absolute()
+        ):
+            raise UsageError(
+                f"artifacts: {self.artifacts!r} is no absolute path; trials work elsewhere, give one or a URL"
             )
         if self.search.warmup_epochs >= self.search_epochs:
             raise UsageError(

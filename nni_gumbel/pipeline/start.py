@@ -5,20 +5,25 @@ installed package carries them as data files.
 
 Whoever reaches NNI's port starts commands and reads files as the person who started the experiment: NNI has no login,
 and 3.0 no setting for where it listens. Its manager is a program of Node, and is made to load a script of ours first.
+The manager of an experiment on other hosts listens at ``nniManagerIp``, too, and there answers these hosts alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -33,6 +38,9 @@ COMMANDS = {
     "resume": "go on with an experiment that was stopped, likewise",
     "view": "show an experiment that was stopped, likewise",
 }
+
+# NNI's trial keepers try for 15 s to reach their manager again, and would take the place of those of the next one.
+_ORPHANS_LIVE = 20
 
 _SCRIPT = Path(__file__).with_name("loopback.cjs")
 
@@ -82,20 +90,19 @@ def nnictl(words: Sequence[str]) -> int:
 
     Raises:
         UsageError: the experiment to be created would end at its start, see
-            :func:`~nni_gumbel.pipeline.doctor.check_before_start`.
+            :func:`~nni_gumbel.pipeline.doctor.check_before_start`, or a host of it has no address.
     """
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
-    parser.add_argument("-c", "--config", nargs="?")  # one that is missing is nnictl's to tell
-    config = parser.parse_known_args(words)[0].config if words[0] == "create" else None
-    if config is not None:
-        from nni_gumbel.pipeline.doctor import check_before_start
-
-        check_before_start(config)
+    params = _params(words)
+    hosts = _hosts(params) if params is not None else None
     script = str(_SCRIPT).replace("\\", r"\\").replace('"', r"\"")
     options = f'{os.environ.get("NODE_OPTIONS", "")} --require "{script}"'.strip()
     # The one of this environment, whatever the shell finds first, and without modules of the working directory.
-    program = "import sys; sys.path.pop(0); from nni.tools.nnictl.nnictl import parse_args; parse_args()"
-    environment = {**os.environ, "NODE_OPTIONS": options}
+    # It gives a manager 3 s to start, which a busy machine exceeds: it tries as often as the first number says.
+    program = (
+        "import sys; sys.path.pop(0); from nni.experiment.launcher import _check_rest_server as check; "
+        "check.__defaults__ = (20, None); from nni.tools.nnictl.nnictl import parse_args; parse_args()"
+    )
+    environment = {**os.environ, "NODE_OPTIONS": options, "NNI_GUMBEL_HOSTS": json.dumps(hosts)}
     running = subprocess.Popen([sys.executable, "-c", program, *words], env=environment)
     # Ctrl-C reaches `nnictl`, too, which ends a manager in the foreground.
     own = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -105,12 +112,60 @@ def nnictl(words: Sequence[str]) -> int:
         signal.signal(signal.SIGINT, own)
 
 
+def _params(words: Sequence[str]) -> Mapping[str, Any] | None:
+    """Of the experiment that is to run; what is missing or unknown is nnictl's to tell."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("id", nargs="?")
+    for names in (("-c", "--config"), ("-p", "--port"), ("-e", "--experiment_dir")):
+        parser.add_argument(*names, nargs="?")
+    given, _ = parser.parse_known_args(words[1:])
+    if words[0] == "create" and given.config is not None:
+        from nni_gumbel.pipeline.doctor import check_before_start
+
+        return check_before_start(given.config)
+    if words[0] == "resume":
+        from nni_gumbel.pipeline.manager import find_experiment, is_remote
+        from nni_gumbel.pipeline.records import Records
+
+        folder = Path(given.experiment_dir, given.id) if given.experiment_dir and given.id else given.id
+        try:
+            params = Records.of(folder).profile["params"]
+            if is_remote(params) and not find_experiment(given.id).is_stopped:
+                print(
+                    f"the manager was killed; what it left on its hosts ends within {_ORPHANS_LIVE} s",
+                    flush=True,
+                )
+                time.sleep(_ORPHANS_LIVE)
+            return params
+        except UsageError:
+            return None
+    return None
+
+
+def _hosts(params: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Where the manager listens besides, and the addresses from which it takes connections there."""
+    from nni_gumbel.pipeline.manager import check_params, is_remote
+
+    if not is_remote(params):
+        return None
+    check_params(params)
+    service, addresses = params["trainingService"], set()
+    for machine in service["machineList"]:
+        try:
+            addresses |= {found[4][0] for found in socket.getaddrinfo(machine["host"], None)}
+        except OSError as error:
+            raise UsageError(
+                f"machineList: host {machine['host']!r} has no address here ({error.strerror}); correct it"
+            ) from None
+    return {"address": service["nniManagerIp"], "admitted": sorted(addresses)}
+
+
 def is_open_to_others(port: int) -> bool:
-    """Whether a program on this machine is seen to listen at a port on more than the loopback interface."""
+    """Whether a program on this machine is seen to listen at a port for everybody, on all network interfaces."""
     try:
         found = psutil.net_connections("tcp")
     except (psutil.Error, OSError):  # a machine that does not show its connections
         return False
     listening = (each.laddr for each in found if each.status == psutil.CONN_LISTEN)
     addresses = (ip_address(address.ip) for address in listening if address.port == port)
-    return any(not (getattr(each, "ipv4_mapped", None) or each).is_loopback for each in addresses)
+    return any((getattr(each, "ipv4_mapped", None) or each).is_unspecified for each in addresses)

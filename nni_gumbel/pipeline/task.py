@@ -136,7 +136,10 @@ _NEEDED = {
 
 @dataclass(frozen=True)
 class Trial:
-    """What NNI knows of one trial; times in seconds since the epoch."""
+    """What NNI knows of one trial; times in seconds since the epoch.
+
+    ``place`` is its output directory as NNI tells it: a path, or of a trial on another host ``HOST:~/path``.
+    """
 
     id: str
     sequence: int
@@ -145,6 +148,7 @@ class Trial:
     result: dict[str, Any] | None = None
     start: float | None = None
     end: float | None = None
+    place: str | None = None
 
     @property
     def stage(self) -> str | None:

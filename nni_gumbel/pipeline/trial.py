@@ -37,6 +37,7 @@ from nni_gumbel.pipeline.evaluator import (
 from nni_gumbel.pipeline.manager import Manager, plan_of
 from nni_gumbel.pipeline.records import Records
 from nni_gumbel.pipeline.rehearsal import EXAMPLES, BeforeTheSearch, rehearse
+from nni_gumbel.pipeline.remote import Artifacts
 from nni_gumbel.pipeline.reporting import Metrics, Progress, our_reports_only, validation_metric
 from nni_gumbel.pipeline.sampling import SampledNetworks
 from nni_gumbel.pipeline.settings import ExperimentSettings
@@ -82,7 +83,8 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
     progress = Progress(settings.metric, output / TENSORBOARD, of_search=True)
     sampled = SampledNetworks(supernet, task.seed)
     evaluator.trainer.callbacks += [rehearsal, progress, sampled]
-    with our_reports_only(), resumable(evaluator, _checkpoints(task, output)):
+    artifacts = Artifacts.of(manager.experiment())
+    with our_reports_only(), resumable(evaluator, _checkpoints(task, output), artifacts):
         evaluator.evaluate(supernet)
         architecture = evaluator.module.export()
         found, example = network_of(supernet, architecture), rehearsal.example.cpu()
@@ -122,11 +124,14 @@ def run_training(task: Task, command: TrialCommand, manager: Manager, output: Pa
         also["own_cost"] = own_cost_of(own, sample, partial(network_of, space))
     evaluator = evaluator_of(command, network, settings, settings.train_epochs, task.seed, output)
     evaluator.trainer.callbacks.append(Progress(settings.metric, output / TENSORBOARD))
-    with our_reports_only(), resumable(evaluator, _checkpoints(task, output)):
+    experiment = manager.experiment()
+    plan, artifacts = plan_of(experiment), Artifacts.of(experiment)
+    with our_reports_only(), resumable(evaluator, _checkpoints(task, output), artifacts):
         # NNI keeps the first final metric of a trial and no other. It waits for the extras, none of which can fail; the
         # report of the last epoch has told the metric before them.
         trained = train(network, evaluator, architecture, reference, task.settings, task.seed, output)
-        plan = plan_of(manager.experiment())
+        if artifacts is not None:
+            artifacts.put_output(output, BUNDLE)
         if any(_prices_latency(variant.search) for variant in plan.variants):
             example = trained.example.first(1)
             also |= latencies(trained.warnings, trained.pruned, sample, reference, example, output)

@@ -10,22 +10,29 @@ Only the experiment itself is truth: nothing is kept here but what has been told
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from nni_gumbel.errors import UsageError
+from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.pipeline.export import export_of
 from nni_gumbel.pipeline.manager import (
     Experiment,
     Manager,
     ManagerUnreachable,
     check_tuner,
+    is_remote,
     plan_of,
+    trial_command_of,
 )
 from nni_gumbel.pipeline.plan import Plan, finished
 from nni_gumbel.pipeline.records import Records
-from nni_gumbel.pipeline.task import EXPORT, RANDOM, SEARCH, TRAIN, Trial
+from nni_gumbel.pipeline.task import EXPORT, EXPORT_FOLDER, RANDOM, REPORT_FOLDER, SEARCH, TRAIN, Trial
+
+_logger = logging.getLogger(__name__)
 
 # Longer than a manager is silent when it is busy.
 _PATIENCE = 30.0
@@ -192,3 +199,27 @@ def _stopped(experiment: Experiment) -> str:
         f"is stopped; `nni-gumbel resume {experiment.id}` goes on with it, `nni-gumbel view {experiment.id}` shows "
         f"it; if nobody stopped it, {experiment.logs / 'nnimanager.log'} says why"
     )
+
+
+def exported(experiment: Experiment, records: Records) -> tuple[str, Path, str | None]:
+    """The export with which an experiment has ended: the network's name, the folder, and what it comes without.
+
+    Of an experiment on other hosts it is written here now, with the report.
+
+    Raises:
+        UsageError: the weights are on a host that cannot be reached.
+    """
+    if not is_remote(records.profile["params"]):
+        told = finished(records.trials).result
+        return told["network"], Path(told["path"]), told.get("warning")
+    # What the trial may have exported lies on its host.
+    _, directory = trial_command_of(records.profile["params"])
+    done = export_of(experiment.directory, directory / EXPORT_FOLDER / records.id)
+    from nni_gumbel.pipeline.report import report  # imports torch
+
+    try:
+        report(experiment.directory, directory / REPORT_FOLDER / records.id)
+    # As in the export's trial: the export is there.
+    except Exception as error:
+        _logger.warning("the report could not be written: %s", first_line(error), exc_info=error)
+    return done.choice.network.name, done.folders[0], "; ".join(done.warnings) or None

@@ -3,7 +3,8 @@
 =====================  =================================================================================
 architecture.json      the NNI sample: label -> chosen value, only labels that the network uses
 model.safetensors      its ``state_dict``
-bundle.json            the space by name and arguments, and the facts about the network
+bundle.json            the space by name and arguments, the facts about the network, the checksums of the
+                       three other files
 probe.safetensors      a few inputs and the network's outputs for them when it was written
 README.md              for people; only in an export
 model.py, model.pt2,   the network without NNI and without this package (see ``portable.py``); only in an
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import hashlib
 import json
 import shutil
 import uuid
@@ -43,7 +45,8 @@ if TYPE_CHECKING:
 ARCHITECTURE, WEIGHTS, FACTS, PROBE, README = (
     "architecture.json", "model.safetensors", "bundle.json", "probe.safetensors", "README.md",
 )  # fmt: skip
-_REQUIRED = (ARCHITECTURE, WEIGHTS, FACTS, PROBE)
+_SUMMED = (ARCHITECTURE, WEIGHTS, PROBE)
+_REQUIRED = (*_SUMMED, FACTS)
 
 # Another machine adds up in another order: about 1e-6 a layer in float32. Another activation or
 # another input moves outputs by some per cent.
@@ -95,13 +98,35 @@ def write_bundle(
     if pruned is not None and pruned is not network:
         bundle["pruned"] = {"removed_layers": removed_layers(network, pruned)}
     with _in_place_of(directory) as folder:
-        for name, content in ((ARCHITECTURE, architecture), (FACTS, bundle)):
-            text = json.dumps(content, indent=2, allow_nan=False)
-            (folder / name).write_text(text + "\n", encoding="utf-8")
+        _write_json(folder / ARCHITECTURE, architecture)
         # Copies, since safetensors refuses tensors that share memory (tied weights).
         weights = {key: value.clone().contiguous() for key, value in settled.state_dict().items()}
         save_file(weights, folder / WEIGHTS)
         save_file(inputs | {"output": output.contiguous()}, folder / PROBE)
+        _write_json(folder / FACTS, {**bundle, "sha256": {name: _sha256(folder / name) for name in _SUMMED}})
+
+
+def check_bundle(path: str | Path) -> dict[str, Any]:
+    """See that a folder holds a whole bundle, as it was written, without building the network.
+
+    Returns:
+        What ``bundle.json`` holds.
+
+    Raises:
+        UsageError: a file is missing or is not the one that was written.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UsageError(f"path: there is no folder {str(path)!r}; give a folder that holds {FACTS}")
+    missing = [name for name in _REQUIRED if not (folder / name).is_file()]
+    if missing:
+        raise UsageError(f"path: {str(path)!r} has no {missing[0]}; give the folder of a whole bundle")
+    with user_code(f"path: {folder} holds a damaged file", "copy the bundle again"):
+        facts = dict(json.loads((folder / FACTS).read_text(encoding="utf-8")))
+        for name, digest in facts.get("sha256", {}).items():
+            if name in _SUMMED and _sha256(folder / name) != digest:
+                raise ValueError(f"{name} is not the file that was written")
+    return facts
 
 
 def copy_bundle(source: str | Path, destination: str | Path, readme: str, more: Sequence[Path] = ()) -> None:
@@ -110,9 +135,9 @@ def copy_bundle(source: str | Path, destination: str | Path, readme: str, more: 
     Raises:
         UsageError: the source is no complete bundle, or the destination cannot be written.
     """
-    found = _checked_folder(source)
+    check_bundle(source)
     with _in_place_of(destination) as folder:
-        for file in (*(found / name for name in _REQUIRED), *more):
+        for file in (*(Path(source) / name for name in _REQUIRED), *more):
             shutil.copyfile(file, folder / file.name)
         (folder / README).write_text(readme, encoding="utf-8")
 
@@ -147,11 +172,9 @@ def load_with_example(
     from nni_gumbel.results.example import Example
     from nni_gumbel.results.pruning import prune
 
-    folder = _checked_folder(path)
+    folder, facts = Path(path), check_bundle(path)
     with user_code(f"path: {folder} holds a damaged file", "copy the bundle again"):
-        architecture, facts = (
-            dict(json.loads((folder / name).read_text(encoding="utf-8"))) for name in (ARCHITECTURE, FACTS)
-        )
+        architecture = dict(json.loads((folder / ARCHITECTURE).read_text(encoding="utf-8")))
         weights, probe = load_file(folder / WEIGHTS), load_file(folder / PROBE)
         example, expected = Example.from_tensors(facts["inputs"], probe), probe["output"]
         reference = replace(SpaceReference.parse(facts["space"]), arguments=dict(facts["arguments"]))
@@ -185,14 +208,12 @@ def load_with_example(
     return network, example
 
 
-def _checked_folder(path: str | Path) -> Path:
-    folder = Path(path)
-    if not folder.is_dir():
-        raise UsageError(f"path: there is no folder {str(path)!r}; give a folder that holds {FACTS}")
-    missing = [name for name in _REQUIRED if not (folder / name).is_file()]
-    if missing:
-        raise UsageError(f"path: {str(path)!r} has no {missing[0]}; give the folder of a whole bundle")
-    return folder
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 from small_searches import Minimal, Nested, evaluator, loader
 
 from nni_gumbel.pipeline.checkpoints import latest_checkpoint, resumable
+from nni_gumbel.pipeline.remote import Artifacts
 from nni_gumbel.results.space import network_of
 from nni_gumbel.search.strategy import GumbelSearch
 
@@ -66,7 +67,7 @@ def descending(seed):
     return searching(seed, preset="gradual", batches_per_step=3)
 
 
-def run(kind, folder, seed=0, cut=None, signalled=None):
+def run(kind, folder, seed=0, cut=None, signalled=None, artifacts=None):
     """The numbers at the end of a run; ``None`` of one that was cut off."""
     given, network = kind(seed)
     if cut is not None:
@@ -74,7 +75,7 @@ def run(kind, folder, seed=0, cut=None, signalled=None):
     if signalled is not None:
         given.trainer.callbacks.append(Signalled(*signalled))
     try:
-        with resumable(given, folder):
+        with resumable(given, folder, artifacts):
             given.evaluate(network)
     except (ConnectionAbortedError, SystemExit):
         return None
@@ -120,6 +121,24 @@ def test_after_a_run_the_signals_are_what_they_were(tmp_path):
     run(training, tmp_path / "whole")
     run(training, tmp_path / "cut", signalled=(signal.SIGINT, 1, 1))
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize("place", ["memory://bucket", "a folder"])
+def test_with_artifacts_a_run_goes_on_at_another_host_and_leaves_nothing_there(tmp_path, place):
+    artifacts = Artifacts.at(str(tmp_path) if place == "a folder" else place, "EXP")
+    whole = run(searching, tmp_path / "whole" / "task")
+    assert run(searching, tmp_path / "host-1" / "task", cut=3, artifacts=artifacts) is None
+    resumed = run(searching, tmp_path / "host-2" / "task", seed=100, artifacts=artifacts)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert not artifacts.files.exists(f"{artifacts.root}/checkpoints/task")
+
+
+def test_artifacts_that_fail_on_the_way_cost_a_warning_and_no_run(tmp_path, caplog):
+    artifacts = Artifacts.at(str(tmp_path / "artifacts"), "EXP")
+    shutil.rmtree(tmp_path / "artifacts")
+    (tmp_path / "artifacts").write_text("a file where the folder was")
+    assert run(training, tmp_path / "task", artifacts=artifacts)
+    assert "is not up to date" in caplog.text or "cannot be written" in caplog.text
 
 
 def test_a_run_that_is_over_leaves_no_checkpoint(tmp_path):
@@ -173,7 +192,7 @@ def test_a_process_that_is_killed_leaves_checkpoints_that_can_be_read(tmp_path, 
     environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__)}
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True)
     whole = run(training, tmp_path / "whole")
-    for name in ("interrupted",) * (how == signal.SIGTERM) + ("epoch=1", "epoch=0"):
+    for name in ("epoch=2-batch=2",) * (how == signal.SIGTERM) + ("epoch=1", "epoch=0"):
         assert latest_checkpoint(tmp_path / "cut").name == f"{name}.ckpt"
         shutil.copytree(tmp_path / "cut", tmp_path / "copy")
         resumed = run(training, tmp_path / "copy", seed=100)

@@ -82,7 +82,8 @@ def test_an_experiment_of_nnictl_is_open_and_wait_says_so(finished_experiment):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"trainingService": {"platform": "remote"}}, "platform: local"),
+        ({"trainingService": {"platform": "openpai"}}, "platform: local"),
+        ({"trainingService": {"platform": "remote"}}, "machine_list"),
         ({"trialConcurrency": "many"}, "trial_concurrency"),
         ({"tuner": {"name": "TPE"}}, "give tuner: {name: GumbelSearch}"),
         (

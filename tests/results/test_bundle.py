@@ -232,6 +232,17 @@ def test_a_missing_file_is_named(bundle, tmp_path, name):
         copy_bundle(bundle, tmp_path / "copy", "")
 
 
+@pytest.mark.parametrize("name", ["architecture.json", "model.safetensors", "probe.safetensors"])
+def test_a_file_that_is_not_the_one_that_was_written_is_named(bundle, tmp_path, name):
+    content = bytearray((bundle / name).read_bytes())
+    content[-2] ^= 1
+    (bundle / name).write_bytes(content)
+    line = f"{name} is not the file that was written; copy the bundle again"
+    assert line in refusal(bundle)
+    with pytest.raises(UsageError, match=line):
+        copy_bundle(bundle, tmp_path / "copy", "")
+
+
 @pytest.mark.parametrize(
     "name", ["architecture.json", "model.safetensors", "bundle.json", "probe.safetensors"]
 )
