@@ -78,7 +78,9 @@ def words_parser() -> argparse.ArgumentParser:
         help="what the setting cost_weight prices, instead of the setting cost: a function of `sample` (an NNI sample) "
         "or `network` (the frozen module) that returns a number",
     )  # fmt: skip
-    parser.add_argument(LOGGER_FIELD, nargs="+", choices=LOGGERS, default=(), help=LOGGER_HELP)
+    parser.add_argument(
+        LOGGER_FIELD, nargs="+", choices=LOGGERS, metavar="NAME", default=(), help=LOGGER_HELP
+    )
     return parser
 
 

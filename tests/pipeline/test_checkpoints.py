@@ -63,8 +63,8 @@ def searching(seed, **settings):
 
 
 def descending(seed):
-    """A search without stages, whose structure steps take three batches together."""
-    return searching(seed, preset="gradual", batches_per_step=3)
+    """A search without stages, whose logits follow their gradient at every step."""
+    return searching(seed, preset="gradual")
 
 
 def run(kind, folder, seed=0, cut=None, signalled=None, artifacts=None):
