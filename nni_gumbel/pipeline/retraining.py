@@ -6,7 +6,6 @@ its programs, and a README with the mean over seeds.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ from nni_gumbel.pipeline.reporting import Progress, our_reports_only
 from nni_gumbel.pipeline.settings import ExperimentSettings, deciding
 from nni_gumbel.pipeline.task import BUNDLE, TENSORBOARD
 from nni_gumbel.pipeline.trial import train
-from nni_gumbel.results.bundle import ARCHITECTURE, FACTS, WEIGHTS, load_with_example
+from nni_gumbel.results.bundle import ARCHITECTURE, FACTS, WEIGHTS, load_with_example, sha256_of
 from nni_gumbel.results.choice import Network, TrainedRun, choose
 from nni_gumbel.results.space import SpaceReference, network_of, sample_of
 
@@ -95,7 +94,7 @@ def train_again(
     what = {
         "space": facts["space"], "arguments": facts["arguments"], "architecture": architecture, "data": data,
         "evaluator": evaluator, "settings": deciding(settings.train_values()),
-        "weights": weights and hashlib.sha256((path / WEIGHTS).read_bytes()).hexdigest(),
+        "weights": weights and sha256_of(path / WEIGHTS),
     }  # fmt: skip
     begun = folder / _BEGUN
     if not begun.exists():

@@ -103,7 +103,9 @@ def write_bundle(
         weights = {key: value.clone().contiguous() for key, value in settled.state_dict().items()}
         save_file(weights, folder / WEIGHTS)
         save_file(inputs | {"output": output.contiguous()}, folder / PROBE)
-        _write_json(folder / FACTS, {**bundle, "sha256": {name: _sha256(folder / name) for name in _SUMMED}})
+        _write_json(
+            folder / FACTS, {**bundle, "sha256": {name: sha256_of(folder / name) for name in _SUMMED}}
+        )
 
 
 def check_bundle(path: str | Path) -> dict[str, Any]:
@@ -124,7 +126,7 @@ def check_bundle(path: str | Path) -> dict[str, Any]:
     with user_code(f"path: {folder} holds a damaged file", "copy the bundle again"):
         facts = dict(json.loads((folder / FACTS).read_text(encoding="utf-8")))
         for name, digest in facts.get("sha256", {}).items():
-            if name in _SUMMED and _sha256(folder / name) != digest:
+            if name in _SUMMED and sha256_of(folder / name) != digest:
                 raise ValueError(f"{name} is not the file that was written")
     return facts
 
@@ -212,7 +214,8 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The checksum of a file, in hexadecimal digits."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

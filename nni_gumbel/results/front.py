@@ -19,6 +19,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from nni_gumbel.results.choice import Network
+from nni_gumbel.results.pictures import STYLES
 from nni_gumbel.results.report import varied_values
 
 if TYPE_CHECKING:
@@ -44,8 +45,6 @@ _MOST_NAMES = 12
 _BELOW = {
     "loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": 3, "fontsize": 8, "frameon": False
 }  # fmt: skip
-# Of experiments side by side, told apart without colour.
-_LOOKS = (("black", "o", "-"), ("#d9480f", "s", "--"), ("#1f5fa8", "^", ":"), ("0.5", "D", "-."))
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,7 @@ def fronts_figure(fronts: Sequence[Front]) -> Figure:
     found = [_priced(each.networks, priced) for each in fronts]
     axes = _axes([one for each in found for one in each], fronts[0], "mean over the seeds")
     for number, (each, networks) in enumerate(zip(fronts, found)):
-        color, marker, dashes = _LOOKS[number % len(_LOOKS)]
+        color, marker, dashes = STYLES[number % len(STYLES)]
         look = {"color": color, "zorder": 3}
         axes.plot(*_points(networks, priced), marker, fillstyle="none", markersize=6, **look)
         line = {"where": "post", "linestyle": dashes, "linewidth": 1.3, "marker": marker, "label": each.name}

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 # More rows than these are not readable on a page.
 _MOST_ROWS = 160
-_STYLES = (("black", "o", "-"), ("#d9480f", "s", "--"), ("#1f5fa8", "^", ":"))
+# Told apart without colour, too.
+STYLES = (("black", "o", "-"), ("#d9480f", "s", "--"), ("#1f5fa8", "^", ":"), ("0.5", "D", "-."))
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def draw_stability(records: Mapping[str, Sequence[Stability]]) -> Figure | None:
     title = f"How much of the validation {first.metric} is left when inputs or weights are disturbed?"
     figure, grid = _grid(len(first.curves), 2 if len(first.curves) in (2, 4) else 3, title)
     for axes, curve in zip(grid, first.curves):
-        for (name, kept), (color, marker, line) in zip(records.items(), _STYLES):
+        for (name, kept), (color, marker, line) in zip(records.items(), STYLES):
             curves = [each.values for record in kept for each in record.curves if each.name == curve.name]
             known = [[value for value in values if value is not None] for values in zip(*curves)]
             means = [fmean(values) if values else math.nan for values in known]
