@@ -106,7 +106,7 @@ def run_export(task: Task, command: TrialCommand, manager: Manager, output: Path
     # What follows are extras: the export is there, and reported.
     from nni_gumbel.pipeline.neighbours import keep_neighbours  # imports torch
     from nni_gumbel.pipeline.report import write_report
-    from nni_gumbel.pipeline.trial import keep_stability_on_test_part
+    from nni_gumbel.pipeline.trial import extra, keep_stability_on_test_part
 
     page = (
         "the report could not be written",
@@ -118,11 +118,7 @@ def run_export(task: Task, command: TrialCommand, manager: Manager, output: Path
         extras = [("the neighbours are not known", lambda: keep_neighbours(records, output)), page]
     # Trainings of all neighbours take long: there is a report before them, and one with them.
     for failure, run in [page, *extras] if level == "full" else extras:
-        try:
-            run()
-        # Whatever a full disk or a person's space raises.
-        except Exception as error:
-            logger.warning("%s: %s", failure, first_line(error), exc_info=error)
+        extra([], failure, run)
 
 
 def export_of(experiment: str | Path | None, folder: str | Path | None = None, wish: Wish = Wish()) -> Export:

@@ -167,18 +167,17 @@ class Trained:
 
 
 def extra(warnings: list[str], what: str, tell: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What is told of a network whose training is done; ``None`` and one more warning where that fails.
+    """What is told or kept when the work of a trial is done; ``None`` and one more warning where that fails.
 
     Args:
-        warnings: of the training, so far.
+        warnings: of the trial, so far.
         what: what is missing then.
         tell: called with the rest.
     """
     try:
         return tell(*args, **kwargs)
-    except (
-        Exception
-    ) as error:  # whatever a person's network, a full disk or torch raises: the training is kept
+    # Whatever a person's network, data or evaluator, a full disk or torch raises: what is done is kept.
+    except Exception as error:
         warnings.append(f"{what}: {first_line(error)}")
         logger.warning(warnings[-1], exc_info=error)
         return None
@@ -252,13 +251,13 @@ def keep_stability(
     if settings.stability == "none":
         return
     minimize = settings.optimize_mode == "minimize"
-    try:
+
+    def keep() -> None:
         found = measure_stability_of(evaluator(), settings.metric, minimize, settings.stability, **where)
         if found is not None:
             found.write(output)
-    # Whatever a person's network, data or evaluator raises: the network is reported.
-    except Exception as error:
-        logger.warning("the stability of the network is not known: %s", first_line(error), exc_info=error)
+
+    extra([], "the stability of the network is not known", keep)
 
 
 def keep_stability_on_test_part(records: Records, output: Path) -> None:

@@ -10,14 +10,13 @@ Only the experiment itself is truth: nothing is kept here but what has been told
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline.export import export_of
 from nni_gumbel.pipeline.manager import (
     Experiment,
@@ -31,8 +30,6 @@ from nni_gumbel.pipeline.manager import (
 from nni_gumbel.pipeline.plan import Plan, finished
 from nni_gumbel.pipeline.records import Records
 from nni_gumbel.pipeline.task import EXPORT, EXPORT_FOLDER, RANDOM, REPORT_FOLDER, SEARCH, TRAIN, Trial
-
-_logger = logging.getLogger(__name__)
 
 # Longer than a manager is silent when it is busy.
 _PATIENCE = 30.0
@@ -215,11 +212,9 @@ def exported(experiment: Experiment, records: Records) -> tuple[str, Path, str |
     # What the trial may have exported lies on its host.
     _, directory = trial_command_of(records.profile["params"])
     done = export_of(experiment.directory, directory / EXPORT_FOLDER / records.id)
-    from nni_gumbel.pipeline.report import report  # imports torch
+    from nni_gumbel.pipeline.report import report
+    from nni_gumbel.pipeline.trial import extra  # imports torch
 
-    try:
-        report(experiment.directory, directory / REPORT_FOLDER / records.id)
-    # As in the export's trial: the export is there.
-    except Exception as error:
-        _logger.warning("the report could not be written: %s", first_line(error), exc_info=error)
+    folder = directory / REPORT_FOLDER / records.id
+    extra([], "the report could not be written", report, experiment.directory, folder)
     return done.choice.network.name, done.folders[0], "; ".join(done.warnings) or None

@@ -133,6 +133,16 @@ def test_with_artifacts_a_run_goes_on_at_another_host_and_leaves_nothing_there(t
     assert not artifacts.files.exists(f"{artifacts.root}/checkpoints/task")
 
 
+def test_with_artifacts_a_run_that_a_signal_ended_goes_on_at_another_host_behind_its_batch(tmp_path, caplog):
+    artifacts = Artifacts.at(str(tmp_path), "EXP")
+    whole = run(training, tmp_path / "whole" / "task")
+    end = (signal.SIGTERM, 2, 1)
+    assert run(training, tmp_path / "host-1" / "task", signalled=end, artifacts=artifacts) is None
+    resumed = run(training, tmp_path / "host-2" / "task", seed=100, artifacts=artifacts)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert "goes on from epoch=2-batch=2.ckpt" in caplog.text
+
+
 def test_artifacts_that_fail_on_the_way_cost_a_warning_and_no_run(tmp_path, caplog):
     artifacts = Artifacts.at(str(tmp_path / "artifacts"), "EXP")
     shutil.rmtree(tmp_path / "artifacts")
