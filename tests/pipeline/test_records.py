@@ -27,7 +27,7 @@ def database(tmp_path):
     database = sqlite3.connect(tmp_path / "db" / "nni.sqlite", isolation_level=None)
     database.executescript(
         "create table ExperimentProfile (params, id, execDuration, startTime, endTime, revision);"
-        "create table TrialJobEvent (timestamp, trialJobId, event, data, sequenceId);"
+        "create table TrialJobEvent (timestamp, trialJobId, event, data, sequenceId, logPath);"
         "create table MetricData (trialJobId, type, data);"
     )
     database.execute("insert into ExperimentProfile values (?, 'EXP', 0, 0, null, 0)", [json.dumps(params)])
@@ -44,7 +44,7 @@ def test_the_mistake_of_a_failed_trial_is_read(database, tmp_path):
     (first, *_) = Plan(ExperimentSettings.from_flat({}), [{}]).next_tasks([])
     given = json.dumps({"parameter_id": 0, "parameters": first.parameters()})
     for event, data in (("WAITING", given), ("RUNNING", None), ("FAILED", None)):
-        database.execute("insert into TrialJobEvent values (1000, 'abcde', ?, ?, 0)", (event, data))
+        database.execute("insert into TrialJobEvent values (1000, 'abcde', ?, ?, 0, null)", (event, data))
     told = json.dumps(json.dumps({"key": first.key, "mistake": "--space: correct it"}))
     database.execute("insert into MetricData values ('abcde', 'FINAL', ?)", [told])
     (trial,) = Records.of(tmp_path).trials

