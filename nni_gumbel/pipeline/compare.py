@@ -32,12 +32,12 @@ def compare(experiments: Sequence[str | Path], folder: str | Path | None = None)
         UsageError: there are too few or the same twice, or see :func:`write_comparison`.
     """
     found = [Records.of(each) for each in experiments]
-    for records in found:
-        for line in bring_stability(records):
-            _logger.warning("%s: %s", records.id, line)
     ids = [records.id for records in found]
     if len({*ids}) < max(len(ids), 2):
         raise UsageError(f"ID: {' '.join(ids)} are not several experiments; give two different ids or more")
+    for records in found:
+        for line in bring_stability(records):
+            _logger.warning("%s: %s", records.id, line)
     return write_comparison(
         found, Path(folder or Path(REPORT_FOLDER) / "-".join(ids)).expanduser().absolute()
     )
