@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nni_gumbel.complexity.budget import Limit, check_feasible, largest
 from nni_gumbel.complexity.flops import expected_flops
-from nni_gumbel.complexity.latency import LatencyTable, expected_latency, measure_missing
+from nni_gumbel.complexity.latency import LatencyTable, expected_latency
 from nni_gumbel.complexity.own_cost import OwnCost
 from nni_gumbel.complexity.params import expected_parameters
 from nni_gumbel.complexity.table import ExpectedSum, Table, cost_of
@@ -213,7 +213,7 @@ class SearchCosts:
             return expected_flops(self._space, self._distribution, args, kwargs)
         single = Example(tuple(args), dict(kwargs)).first(1)  # latency is that of one example
         args, kwargs = single.args, single.kwargs
-        self.latency_table = measure_missing(
+        cost, self.latency_table = expected_latency(
             self._space, self._distribution, args, kwargs, self.latency_table
         )
-        return expected_latency(self._space, self._distribution, args, kwargs, self.latency_table)
+        return cost
