@@ -7,6 +7,7 @@ trials will ask, in the order in which they would fail.
 
 from __future__ import annotations
 
+import json
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -122,7 +123,7 @@ def config_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
         slower = f"{concurrency} trials share {cores} cores and slow each other down"
         yield Finding(WARN, "trialConcurrency", f"{slower}; give at most {cores}")
     searches: list[SearchSettings] = []
-    metric = None
+    metric, flags = None, set()
 
     def plan() -> str:
         nonlocal metric
@@ -131,6 +132,7 @@ def config_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
         found.check_trial_limit(config.get("maxTrialNumber"))
         metric = found.settings.metric
         searches.extend(variant.search for variant in found.variants)
+        flags.update(*(json.loads(variant.trainer) for variant in found.variants))
         return (
             f"{len(searches)} combination(s) x {found.settings.search_seeds} search(es) of "
             f"{found.settings.search_epochs} epochs, {found.settings.train_seeds} training(s) of "
@@ -148,8 +150,10 @@ def config_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
 
     def search() -> str:
         # Imports torch, which the checks of the machine may have found to be missing.
+        from nni_gumbel.pipeline.evaluator import check_flags
         from nni_gumbel.pipeline.rehearsal import rehearsed
 
+        check_flags(flags)
         if command.evaluator is None and metric not in (None, "acc", "loss"):
             raise UsageError(
                 f"metric: the built-in classification logs acc and loss, not {metric!r}; set metric: acc, "
