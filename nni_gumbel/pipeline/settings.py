@@ -54,8 +54,8 @@ class ExperimentSettings(Settings):
     stability: Literal["cheap", "full", "none"] = setting(
         "cheap",
         "whether each trained network is disturbed to see how stable it is: `cheap` takes at most a tenth of the "
-        "training (noise, removed weights, FGSM), `full` takes all validation data, also PGD and corruptions of images, and "
-        "trains every network that differs from the exported one in a single choice",
+        "training (noise, removed weights, FGSM), `full` takes all validation data, also PGD and corruptions of "
+        "images, and trains every network that differs from the exported one in a single choice",
         basic=True,
     )  # fmt: skip
     choice_rule: Rule = setting(
