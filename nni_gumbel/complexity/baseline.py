@@ -41,14 +41,14 @@ def random_network(
     Args:
         space: the space of the distribution, mutated to a supernet or not.
         distribution: of that space; its logits do not matter.
-        cost: the cost of every network.
+        cost: of every network.
         size: of the network, in the unit of the cost, > 0.
         tolerance: the cost is in ``[(1 - tolerance) size, (1 + tolerance) size]``.
         seed: the same seed draws the same network, another one an independent one.
 
     Returns:
-        The NNI sample, labels that the network uses only. Where :data:`DRAWS` samples hold none that is close
-        enough, the closest of them, with a warning that says how far it is.
+        The NNI sample, labels that the network uses only; of :data:`DRAWS` samples none of which is close enough the
+        closest, with a warning.
     """
     random = np.random.default_rng(seed)
     nearest: dict[str, int] = {}
@@ -74,12 +74,10 @@ def random_network(
         )
     # What the cost does not depend on is as likely as ever.
     generator = torch.Generator().manual_seed(int(random.integers(2**62)))
-    sample = {}
-    for label, law in distribution.laws.items():
-        if label in nearest:
-            sample[label] = distribution.value_of(
-                label, next(itertools.islice(law.sets(), nearest[label], None))
-            )
-        else:
-            sample[label] = distribution.value(label, law.draw(torch.zeros(law.size), generator))
+    sample = {
+        label: distribution.value_of(label, next(itertools.islice(law.sets(), nearest[label], None)))
+        if label in nearest
+        else distribution.value(label, law.draw(torch.zeros(law.size), generator))
+        for label, law in distribution.laws.items()
+    }
     return used_part(space, sample)

@@ -8,6 +8,9 @@ tolerances: no network exceeds a limit, not by one parameter.
 The programme is exact unless a cost has a table with more cells than it takes. Then it knows a lower bound of that
 cost: it misses no network within the budget, and a solution that is not within is left out, with all others of the
 same cost, until a network is within or ``MOST_SECONDS`` are over, and a warning says so.
+
+In every function ``space`` is the space of ``distribution``, mutated to a supernet or not; the logits are taken as they
+are now. A network is returned as an NNI sample of the labels that it uses, in the order of the space.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import Any
 
 from nni.nas.nn.pytorch import ModelSpace
 
-from nni_gumbel.complexity.programme import Network, Programme, largest_coefficient
+from nni_gumbel.complexity.programme import Linear, Network, Programme, largest_coefficient
 from nni_gumbel.complexity.table import ExpectedSum
 from nni_gumbel.errors import UsageError
 from nni_gumbel.supernet.distribution import Distribution
@@ -53,14 +56,6 @@ def best_within(space: ModelSpace, distribution: Distribution, limits: Sequence[
     ``max_z sum_(labels that z uses) log q(z_label)`` subject to ``cost(z) <= maximum`` for each limit; exact, and
     the same at every call.
 
-    Args:
-        space: the space of the distribution, mutated to a supernet or not.
-        distribution: its logits, as they are now.
-        limits: none, one or several.
-
-    Returns:
-        The NNI sample, labels that the network uses only, in the order of the space.
-
     Raises:
         UsageError: no network is within the limits, or none was found where a cost depends on too many choices at
             once.
@@ -74,37 +69,20 @@ def best_within(space: ModelSpace, distribution: Distribution, limits: Sequence[
 def ranked_within(
     space: ModelSpace, distribution: Distribution, limits: Sequence[Limit]
 ) -> Iterator[tuple[dict[str, Any], float]]:
-    """All distinct networks within all limits, the most probable first, found one by one.
+    """All distinct networks within all limits with their log-probabilities, the most probable first, found one by one.
 
-    Two samples that differ only in labels that the network does not use are one network.
-
-    Args:
-        space: the space of the distribution, mutated to a supernet or not.
-        distribution: its logits, as they are when the first network is asked for.
-        limits: none, one or several.
-
-    Yields:
-        The NNI sample, labels that the network uses only, in the order of the space, and the logarithm of its
-        probability. Networks whose log-probabilities differ by less than about 1e-8 come in any order. Nothing if no
-        network is within the limits.
+    Two samples that differ only in labels that the network does not use are one network. Networks whose
+    log-probabilities differ by less than about 1e-8 come in any order.
 
     Example:
         >>> space = MySpace()
         >>> networks = ranked_within(space, Distribution(space), [])
         >>> sample, log_probability = next(networks)
     """
-    maxima = [limit.maximum for limit in limits]
     programme = Programme(space, distribution, [limit.cost for limit in limits])
-    objective, excluded = programme.negative_log_prob, []
-    end = time.monotonic() + MOST_SECONDS
-    while (found := programme.minimum(objective, maxima, excluded, end)) is not None:
-        network, _ = found
-        if _is_within(programme.prices(network), maxima):
-            yield programme.sample(network), programme.log_prob(network)
-            excluded.append(network)
-            end = time.monotonic() + MOST_SECONDS
-        else:
-            excluded.append(programme.priced(network))
+    maxima = [limit.maximum for limit in limits]
+    for network, _, _ in _solutions(programme, programme.negative_log_prob, maxima):
+        yield programme.sample(network), programme.log_prob(network)
 
 
 def smallest(
@@ -114,14 +92,6 @@ def smallest(
 
     Exact, unless a table of the cost is larger than the programme takes and the time was not enough: then it is the
     lowest cost that was found, an upper bound of the lowest one, and a warning says so.
-
-    Args:
-        space: the space of the distribution, mutated to a supernet or not.
-        distribution: of that space; its logits do not matter.
-        cost: the cost of every network.
-
-    Returns:
-        The cost, and the NNI sample, labels that the network uses only.
 
     Raises:
         UsageError: no network was found in time.
@@ -134,10 +104,7 @@ def smallest(
 
 
 def largest(space: ModelSpace, distribution: Distribution, cost: ExpectedSum) -> tuple[float, dict[str, Any]]:
-    """The highest cost of all networks of a space, and a network that has it.
-
-    As exact as :func:`smallest` is; where that is not, it is a lower bound of the highest cost.
-    """
+    """The highest cost of all networks of a space, and a network that has it; see :func:`smallest`."""
     negated = ExpectedSum(-table for table in cost.tables)
     lowest, sample = smallest(space, distribution, negated)
     return -lowest, sample
@@ -146,9 +113,8 @@ def largest(space: ModelSpace, distribution: Distribution, cost: ExpectedSum) ->
 def check_feasible(space: ModelSpace, distribution: Distribution, limits: Sequence[Limit]) -> None:
     """Refuse limits that no network of a space is within.
 
-    What is refused is impossible in any case. Where a table of a cost is larger than the programme takes, the cost is
-    compared by a lower bound of the smallest one: the number in the error may then be below what is possible, and
-    limits that nothing is within may pass.
+    What is refused is impossible in any case. Where a table of a cost is larger than the programme takes, limits that
+    nothing is within may pass, and the number in the error may be below what is possible.
 
     Raises:
         UsageError: names a limit and the smallest cost that is possible; where each limit could be met alone, the
@@ -182,24 +148,36 @@ def _cheapest(
 
     With it this cost, and what no network costs less than: the same unless the time was over.
     """
-    objective = programme.costs[place]
+    objective, end = programme.costs[place], time.monotonic() + MOST_SECONDS
     tolerance = 1e-9 * largest_coefficient(objective)
-    best, lowest, bound, excluded = None, math.inf, -math.inf, []
-    end = time.monotonic() + MOST_SECONDS
-    while bound < lowest - tolerance:
-        found = programme.minimum(objective, maxima, excluded, end)
-        if found is None:
-            return best, lowest, bound if time.monotonic() > end else lowest
+    best, lowest, bound = None, math.inf, -math.inf
+    for network, prices, bound in _solutions(programme, objective, maxima, one_of_a_price=True):
+        if prices[place] < lowest:
+            best, lowest = network, prices[place]
+        if bound >= lowest - tolerance:
+            return best, lowest, lowest
+    return best, lowest, bound if time.monotonic() > end else lowest
+
+
+def _solutions(
+    programme: Programme, objective: Linear, maxima: Sequence[float], one_of_a_price: bool = False
+) -> Iterator[tuple[Network, list[float], float]]:
+    """Networks within limits in the order of an objective, each with its costs and a lower bound of the objective.
+
+    All of them, or of those with equal costs a single one. The time starts anew after each network of all.
+    """
+    excluded, end = [], time.monotonic() + MOST_SECONDS
+    while (found := programme.minimum(objective, maxima, excluded, end)) is not None:
         network, bound = found
         prices = programme.prices(network)
-        if prices[place] < lowest and _is_within(prices, maxima):
-            best, lowest = network, prices[place]
-        excluded.append(programme.priced(network))
-    return best, lowest, lowest
-
-
-def _is_within(prices: Sequence[float], maxima: Sequence[float]) -> bool:
-    return all(price <= maximum for price, maximum in zip(prices, maxima))
+        is_within = all(price <= maximum for price, maximum in zip(prices, maxima))
+        if is_within:
+            yield network, prices, bound
+        if is_within and not one_of_a_price:
+            excluded.append(network)
+            end = time.monotonic() + MOST_SECONDS
+        else:
+            excluded.append(programme.priced(network))
 
 
 def _none_found(limits: Sequence[Limit] = ()) -> str:

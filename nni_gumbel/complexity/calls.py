@@ -29,7 +29,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nni_gumbel.complexity.loose_ends import loose_nodes, readers_of_loose_ends
-from nni_gumbel.complexity.table import MOST_COMBINATIONS, Table, where
+from nni_gumbel.complexity.table import MOST_COMBINATIONS, Table, TooManyCombinations, where
 from nni_gumbel.complexity.varying import JointValues, Split, VaryingNumber, VaryingTensor, kind_of
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.supernet.arguments import MixedArguments
@@ -61,7 +61,7 @@ def prices_of_calls(
     price: Price,
     what: str,
 ) -> list[Table]:
-    """The price of every call of a layer in a forward pass, for every network of a space.
+    """The prices of the calls of layers in a forward pass: tables whose sum is the price of a network.
 
     Args:
         supernet: a relaxed space; nothing in it changes.
@@ -71,9 +71,6 @@ def prices_of_calls(
         price: of one call of such a layer, from the layer in ``eval()`` without weights, its arguments and its
             output, all of plain meta tensors.
         what: is counted, in the words of errors: ``FLOPs``.
-
-    Returns:
-        Tables whose sum is the price of a network.
 
     Raises:
         UsageError: the forward depends on the entries of tensors, or on more choices at once than can be
@@ -100,12 +97,11 @@ class _Interpreter(JointValues):
     def __init__(
         self, distribution: Distribution, is_priced: Callable[[nn.Module], bool], price: Price, what: str
     ) -> None:
-        super().__init__(self._too_many)
+        super().__init__()
         self.terms: list[Table] = []
         self.readers: set[nn.Module] = set()
         self._is_priced, self._price, self._what = is_priced, price, what
         self._laws = distribution.laws
-        self._path: list[str] = []  # names of the modules that are being run, the innermost last
         self._variants: dict[tuple[nn.Module, int], nn.Module] = {}
         self._runs: dict[str, int] = {}  # by path, in how many parts the networks have been split up
 
@@ -122,9 +118,14 @@ class _Interpreter(JointValues):
         """A call of a module; one that asks for a plain value where there are several is run once for each."""
         priced, self.unanswered = len(self.terms), None
         name = path or type(module).__name__
-        self._path.append(name)
         try:
             return self._run(module, path, forward, args, kwargs)
+        except TooManyCombinations as error:
+            raise UsageError(
+                f"module {name!r}: its {self._what} depend on {error.number:,} combinations of the choices "
+                f"{', '.join(map(repr, error.labels))}; let fewer choices meet there (at most {MOST_COMBINATIONS:,} "
+                "combinations)"
+            ) from error
         except UsageError:
             raise
         except Exception as error:  # whatever a person's forward raises
@@ -136,8 +137,6 @@ class _Interpreter(JointValues):
                     f"forward pass ({first_line(error)}); let its forward depend on the shapes of tensors alone, or "
                     f"{_REMEDY}"
                 ) from error
-        finally:
-            self._path.pop()
         del self.terms[priced:]
         conditions = split.conditions()
         again = partial(self._call, module, path, forward, *args, **kwargs)
@@ -158,10 +157,8 @@ class _Interpreter(JointValues):
         self, module: nn.Module, path: str, forward: Callable, args: tuple, kwargs: Mapping[str, Any]
     ) -> Any:
         if isinstance(module, MixedLayer):
-            return self.cases(
-                (where(condition), partial(candidate, *args, **kwargs))
-                for candidate, condition in children(module)
-            )
+            candidates = children(module)
+            return self.cases((where(when), partial(one, *args, **kwargs)) for one, when in candidates)
         if isinstance(module, MixedRepeat):
             return self._repeat(module, *args, **kwargs)
         if isinstance(module, MixedInput):
@@ -219,7 +216,8 @@ class _Interpreter(JointValues):
             return ChosenInputs(list(chosen), module.reduction)(candidate_inputs)
 
         # Inputs of one shape are alike: not every set of them has to be tried.
-        kinds = list(map(_kind, candidate_inputs))
+        are_plain = (isinstance(x, Tensor) and not isinstance(x, VaryingTensor) for x in candidate_inputs)
+        kinds = [kind_of(x) if is_plain else id(x) for x, is_plain in zip(candidate_inputs, are_plain)]
         law = self._laws[module.label]
         if len(set(kinds)) == 1:
             return reduced(next(law.sets()))
@@ -229,10 +227,8 @@ class _Interpreter(JointValues):
                 f"{MOST_OUTCOMES:,} can be told apart); give it inputs of one shape, fewer of them or an n_chosen"
             )
         groups: dict[tuple[Any, ...], tuple[int, tuple[int, ...]]] = {}
-        numbers = [
-            groups.setdefault(tuple(kinds[i] for i in chosen), (len(groups), chosen))[0]
-            for chosen in law.sets()
-        ]
+        alike = ((tuple(kinds[i] for i in chosen), chosen) for chosen in law.sets())
+        numbers = [groups.setdefault(these, (len(groups), chosen))[0] for these, chosen in alike]
         group = Table.of((module.label,), numbers)
         return self.cases(
             (group.equals(number), partial(reduced, chosen)) for number, chosen in groups.values()
@@ -252,19 +248,17 @@ class _Interpreter(JointValues):
                 for candidate in candidates
             )
 
+        def concatenated(nodes: Sequence[int]) -> Tensor:
+            return torch.cat([states[node] for node in nodes], module.concat_dim)
+
         for node in range(module.num_nodes):
             slots = [slot(node, k) for k in range(module.num_ops_per_node)]
             states.append(torch.sum(torch.stack(slots), 0))
         if module.merge_op == "all":
-            outputs = torch.cat([states[node] for node in module.output_node_indices], module.concat_dim)
+            outputs = concatenated(module.output_node_indices)
         else:
-
-            def concatenated(nodes: tuple[int, ...]) -> Tensor:
-                return torch.cat([states[module.num_predecessors + n] for n in nodes], module.concat_dim)
-
-            outputs = self.cases(
-                (condition, partial(concatenated, nodes)) for nodes, condition in loose_nodes(module).items()
-            )
+            loose = loose_nodes(module).items()
+            outputs = self.cases((condition, partial(concatenated, nodes)) for nodes, condition in loose)
         return module.postprocessor(outputs, predecessors)
 
     def _arguments(self, module: MixedArguments, path: str, args: tuple, kwargs: Mapping[str, Any]) -> Any:
@@ -279,18 +273,6 @@ class _Interpreter(JointValues):
 
         variant = Table.of(table.labels, table.index)
         return self.cases((variant.equals(k), partial(run, k)) for k in range(len(table.distinct)))
-
-    def _too_many(self, labels: Sequence[str], combinations: int) -> UsageError:
-        return UsageError(
-            f"module {self._path[-1]!r}: its {self._what} depend on {combinations:,} "
-            f"combinations of the choices {', '.join(map(repr, labels))}; let fewer choices meet there (at most "
-            f"{MOST_COMBINATIONS:,} combinations)"
-        )
-
-
-def _kind(value: Any) -> Any:
-    plain = isinstance(value, Tensor) and not isinstance(value, VaryingTensor)
-    return kind_of(value) if plain else id(value)
 
 
 def _reading(layer: nn.Conv2d | nn.Linear, width: int) -> nn.Module:

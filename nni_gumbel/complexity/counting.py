@@ -9,15 +9,14 @@ labels have their first outcome. A label that is used where ``u`` is 1, and deci
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial, reduce
 from operator import mul
 
 import numpy as np
 from nni.nas.nn.pytorch import ModelSpace
 
-from nni_gumbel.complexity.table import ONE, Table, elementwise_maximum, where
-from nni_gumbel.errors import UsageError
+from nni_gumbel.complexity.table import ONE, Table, TooManyCombinations, elementwise_maximum, where
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.structure import Place, structure_of
 
@@ -40,11 +39,14 @@ def number_of_networks(space: ModelSpace, distribution: Distribution) -> int | N
     structure = structure_of(space)
     sizes = {label: law.outcomes for label, law in distribution.laws.items()}
     deciding = {x for place in structure.all() for condition, _ in place.inner for x in condition.labels}
+    ways: dict[str, list[Table]] = {}
     try:
+        for label, presence in _ways(structure, ONE):
+            ways.setdefault(label, []).append(presence)
         factors = []
-        for label, used in _used(structure).items():
+        for label, tables in ways.items():
             # Python's whole numbers: there may be more networks than 64 bits count.
-            used = Table(used.labels, used.values.astype(object), used.classes)
+            used = elementwise_maximum(tables).map(lambda values: values.astype(object))
             if label in deciding:
                 first = Table.of((label,), np.int64(np.arange(sizes[label]) == 0))
                 factors.append(elementwise_maximum([used, first]))
@@ -56,23 +58,16 @@ def number_of_networks(space: ModelSpace, distribution: Distribution) -> int | N
             concerned = [factor for factor in factors if label in factor.labels]
             rest = [factor for factor in factors if label not in factor.labels]
             factors = [*rest, reduce(mul, concerned, ONE).summed_over(label, sizes[label])]
-    except UsageError:
+    except TooManyCombinations:
         return None
     return math.prod(int(factor.values) for factor in factors)
 
 
-def _used(structure: Place) -> dict[str, Table]:
-    """By label, 1 in the networks that use it and 0 in the others."""
-    ways: dict[str, list[Table]] = {}
-
-    def visit(place: Place, presence: Table) -> None:
-        for label in place.labels:
-            ways.setdefault(label, []).append(presence)
-        for condition, inner in place.inner:
-            visit(inner, presence * where(condition))
-
-    visit(structure, ONE)
-    return {label: elementwise_maximum(tables) for label, tables in ways.items()}
+def _ways(place: Place, presence: Table) -> Iterator[tuple[str, Table]]:
+    """The labels of a place and those inside, each with 1 in the networks that have the part and 0 in the others."""
+    yield from ((label, presence) for label in place.labels)
+    for condition, inner in place.inner:
+        yield from _ways(inner, presence * where(condition))
 
 
 def _combinations(factors: Sequence[Table], label: str) -> int:

@@ -4,9 +4,9 @@ A profiler of NNI is a symbolic expression in the choices of a space, and formal
 Its expectation is nevertheless cheap: that of a sum is the sum of the expectations, and each summand really depends
 on few labels. The summands are tabulated once, and contracted with the probabilities at every step.
 
-From the leaves upwards, every part of an expression becomes a sum of values that vary with the labels that they really
-depend on: the size of a feature map formally depends on every kernel before it, and not at all where the padding
-follows the kernel.
+From the leaves upwards, every part of an expression becomes a sum of tables of the labels that they really depend on:
+the size of a feature map formally depends on every kernel before it, and not at all where the padding follows the
+kernel.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Mapping, Sequence
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
+import numpy as np
 from nni.mutable import Categorical, MutableExpression
 
-from nni_gumbel.complexity.table import ExpectedSum, Table
-from nni_gumbel.complexity.varying import JointValues, VaryingNumber
+from nni_gumbel.complexity.table import ExpectedSum, Table, TooManyCombinations, added_up, combined
 from nni_gumbel.errors import UsageError
 
-# Combinations of candidates that a summand may depend on.
+# Combinations of candidates that a summand may depend on: a function in Python is called for each.
 MOST_VALUES = 20_000
 
 
@@ -38,98 +38,86 @@ def expectation_of(expression: Any, variables: Mapping[str, Any]) -> ExpectedSum
         UsageError: the expression depends on a label that the space does not have or that is no ``nni.choice``,
             or a part of it that is no sum depends on more than 20,000 combinations of candidates.
     """
-    if isinstance(expression, MutableExpression):
-        for label, variable in expression.simplify().items():
-            _check_label(label, variable, variables)
-    terms = _Sums().of(expression)
-    return ExpectedSum(
-        term.owner.numbers(term) if isinstance(term, VaryingNumber) else Table.of((), term) for term in terms
-    )
-
-
-def _check_label(label: str, variable: Any, variables: Mapping[str, Any]) -> None:
-    if not isinstance(variable, Categorical):
+    for label, variable in expression.simplify().items() if isinstance(expression, MutableExpression) else ():
+        if not isinstance(variable, Categorical):
+            raise UsageError(
+                f"penalty: its profiler depends on {label!r}, a {type(variable).__name__}; "
+                "only a LayerChoice, a Repeat and an nni.choice have an expected cost"
+            )
+        if label not in variables or list(variables[label].values) != list(variable.values):
+            raise UsageError(
+                f"penalty: its profiler depends on a choice {label!r} that the space which is searched does not have; "
+                "give a profiler of the same space"
+            )
+    try:
+        return ExpectedSum(_terms_of(expression))
+    except TooManyCombinations as error:
+        told = ", ".join(map(repr, error.labels[:3])) + (" …" if len(error.labels) > 3 else "")
         raise UsageError(
-            f"penalty: its profiler depends on {label!r}, a {type(variable).__name__}; "
-            "only a LayerChoice, a Repeat and an nni.choice have an expected cost"
-        )
-    if label not in variables or list(variables[label].values) != list(variable.values):
-        raise UsageError(
-            f"penalty: its profiler depends on a choice {label!r} that the space which is searched does not have; "
-            "give a profiler of the same space"
-        )
+            f"penalty: a part of its profiler's expression depends on {error.number:,} combinations of choices "
+            f"({told}); at most {MOST_VALUES:,} can be tabulated, so give these fewer candidates, or use the word "
+            "params"
+        ) from error
 
 
-class _Sums:
-    """Expressions as sums of terms: values, most of which vary; a value that is no number is its only term."""
-
-    def __init__(self) -> None:
-        self._values = JointValues(_too_many, most=MOST_VALUES)
-        self._add, self._multiply = (partial(self._of_values, f) for f in (operator.add, operator.mul))
-
-    def of(self, expression: Any) -> list[Any]:
-        """Not recursive: a cost is a chain of thousands of additions."""
-        known: dict[int, list[Any]] = {}
-        waiting = [expression]
-        while waiting:
-            node = waiting[-1]
-            arguments = node.arguments if _is_inner(node) else []
-            unknown = [argument for argument in arguments if id(argument) not in known]
-            waiting += unknown
-            if not unknown:
-                waiting.pop()
-                if id(node) not in known:
-                    known[id(node)] = self._terms(node, [known[id(argument)] for argument in arguments])
-        return known[id(expression)]
-
-    def _terms(self, node: Any, arguments: list[list[Any]]) -> list[Any]:
-        if isinstance(node, Categorical):
-            return [self._values.number((node.label,), node.values)]
-        if not _is_inner(node):
-            return [node]
-        if node.function is operator.mul:
-            return self._product(*arguments)
-        if node.function in (operator.add, operator.sub, operator.neg):
-            *first, last = arguments
-            last = last if node.function is operator.add else self._product([-1], last)
-            return self._sum(itertools.chain(*first, last))
-        if getattr(node.function, "__name__", "") == "_switch_fn":
-            branch, keys, cases = arguments[0], arguments[1::2], arguments[2::2]
-            chosen = ([self._of_one(operator.eq, branch, key)] for key in keys)
-            return self._sum(itertools.chain(*map(self._product, chosen, cases)))
-        return [self._of_one(node.function, *arguments)]
-
-    def _sum(self, terms: Any) -> list[Any]:
-        """Those of the same labels added up, as in :class:`ExpectedSum`."""
-        sums: dict[tuple[str, ...], Any] = {}
-        for term in terms:
-            while (labels := _labels_of(term)) in sums:
-                term = self._add(sums.pop(labels), term)
-            sums[labels] = term
-        return list(sums.values())
-
-    def _product(self, *factors: list[Any]) -> list[Any]:
-        return self._sum(reduce(self._multiply, some) for some in itertools.product(*factors))
-
-    def _of_one(self, function: Any, *arguments: list[Any]) -> Any:
-        """A function that is no sum: of the sums themselves, one value each."""
-        return self._of_values(function, *(reduce(self._add, terms) for terms in arguments))
-
-    def _of_values(self, function: Any, *values: Any) -> Any:
-        return self._values.evaluate(function, values, {})
+def _terms_of(expression: Any) -> list[Table]:
+    """Not recursive: a cost is a chain of thousands of additions."""
+    known: dict[int, list[Table]] = {}
+    waiting = [expression]
+    while waiting:
+        node = waiting[-1]
+        is_inner = isinstance(node, MutableExpression) and not isinstance(node, Categorical)
+        arguments = node.arguments if is_inner else []
+        unknown = [argument for argument in arguments if id(argument) not in known]
+        waiting += unknown
+        if not unknown:
+            waiting.pop()
+            if is_inner:
+                known[id(node)] = _inner(node.function, [known[id(argument)] for argument in arguments])
+            elif isinstance(node, Categorical):
+                known[id(node)] = [Table.of((node.label,), _objects(node.values))]
+            else:
+                known[id(node)] = [Table.of((), _objects([node]).reshape(()))]
+    return known[id(expression)]
 
 
-def _is_inner(node: Any) -> bool:
-    return isinstance(node, MutableExpression) and not isinstance(node, Categorical)
+def _inner(function: Any, arguments: Sequence[list[Table]]) -> list[Table]:
+    if function is operator.mul:
+        return _product(*arguments)
+    if function is operator.add:
+        return added_up(itertools.chain(*arguments), MOST_VALUES)
+    if function in (operator.sub, operator.neg):
+        *first, last = arguments
+        return added_up(itertools.chain(*first, (-term for term in last)), MOST_VALUES)
+    if getattr(function, "__name__", "") == "_switch_fn":
+        branch, keys, cases = arguments[0], arguments[1::2], arguments[2::2]
+        chosen = ([_of_sums(operator.eq, branch, key)] for key in keys)
+        return added_up(itertools.chain(*map(_product, chosen, cases)), MOST_VALUES)
+    return [_of_sums(function, *arguments)]
 
 
-def _labels_of(value: Any) -> tuple[str, ...]:
-    return value.index.labels if isinstance(value, VaryingNumber) else ()
+def _product(*factors: list[Table]) -> list[Table]:
+    products = (combined(np.multiply, some, MOST_VALUES) for some in itertools.product(*factors))
+    return added_up(products, MOST_VALUES)
 
 
-def _too_many(labels: Sequence[str], combinations: int) -> UsageError:
-    told = ", ".join(map(repr, labels[:3])) + (" …" if len(labels) > 3 else "")
-    return UsageError(
-        f"penalty: a part of its profiler's expression depends on {combinations:,} combinations of choices ({told}); "
-        f"at most {MOST_VALUES:,} can be tabulated, so give these fewer candidates, or use the word params"
+def _of_sums(function: Any, *arguments: list[Table]) -> Table:
+    """A function that is no sum, of the sums themselves."""
+
+    def of_each(*values: np.ndarray) -> np.ndarray:
+        values = np.broadcast_arrays(*values)
+        results = [function(*some) for some in zip(*(value.flat for value in values))]
+        return _objects(results).reshape(values[0].shape)
+
+    sums = (
+        reduce(lambda one, other: combined(np.add, (one, other), MOST_VALUES), terms) for terms in arguments
     )
+    return combined(of_each, list(sums), MOST_VALUES)
+
+
+def _objects(values: Sequence[Any]) -> np.ndarray:
+    """Python's own values, tuples among them; numpy's whole numbers would overflow."""
+    array = np.empty(len(values), dtype=object)
+    for place, value in enumerate(values):
+        array[place] = value
+    return array

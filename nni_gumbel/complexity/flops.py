@@ -27,15 +27,11 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def count_flops(network: nn.Module, *args: Any, **kwargs: Any) -> int:
-    """Multiply-adds of one forward pass, for one example.
+    """Multiply-adds of one forward pass for one example, rounded down.
 
     Args:
         network: a frozen network; run once in eval mode, left as it was.
-        args, kwargs: what its forward takes: a batch; the count is per example, the first dimension of the
-            first tensor being the batch.
-
-    Returns:
-        Multiply-adds for one example, rounded down.
+        args, kwargs: what its forward takes: a batch, the first dimension of the first tensor.
     """
     total = 0
 
@@ -70,13 +66,12 @@ def expected_flops(
 ) -> ExpectedSum:
     """The expected number of multiply-adds under a distribution, exact and differentiable.
 
+    At the outcomes of a network it is what :func:`count_flops` counts on what NNI's ``freeze`` keeps.
+
     Args:
         supernet: a relaxed space; it is not run, and nothing in it changes.
         distribution: its distribution.
-        args, kwargs: what its forward takes: a batch; the count is per example, as in :func:`count_flops`.
-
-    Returns:
-        At the outcomes of a network, what :func:`count_flops` counts on what NNI's ``freeze`` keeps.
+        args, kwargs: as in :func:`count_flops`.
 
     Raises:
         UsageError: see :func:`~nni_gumbel.complexity.calls.prices_of_calls`.
@@ -89,8 +84,9 @@ def expected_flops(
 
 def is_counted(module: nn.Module) -> bool:
     """Whether calls of a module have multiply-adds of their own."""
-    counted = (*_CONVOLUTIONS, *_BATCH_NORMS, nn.Linear, nn.MultiheadAttention)
-    return isinstance(module, counted) or _is_activation(module)
+    # Among torch's activations stands MultiheadAttention, too.
+    is_activation = any(base.__module__ == nn.ReLU.__module__ for base in type(module).__mro__)
+    return is_activation or isinstance(module, (*_CONVOLUTIONS, *_BATCH_NORMS, nn.Linear))
 
 
 def flops_of_call(module: nn.Module, args: tuple, kwargs: Mapping[str, Any], output: Any) -> int:
@@ -106,11 +102,6 @@ def flops_of_call(module: nn.Module, args: tuple, kwargs: Mapping[str, Any], out
     if isinstance(module, _BATCH_NORMS):
         return x.numel() * 2 * (1 + module.affine)
     return x.numel()
-
-
-def _is_activation(module: nn.Module) -> bool:
-    is_one = any(base.__module__ == nn.ReLU.__module__ for base in type(module).__mro__)
-    return is_one and not isinstance(module, nn.MultiheadAttention)
 
 
 def _flops_of_attention(module: nn.MultiheadAttention, args: tuple, kwargs: Mapping[str, Any]) -> int:

@@ -5,10 +5,10 @@ the shapes that it gets, in ``eval()`` and without gradients, warm, on one threa
 as the operating system allows; the median of many calls. The calls go round all layers, as in a network: called
 again and again on its own, a layer finds the processor's caches full of itself and takes half the time.
 
-With the table saved, the same network has the same latency for ever, whatever else the machine does; how long
-the whole network really takes is measured apart (:func:`measure_latency`) and told beside it. What the sum leaves
-out are functions that a forward calls itself (``x + y``, ``torch.cat``, ``F.relu``). Layers are all modules
-without children, pooling and activations among them, and attentions; one that only hands on its input is free.
+With the table saved, the same network has the same latency for ever; how long the whole network really takes is
+measured apart (:func:`measure_latency`). What the sum leaves out are functions that a forward calls itself (``x + y``,
+``torch.cat``, ``F.relu``). Layers are all modules without children, pooling and activations among them, and
+attentions; one that only hands on its input is free.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from torch.utils._pytree import tree_map
 from nni_gumbel.complexity.calls import prices_of_calls
 from nni_gumbel.complexity.flops import in_eval, is_counted
 from nni_gumbel.complexity.table import ExpectedSum
-from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.errors import UsageError, first_line, user_code
 from nni_gumbel.supernet.distribution import Distribution
 
 # The median of fewer than 20 calls moves from one measurement to the next; the rest is a matter of patience.
@@ -55,21 +55,13 @@ _Call = tuple[Callable[..., Any], tuple, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Milliseconds of layers, each on a batch of a certain shape.
-
-    Args:
-        milliseconds: by :func:`signature_of` the call.
-    """
+    """Milliseconds of a call of a layer, by :func:`signature_of` the call."""
 
     milliseconds: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyTable:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            UsageError: there is no such file, or it is no table of latencies.
-        """
+        """Read what :meth:`save` wrote; a ``UsageError`` where there is no such file, or another one."""
         try:
             read = json.loads(Path(path).read_text(encoding="utf-8"))["milliseconds"]
             return cls({str(signature): float(number) for signature, number in read.items()})
@@ -86,10 +78,6 @@ class LatencyTable:
 
 def signature_of(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> str:
     """The key of a call in a table: type and settings of a layer, shapes and dtypes of its tensors and inputs.
-
-    Args:
-        layer: a module.
-        args, kwargs: what it is called with.
 
     Raises:
         UsageError: the layer holds, or is given, what is not the same text in every process; names it.
@@ -111,7 +99,7 @@ def expected_latency(
     kwargs: Mapping[str, Any],
     table: LatencyTable,
 ) -> ExpectedSum:
-    """The expected latency under a distribution, exact for the table and differentiable.
+    """The expected milliseconds of one forward pass, exact for the table and differentiable.
 
     Args:
         supernet: a relaxed space; it is not run, and nothing in it changes.
@@ -119,12 +107,8 @@ def expected_latency(
         args, kwargs: what its forward takes: a batch.
         table: has all layers, see :func:`measure_missing`.
 
-    Returns:
-        Milliseconds of one forward pass of the batch.
-
     Raises:
-        UsageError: the table lacks a layer; also see
-            :func:`~nni_gumbel.complexity.calls.prices_of_calls`.
+        UsageError: the table lacks a layer; also see :func:`~nni_gumbel.complexity.calls.prices_of_calls`.
     """
 
     def price(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any], output: Any) -> float:
@@ -143,18 +127,14 @@ def measure_missing(
     kwargs: Mapping[str, Any],
     table: LatencyTable | None = None,
 ) -> LatencyTable:
-    """Measure all layers of a space that a table lacks: every layer and every size of its inputs once.
+    """A table of all layers of a space: what is not known is measured, every layer and every size of its inputs once.
 
     Args:
         supernet, distribution, args, kwargs: see :func:`expected_latency`.
         table: what is known; nothing if omitted.
 
-    Returns:
-        A table that has them all; what was known is kept as it is.
-
     Raises:
-        UsageError: a layer cannot be run on its own; also see
-            :func:`~nni_gumbel.complexity.calls.prices_of_calls`.
+        UsageError: a layer cannot be run on its own; also see :func:`~nni_gumbel.complexity.calls.prices_of_calls`.
     """
     known = dict(table.milliseconds) if table else {}
     missing: dict[str, _Call] = {}
@@ -169,14 +149,12 @@ def measure_missing(
     calls: list[_Call] = []
     inputs: dict[Any, Tensor] = {}
     for signature, call in missing.items():
-        try:
+        with (
+            user_code(f"latency: {signature} cannot be measured on its own", "price flops or params"),
+            torch.no_grad(),
+        ):
             layer, given, named = _made_real(*call, inputs)
-            with torch.no_grad():
-                layer(*given, **named)
-        except Exception as error:  # whatever a person's layer raises on random numbers
-            raise UsageError(
-                f"latency: {signature} cannot be measured on its own ({first_line(error)}); price flops or params"
-            ) from error
+            layer(*given, **named)
         calls.append((layer, given, named))
     return LatencyTable(known | dict(zip(missing, _median_ms(calls))))
 
@@ -184,10 +162,10 @@ def measure_missing(
 def measure_latency(
     network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
 ) -> float:
-    """Milliseconds of one forward pass of a whole network, measured as its layers are.
+    """Milliseconds of one forward pass of a whole network on the CPU, measured as its layers are.
 
     Args:
-        network: on the CPU; it is run in ``eval()`` and without gradients, and left as it was.
+        network: run in ``eval()`` and without gradients, and left as it was.
         args, kwargs: what its forward takes: a batch.
     """
     with in_eval(network):
@@ -277,22 +255,18 @@ def _made_real(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any], inputs:
     """
     generator = torch.Generator().manual_seed(0)
 
-    def filled(value: Tensor) -> Tensor:
-        real = torch.zeros(value.shape, dtype=value.dtype)
-        return real.uniform_(generator=generator) if real.is_floating_point() else real
+    def filled(tensor: Tensor) -> Tensor:
+        return tensor.uniform_(generator=generator) if tensor.is_floating_point() else tensor.zero_()
 
     def as_input(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        kind = value.shape, value.dtype
-        if kind not in inputs:
-            inputs[kind] = filled(value)
-        return inputs[kind]
+        kind = (value.shape, value.dtype) if isinstance(value, Tensor) else None
+        if kind and kind not in inputs:
+            inputs[kind] = filled(torch.empty(value.shape, dtype=value.dtype))
+        return inputs[kind] if kind else value
 
     real = copy.copy(layer)
     vars(real).pop("forward", None)  # the interpreter's
     real = copy.deepcopy(real).to_empty(device="cpu")
-    with torch.no_grad():
-        for tensor in (*real.parameters(), *real.buffers()):
-            tensor.copy_(filled(tensor))
+    for tensor in (*real.parameters(), *real.buffers()):
+        filled(tensor)
     return real, *tree_map(as_input, (tuple(args), dict(kwargs)))

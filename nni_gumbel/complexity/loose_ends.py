@@ -33,10 +33,8 @@ def readers_of_loose_ends(space: nn.Module) -> dict[nn.Module, Sources]:
         By layer, where its input comes from: alternatives that exclude each other.
     """
     readers: dict[nn.Module, Sources] = {}
-    for part in space.modules():
-        if isinstance(part, NDS) and any(
-            isinstance(cell, MixedCell) and cell.is_of_hub for cell in part.modules()
-        ):
+    for part in (part for part in space.modules() if isinstance(part, NDS)):
+        if any(isinstance(cell, MixedCell) and cell.is_of_hub for cell in part.modules()):
             readers |= _readers_in(part)
     return readers
 
@@ -64,10 +62,10 @@ def _readers_in(space: NDS) -> dict[nn.Module, Sources]:
 
 
 def loose_nodes(cell: MixedCell) -> dict[tuple[int, ...], Table]:
-    """Which nodes of a cell no later node takes as its input.
+    """The sets of nodes of a cell that may be those which no later node takes as its input.
 
     Returns:
-        For each set of nodes that may be the loose ones, 1 in the networks where it is and 0 in the others.
+        By their places in the states of the cell, 1 in the networks where these are the loose ones and 0 in the others.
 
     Raises:
         UsageError: there are too many ways to connect the nodes.
@@ -76,7 +74,9 @@ def loose_nodes(cell: MixedCell) -> dict[tuple[int, ...], Table]:
     # A bit for each node.
     sets = combined(lambda *some: sum(one << node for node, one in enumerate(some)), loose)
     return {
-        tuple(node for node in range(cell.num_nodes) if number >> node & 1): sets.equals(number)
+        tuple(
+            cell.num_predecessors + node for node in range(cell.num_nodes) if number >> node & 1
+        ): sets.equals(number)
         for number in np.unique(sets.values).tolist()
     }
 

@@ -27,14 +27,11 @@ from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor, nn
 
 from nni_gumbel.complexity.table import ExpectedSum, Table
-from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.errors import UsageError, user_code
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.structure import UsedPart
 
-_ENUMERATED = 512
-_DRAWS = 8
-# Prices that are kept.
-_KEPT = 4096
+_ENUMERATED, _DRAWS, _PRICES_KEPT = 512, 8, 4096
 # Networks that say how large a cost is, where they are too many to price all of them.
 _DRAWS_FOR_SCALE = 32
 
@@ -64,12 +61,12 @@ class OwnCost:
         self._known: OrderedDict[tuple[Any, ...], float] = OrderedDict()
         self._exact: ExpectedSum | None = None
         laws = distribution.laws
-        if math.prod(law.outcomes for law in laws.values()) <= _ENUMERATED:
+        shape = [law.outcomes for law in laws.values()]
+        if math.prod(shape) <= _ENUMERATED:
             costs = [
                 self.at_sample(dict(zip(laws, map(distribution.value_of, laws, sets))))
                 for sets in itertools.product(*(law.sets() for law in laws.values()))
             ]
-            shape = [law.outcomes for law in laws.values()]
             self._exact = ExpectedSum([Table.of(tuple(laws), np.array(costs).reshape(shape))])
         else:
             with torch.random.fork_rng([]):
@@ -101,7 +98,7 @@ class OwnCost:
         if key not in self._known:
             self._known[key] = own_cost_of(self._function, used, self._space.freeze)
         self._known.move_to_end(key)
-        if len(self._known) > _KEPT:
+        if len(self._known) > _PRICES_KEPT:
             self._known.popitem(last=False)
         return self._known[key]
 
@@ -112,33 +109,20 @@ class OwnCost:
 def own_cost_of(
     function: Callable[..., Any], sample: dict[str, Any], freeze: Callable[[dict[str, Any]], nn.Module]
 ) -> float:
-    """What a person's function says of one network.
+    """What a person's function says of one network; see :class:`OwnCost`.
 
     Args:
-        function: see :class:`OwnCost`.
         sample: the NNI sample of the network, labels that it uses only.
         freeze: builds the network of a sample, if the function takes it.
-
-    Raises:
-        UsageError: see :class:`OwnCost`.
     """
     # What the function draws at random must not change what a search or a training draws.
     with torch.random.fork_rng([]), torch.no_grad():
         argument = sample if _parameter_of(function) == "sample" else freeze(sample).eval()
-        try:
+        with user_code(f"cost: {_name(function)} fails for {sample}", "correct it"):
             cost = function(argument)
-        except UsageError:
-            raise
-        except Exception as error:  # whatever a person's function raises
-            raise UsageError(
-                f"cost: {_name(function)} fails for {sample}: {first_line(error)}; correct it"
-            ) from error
     number = cost.item() if isinstance(cost, Tensor) and cost.numel() == 1 else cost
-    if (
-        isinstance(number, bool)
-        or not isinstance(number, (int, float, np.number))
-        or not math.isfinite(number)
-    ):
+    is_number = isinstance(number, (int, float, np.number)) and not isinstance(number, bool)
+    if not is_number or not math.isfinite(number):
         raise UsageError(
             f"cost: {_name(function)} gives {cost!r} for {sample}; let it return a finite number"
         )
@@ -146,7 +130,6 @@ def own_cost_of(
 
 
 def _parameter_of(function: Callable[..., Any]) -> str:
-    """``sample`` or ``network``."""
     try:
         parameters = list(inspect.signature(function).parameters)
     except (TypeError, ValueError):

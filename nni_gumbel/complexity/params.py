@@ -25,11 +25,9 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def expected_parameters(space: nn.Module) -> ExpectedSum:
-    """The expected number of parameters under a distribution, as a differentiable function.
+    """The expected number of parameters of a space, mutated to a supernet or not; differentiable.
 
-    Args:
-        space: a model space, mutated to a supernet or not; cells from factories are counted in a
-            supernet only.
+    Cells from factories are counted in a supernet only.
 
     Raises:
         UsageError: a tensor depends on too many choices to be tabulated.

@@ -62,13 +62,9 @@ class Prior:
         """
         divergences = []
         for label, law in distribution.laws.items():
-            theta, largest = distribution.logits[label].double(), math.log(max(law.outcomes, 2))
-            if law.outcomes == 1:
-                divergences.append(theta.sum() * 0)
-                continue
-            cross_entropy = self._cross_entropies.get(label)
+            theta, cross_entropy = distribution.logits[label].double(), self._cross_entropies.get(label)
             expected = math.log(law.outcomes) if cross_entropy is None else cross_entropy(theta)
-            divergences.append((expected - law.entropy(theta)) / largest)
+            divergences.append((expected - law.entropy(theta)) / math.log(max(law.outcomes, 2)))
         return torch.stack(divergences).mean().to(next(iter(distribution.logits.values())).dtype)
 
 
@@ -80,31 +76,27 @@ def prior_by_cost(distribution: Distribution, cost: ExpectedSum, largest: float)
         cost: what the prior calls dear.
         largest: the cost of the most expensive network, see :func:`nni_gumbel.complexity.budget.largest`.
     """
-    uniform = {
-        label: torch.full((n,), 1 / n, dtype=torch.float64, requires_grad=True)
-        for label, n in ((label, distribution.laws[label].outcomes) for label in cost.labels)
-    }
-    if not uniform:
+    laws = {label: distribution.laws[label] for label in cost.labels}
+    if not laws:
         return Prior({})
+    uniform = {
+        label: torch.full((law.outcomes,), 1 / law.outcomes, dtype=torch.float64, requires_grad=True)
+        for label, law in laws.items()
+    }
     scale = len(distribution.laws) / max(largest, 1e-12)
     # The expectation is linear in the probabilities of each label: the derivative is E[cost | outcome], but for what
     # does not depend on the label, and that cancels.
     conditional = torch.autograd.grad(cost(uniform), [*uniform.values()])
-    return Prior(
-        {
-            label: partial(_of_outcomes, torch.log_softmax(-scale * of_outcome, 0), distribution.laws[label])
-            for label, of_outcome in zip(uniform, conditional)
-        }
-    )
+    logs = (torch.log_softmax(-scale * of_outcome, 0) for of_outcome in conditional)
+    return Prior({label: partial(_of_outcomes, log, law) for (label, law), log in zip(laws.items(), logs)})
 
 
 def prior_by_label(distribution: Distribution, given: Mapping[str, Mapping[str, float]]) -> Prior:
     """A prior whose probabilities of candidates a person gives; labels that are not named are uniform.
 
-    Of a choice of one these are the probabilities, relative to their sum. Of a choice of k of n inputs they are
-    the weights of the inputs: ``p(subset) ∝`` the product of the weights in it. Of a choice of any number of
-    inputs each input is taken with its probability, independently, and the empty set is left out (what is left is
-    a little more likely for that). A candidate that is not named, or has less, has 1e-6.
+    Of a choice of one they are relative to their sum. Of a choice of k of n inputs they are weights: ``p(subset) ∝``
+    the product of the weights in it. Of a choice of any number each input is taken with its probability, independently,
+    given that one is taken. A candidate that is not named, or has less, has 1e-6.
 
     Args:
         distribution: of the space.
@@ -113,13 +105,9 @@ def prior_by_label(distribution: Distribution, given: Mapping[str, Mapping[str, 
     Raises:
         UsageError: a label or a candidate is unknown, or of a choice of any number one is more likely than 1.
     """
+    parameters = {label: _parameters(distribution, label, weights) for label, weights in given.items()}
     return Prior(
-        {
-            label: partial(
-                _of_candidates, _parameters(distribution, label, weights), distribution.laws[label]
-            )
-            for label, weights in given.items()
-        }
+        {label: partial(_of_candidates, of, distribution.laws[label]) for label, of in parameters.items()}
     )
 
 

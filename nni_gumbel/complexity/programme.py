@@ -43,7 +43,7 @@ MOST_CELLS = 20_000
 
 # The solver's tolerances are absolute, 1e-6 and less: coefficients are scaled up so that they matter little.
 _LARGEST_COEFFICIENT = 1e4
-_SOLVED, _OUT_OF_TIME, _INFEASIBLE = 0, 1, 2  # statuses of scipy.optimize.milp
+_OUT_OF_TIME, _INFEASIBLE, _FAILED = 1, 2, 4  # statuses of scipy.optimize.milp
 
 _CONSTANT = 0
 _ONE: Linear = {_CONSTANT: 1.0}
@@ -61,7 +61,7 @@ class Programme:
 
     Attributes:
         costs: each of ``costs`` as a linear function, or a lower bound of it if a table is too large.
-        negative_log_prob: minus the log-probability of the labels that a network uses, as a linear function.
+        negative_log_prob: of the labels that a network uses, as a linear function.
     """
 
     def __init__(self, space: ModelSpace, distribution: Distribution, costs: Sequence[ExpectedSum]) -> None:
@@ -130,7 +130,12 @@ class Programme:
             if most < math.inf:
                 scale = _LARGEST_COEFFICIENT / max(largest_coefficient(function), abs(most), 1e-300)
                 rows.append((_sum((scale, function)), -math.inf, scale * most))
-        rows += [self._all_but(network) for network in excluded]
+        for network in excluded:
+            # A network that agrees with another one in all labels that it uses is that one.
+            agreement: dict[int, float] = {}
+            for label, members in network.items():
+                agreement |= self._choices[label].agreement(members)
+            rows.append((agreement, -math.inf, sum(value > 0 for value in agreement.values()) - 1))
         scale = _LARGEST_COEFFICIENT / (largest_coefficient(objective) or 1.0)
         coefficients = np.zeros(len(self._integral))
         coefficients[list(objective)] = scale * np.array(list(objective.values()))
@@ -154,12 +159,12 @@ class Programme:
                 constraints=constraints,
                 options=options | {"presolve": presolve},
             )
-            if found.status in (_SOLVED, _OUT_OF_TIME, _INFEASIBLE):
+            if found.status != _FAILED:
                 break
+        else:
+            raise RuntimeError(f"the integer programme of a budget was not solved: {found.message}")
         if found.status == _INFEASIBLE:
             return None
-        if found.status not in (_SOLVED, _OUT_OF_TIME):
-            raise RuntimeError(f"the integer programme of a budget was not solved: {found.message}")
         if found.status == _OUT_OF_TIME:
             what = "none was found" if found.x is None else "the best one found by then is taken"
             _log.warning(
@@ -170,13 +175,6 @@ class Programme:
         chosen = {label: choice.chosen(found.x) for label, choice in self._choices.items()}
         bounds = [bound for bound in (found.fun, found.mip_dual_bound) if bound is not None]
         return {label: members for label, members in chosen.items() if members}, min(bounds) / scale
-
-    def _all_but(self, network: Network) -> tuple[Linear, float, float]:
-        # A network that agrees with another one in all labels that it uses is that one.
-        agreement: dict[int, float] = {}
-        for label, members in network.items():
-            agreement.update(self._choices[label].agreement(members))
-        return agreement, -math.inf, sum(value > 0 for value in agreement.values()) - 1
 
     # -- which labels a network uses -------------------------------------------------------------------
 
@@ -207,7 +205,13 @@ class Programme:
                 for here in present[label]:
                     self._require(0.0, math.inf, (1.0, used), (-1.0, here))
                 self._require(-math.inf, 0.0, (1.0, used), *((-1.0, here) for here in present[label]))
-            self._require_outcome(choice, used)
+            outcome = (1.0, dict.fromkeys(choice.columns, 1.0))
+            if choice.number is not None:
+                self._require(0.0, 0.0, outcome, (-choice.number, used))
+                continue
+            self._require(0.0, math.inf, outcome, (-1.0, used))
+            for column in choice.columns:
+                self._require(-math.inf, 0.0, (1.0, {column: 1.0}), (-1.0, used))
 
     def _both(self, here: Linear, condition: Condition) -> Linear:
         """1 in the networks that have a place and meet a condition on labels which those use."""
@@ -226,15 +230,6 @@ class Programme:
         self._require(-math.inf, 0.0, (1.0, both), (-1.0, chosen))
         self._require(-1.0, math.inf, (1.0, both), (-1.0, here), (-1.0, chosen))
         return both
-
-    def _require_outcome(self, choice: _Choice, used: Linear) -> None:
-        all_columns = dict.fromkeys(choice.columns, 1.0)
-        if choice.number is not None:
-            self._require(0.0, 0.0, (1.0, all_columns), (-choice.number, used))
-            return
-        self._require(0.0, math.inf, (1.0, all_columns), (-1.0, used))
-        for column in choice.columns:
-            self._require(-math.inf, 0.0, (1.0, {column: 1.0}), (-1.0, used))
 
     # -- tables ----------------------------------------------------------------------------------------
 
@@ -293,7 +288,7 @@ class _Choice:
 
     @classmethod
     def of(cls, distribution: Distribution, label: str, listed: bool, first: int) -> _Choice:
-        """``listed``: one column for each outcome, whose number is exponential for a subset."""
+        """``listed``: one column for each outcome; of a subset there are exponentially many."""
         law, logits = distribution.laws[label], distribution.logits[label].detach().double()
         listed = listed or law.outcomes <= law.size + 1
         members = list(law.sets()) if listed else [(i,) for i in range(law.size)]

@@ -14,7 +14,7 @@ class exactly if they are alike in all combinations.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -32,8 +32,16 @@ MOST_COMBINATIONS = 1_000_000
 # Tables that are added up in one step: all of them are in memory then, over the classes of their sum.
 _AT_ONCE = 16
 
-# What to raise, given the labels and the number of combinations.
-Refusal = Callable[[Sequence[str], int], UsageError]
+
+class TooManyCombinations(UsageError):
+    """A table of ``labels`` has a ``number`` of combinations of classes that is more than may be."""
+
+    def __init__(self, labels: Sequence[str], number: int) -> None:
+        self.labels, self.number = labels, number
+        super().__init__(
+            f"choices {', '.join(labels)}: a term of the cost depends on {number:,} combinations of them; "
+            f"nest fewer choices (at most {MOST_COMBINATIONS:,} combinations)"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +60,7 @@ class Table:
 
     @classmethod
     def of(cls, labels: Sequence[str], values: Any) -> Table:
-        """A table of a number for each combination of outcomes.
-
-        Args:
-            labels: in any order, each once.
-            values: one axis per label, over all its outcomes; a plain number if there are no labels.
-        """
+        """Of labels in any order, and values with one axis per label, over all its outcomes."""
         order = sorted(range(len(labels)), key=lambda axis: labels[axis])
         values = np.transpose(np.asarray(values), order)
         return _reduced([labels[axis] for axis in order], values, [np.arange(n) for n in values.shape])
@@ -65,30 +68,26 @@ class Table:
     def at(self, outcomes: Mapping[str, Any]) -> Any:
         """The number at outcomes of the labels: an index each, or arrays of them, all of one shape.
 
-        A label may be missing where the number is the same for all of its outcomes: that of a choice inside a candidate
-        that is not taken.
-
         Raises:
-            UsageError: the number depends on a label that is missing.
+            UsageError: a label is missing and the number depends on it. That of a choice inside a candidate that is not
+                taken may be missing.
         """
+        missing = [label for label in self.labels if label not in outcomes]
         numbers = self.values[
             tuple(
-                classes[outcomes[label]] if label in outcomes else slice(None)
+                slice(None) if label in missing else classes[outcomes[label]]
                 for label, classes in zip(self.labels, self.classes)
             )
         ]
-        missing = [label for label in self.labels if label not in outcomes]
-        if not missing:
-            return numbers
         for axis, label in enumerate(missing):
             if (numbers != numbers.take([0], axis=axis)).any():
                 raise UsageError(
                     f"choice {label!r}: the cost depends on it and the sample does not name it; give its value"
                 )
-        return numbers.flat[0]
+        return numbers.flat[0] if missing else numbers
 
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> Table:
-        """A function of each number; it takes an array of them."""
+        """An elementwise function of the numbers."""
         return _reduced(self.labels, np.asarray(function(self.values)), self.classes)
 
     def equals(self, number: Any) -> Table:
@@ -96,10 +95,9 @@ class Table:
         return self.map(lambda values: np.int64(values == number))
 
     def largest_over(self, others: Collection[str]) -> Table:
-        """The largest number over all outcomes of some labels, for every combination of the remaining ones."""
-        kept = [axis for axis, label in enumerate(self.labels) if label not in others]
-        values = self.values.max(axis=tuple(axis for axis in range(self.values.ndim) if axis not in kept))
-        return _reduced([self.labels[axis] for axis in kept], values, [self.classes[axis] for axis in kept])
+        """The largest number over all outcomes of some labels, in every combination of the others."""
+        axes = tuple(axis for axis, label in enumerate(self.labels) if label in others)
+        return self._without(axes, self.values.max(axis=axes))
 
     def summed_over(self, label: str, outcomes: int) -> Table:
         """The sum over all outcomes of a label, of which there are so many, in every combination of the others."""
@@ -107,10 +105,12 @@ class Table:
             return self * outcomes
         axis = self.labels.index(label)
         numbers = np.bincount(self.classes[axis]).reshape(-1, *[1] * (self.values.ndim - axis - 1))
-        kept = [place for place in range(self.values.ndim) if place != axis]
-        values = (self.values * numbers).sum(axis)
+        return self._without((axis,), (self.values * numbers).sum(axis))
+
+    def _without(self, axes: tuple[int, ...], values: Any) -> Table:
+        kept = [axis for axis in range(len(self.labels)) if axis not in axes]
         return _reduced(
-            [self.labels[place] for place in kept], np.asarray(values), [self.classes[k] for k in kept]
+            [self.labels[axis] for axis in kept], np.asarray(values), [self.classes[axis] for axis in kept]
         )
 
     def __mul__(self, other: Table | float) -> Table:
@@ -130,35 +130,23 @@ class Table:
 class ExpectedSum:
     """The expectation of a sum of tables under independent labels; differentiable.
 
-    Args:
-        tables: numbers that depend on choices; those of the same labels are added up once.
-
     Attributes:
-        tables: their sum, one table for each set of labels.
+        tables: of the sum, one for each set of labels.
         labels: all labels that it depends on.
     """
 
     def __init__(self, tables: Iterable[Table]) -> None:
-        sums: dict[tuple[str, ...], Table] = {}
-        for table in _presummed(tables):
-            # A sum may depend on less than what is added up; there may be a table of that, too.
-            while (known := sums.pop(table.labels, None)) is not None:
-                table = known + table
-            sums[table.labels] = table
-        self.tables: tuple[Table, ...] = tuple(sums.values())
-        self.labels: tuple[str, ...] = tuple(dict.fromkeys(label for labels in sums for label in labels))
+        self.tables = tuple(added_up(tables))
+        self.labels = tuple(dict.fromkeys(label for table in self.tables for label in table.labels))
         # float64: counts stay exact integers up to 2^53.
         self._values = [torch.from_numpy(table.values.astype(np.float64)) for table in self.tables]
         self._classes = [[torch.from_numpy(classes) for classes in table.classes] for table in self.tables]
 
     def __call__(self, probabilities: Mapping[str, Tensor]) -> Tensor:
-        """Scalar: ``sum_t sum_z t(z) prod_label P(z_label)``.
+        """Scalar: ``sum_t sum_z t(z) prod_label P(z_label)``, added up in float64, in the dtype of the probabilities.
 
         Args:
             probabilities: per label the probabilities of its outcomes, on the simplex, float; at least one label.
-
-        Returns:
-            Scalar in the dtype of the probabilities, added up in float64.
         """
         first = next(iter(probabilities.values()))
         self._move_to(first.device)
@@ -194,30 +182,16 @@ def cost_of(distribution: Distribution, cost: ExpectedSum, sample: Mapping[str, 
     return cost.at({label: distribution.outcome_index(label, sample[label]) for label in labels})
 
 
-def too_large(labels: Sequence[str], combinations: int) -> UsageError:
-    """The error of a table with more combinations of classes than may be."""
-    return UsageError(
-        f"choices {', '.join(labels)}: a term of the cost depends on {combinations:,} combinations of them; "
-        f"nest fewer choices (at most {MOST_COMBINATIONS:,} combinations)"
-    )
-
-
-def combined(
-    function: Callable[..., np.ndarray],
-    tables: Sequence[Table],
-    refusal: Refusal = too_large,
-    most: int | None = None,
-) -> Table:
+def combined(function: Callable[..., np.ndarray], tables: Sequence[Table], most: int | None = None) -> Table:
     """An elementwise function of the numbers of several tables, in every combination of outcomes.
 
     Args:
         function: takes an array of each table; they broadcast against each other.
         tables: at least one.
-        refusal: the error, where there are too many combinations of classes.
-        most: how many there may be, a million if omitted.
+        most: combinations of classes that there may be, a million if omitted.
 
     Raises:
-        UsageError: there are.
+        TooManyCombinations: there are more.
     """
     found: dict[str, list[np.ndarray]] = {}
     for table in tables:
@@ -228,16 +202,31 @@ def combined(
     firsts = {label: places for label, (_, places) in joint.items()}
     sizes = [len(firsts[label]) for label in labels]
     if math.prod(sizes) > (most or MOST_COMBINATIONS):
-        raise refusal(labels, math.prod(sizes))
+        raise TooManyCombinations(labels, math.prod(sizes))
     values = np.asarray(function(*(_spread(table, labels, firsts) for table in tables)))
     return _reduced(labels, np.broadcast_to(values, sizes), [joint[label][0] for label in labels])
 
 
+def added_up(tables: Iterable[Table], most: int | None = None) -> list[Table]:
+    """Fewer tables of the same sum, one for each set of labels; ``most`` as in :func:`combined`."""
+    groups: dict[tuple[str, ...], list[Table]] = {}
+    for table in tables:
+        groups.setdefault(table.labels, []).append(table)
+    sums: dict[tuple[str, ...], Table] = {}
+    for labels in list(groups):
+        # Many at a time: a space has tens of thousands of layers, which depend on the same few labels.
+        for first in range(0, len(groups[labels]), _AT_ONCE):
+            some = groups[labels][first : first + _AT_ONCE]
+            # A sum may depend on less than what is added up; there may be a table of that, too.
+            while (known := sums.pop(some[0].labels, None)) is not None or len(some) > 1:
+                some = [combined(_sum, some if known is None else [*some, known], most)]
+            sums[some[0].labels] = some[0]
+    return list(sums.values())
+
+
 def elementwise_maximum(tables: Sequence[Table]) -> Table:
     """The largest of several numbers in every combination of what they depend on."""
-    if len(tables) == 1:
-        return tables[0]
-    return combined(lambda *values: reduce(np.maximum, values), tables)
+    return tables[0] if len(tables) == 1 else combined(lambda *values: reduce(np.maximum, values), tables)
 
 
 def where(condition: Condition | None) -> Table:
@@ -245,15 +234,8 @@ def where(condition: Condition | None) -> Table:
     return ONE if condition is None else Table.of(condition.labels, condition.holds.astype(np.int64))
 
 
-def _presummed(tables: Iterable[Table]) -> Iterator[Table]:
-    """Fewer tables of the same sum: a space has tens of thousands of layers, which depend on the same few labels."""
-    groups: dict[tuple[str, ...], list[Table]] = {}
-    for table in tables:
-        groups.setdefault(table.labels, []).append(table)
-    for group in groups.values():
-        for first in range(0, len(group), _AT_ONCE):
-            some = group[first : first + _AT_ONCE]
-            yield some[0] if len(some) == 1 else combined(lambda *values: reduce(np.add, values), some)
+def _sum(*values: np.ndarray) -> np.ndarray:
+    return reduce(np.add, values)
 
 
 def _joint_classes(several: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -271,13 +253,9 @@ def _joint_classes(several: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarra
 def _numbered(keys: Iterable[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Equal keys get one number, by first appearance; with the place where each number first appears."""
     known: dict[Any, int] = {}
-    firsts, numbers = [], []
-    for place, key in enumerate(keys):
-        number = known.setdefault(key, len(known))
-        if number == len(firsts):
-            firsts.append(place)
-        numbers.append(number)
-    return np.array(numbers, dtype=np.int64), np.array(firsts, dtype=np.int64)
+    numbers = [known.setdefault(key, len(known)) for key in keys]
+    places = np.array(numbers, dtype=np.int64)
+    return places, np.unique(places, return_index=True)[1]
 
 
 def _spread(table: Table, labels: Sequence[str], firsts: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -296,11 +274,10 @@ def _reduced(labels: Sequence[str], values: np.ndarray, classes: Sequence[np.nda
     values = values + values.dtype.type(0) if values.dtype.kind == "f" else values  # -0.0 is 0.0
     for axis in reversed(range(values.ndim)):
         entries = values.swapaxes(axis, 0)
-        slices = (
-            entries.tolist()
-            if values.ndim == 1
-            else [str(s.tolist()) if values.dtype == object else s.tobytes() for s in entries]
-        )
+        if values.dtype == object:
+            slices = list(map(repr, entries.tolist()))
+        else:
+            slices = entries.tolist() if values.ndim == 1 else [entry.tobytes() for entry in entries]
         numbers, firsts = _numbered(slices)
         if len(firsts) < len(slices):
             values = values.take(firsts, axis=axis)

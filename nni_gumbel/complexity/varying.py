@@ -20,25 +20,21 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from nni_gumbel.complexity.table import ONE, Refusal, Table, combined
+from nni_gumbel.complexity.table import ONE, Table, combined
 
 # The place of a value in networks that do not compute it.
 _NOWHERE = -1
 
 
 class Split(Exception):
-    """One value is needed where there are several.
-
-    Args:
-        index: a number from 0 on for each set of networks that is to be computed on its own, else -1.
-    """
+    """One value is needed where there are several: a number from 0 on for each set of networks, else -1."""
 
     def __init__(self, index: Table) -> None:
         super().__init__(f"a number depends on the choices {', '.join(index.labels)}")
         self._index = index
 
     def conditions(self) -> list[Table]:
-        """1 in the networks of such a set and 0 in the others, for each of the sets."""
+        """1 in the networks of a set and 0 in the others, for each of the sets."""
         return [self._index.equals(number) for number in range(int(self._index.values.max()) + 1)]
 
 
@@ -92,22 +88,17 @@ _NUMBERS = (VaryingNumber, bool, int, float, str)
 class JointValues(TorchFunctionMode):
     """See the module; while it is entered, functions of torch take what varies.
 
-    Args:
-        refusal: the error where a value depends on too many combinations of choices.
-        most: how many it may depend on, a million if omitted.
-
     Attributes:
         presence: 1 in the networks that run what is being run.
         unanswered: the latest question for one value where there are several.
         functions: how many functions of torch have been called.
     """
 
-    def __init__(self, refusal: Refusal, most: int | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.presence = ONE
         self.unanswered: Split | None = None
         self.functions = 0
-        self._refusal, self._most = refusal, most
         self._keys: list[Any] = []  # all different values, as `kind_of` has them
         self._places: dict[Any, int] = {}
 
@@ -116,15 +107,6 @@ class JointValues(TorchFunctionMode):
     ) -> Any:
         self.functions += 1
         return self.evaluate(func, args, kwargs or {})
-
-    def number(self, labels: Sequence[str], values: Sequence[Any]) -> VaryingNumber:
-        """A number that depends on one label.
-
-        Args:
-            labels: the label.
-            values: one for each of its outcomes.
-        """
-        return VaryingNumber(Table.of(labels, [self._place(value) for value in values]), self)
 
     def numbers(self, number: VaryingNumber) -> Table:
         """The number in each network; 0 where no network gets to."""
@@ -157,11 +139,7 @@ class JointValues(TorchFunctionMode):
         return self._merged(code, outputs)
 
     def only(self, number: VaryingNumber) -> Any:
-        """The one value that there is in the networks that run what is being run.
-
-        Raises:
-            Split: there are several.
-        """
+        """The one value that there is in the networks that run what is being run; else a :class:`Split`."""
         code, ((place,), *others) = self._combinations([number.index])
         if others:
             self.unanswered = Split(code)
@@ -187,7 +165,7 @@ class JointValues(TorchFunctionMode):
     def where(self, condition: Table) -> Iterator[bool]:
         """Run the body in fewer networks; gives whether there are any."""
         outer = self.presence
-        self.presence = combined(np.multiply, [outer, condition], self._refusal, self._most)
+        self.presence = outer * condition
         try:
             yield bool(self.presence.values.any())
         finally:
@@ -208,7 +186,7 @@ class JointValues(TorchFunctionMode):
         """A function of what some networks have that run what is being run: not 0 for these, then the tables."""
         labels = {label for table in tables for label in table.labels}
         possible = self.presence.largest_over(set(self.presence.labels) - labels)
-        return combined(function, [possible, *tables], self._refusal, self._most)
+        return combined(function, [possible, *tables])
 
     def _combinations(self, indices: Sequence[Table]) -> tuple[Table, list[tuple[int, ...]]]:
         """The number of the combination of places that a network has, or -1; and the combinations that there are."""
@@ -257,7 +235,7 @@ class JointValues(TorchFunctionMode):
         def select(code: np.ndarray, *inside: np.ndarray) -> np.ndarray:
             return np.select([code == number for number in range(len(inside))], inside, _NOWHERE)
 
-        index = combined(select, [code, *inside], self._refusal, self._most)
+        index = combined(select, [code, *inside])
         for label in reversed(index.labels):
             if label in index.labels:
                 largest = index.values.max(axis=index.labels.index(label), keepdims=True)

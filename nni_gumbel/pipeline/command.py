@@ -24,11 +24,18 @@ from nni_gumbel.data import DIRECTORY_FIELD, DOWNLOADED, FILE_PREFIX, PACKAGED, 
 from nni_gumbel.data import FIELD as DATA_FIELD
 from nni_gumbel.errors import UsageError, nearest
 from nni_gumbel.names import import_named, no_module, split_name
+from nni_gumbel.pipeline.loggers import FIELD as LOGGER_FIELD
+from nni_gumbel.pipeline.loggers import LOGGERS, check_loggers
 from nni_gumbel.results.space import FIELD as SPACE_FIELD
 from nni_gumbel.results.space import SpaceReference
 
 COMMAND = "nni-gumbel trial"
 EVALUATOR_FIELD, COST_FIELD = "--evaluator", "--cost"
+
+LOGGER_HELP = (
+    "where what is logged also goes, by Lightning's own loggers: files in the output directory (csv, tensorboard), or "
+    "a service (wandb, mlflow; offline, too)"
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,6 +78,7 @@ def words_parser() -> argparse.ArgumentParser:
         help="what the setting cost_weight prices, instead of the setting cost: a function of `sample` (an NNI sample) "
         "or `network` (the frozen module) that returns a number",
     )  # fmt: skip
+    parser.add_argument(LOGGER_FIELD, nargs="+", choices=LOGGERS, default=(), help=LOGGER_HELP)
     return parser
 
 
@@ -88,6 +96,7 @@ class TrialCommand:
     data_dir: str = "data"
     evaluator: str | None = None
     cost: str | None = None
+    loggers: tuple[str, ...] = ()
 
     @property
     def data_is_at_hand(self) -> bool:
@@ -110,7 +119,9 @@ class TrialCommand:
         space, *arguments = found.space
         # An evaluator of one's own may bring its data along.
         data = found.data if found.data or found.evaluator else PACKAGED
-        command = cls(space, tuple(arguments), data, found.data_dir, found.evaluator, found.cost)
+        command = cls(
+            space, tuple(arguments), data, found.data_dir, found.evaluator, found.cost, tuple(found.logger)
+        )
         SpaceReference.parse(command.space, command.space_arguments)
         if command.data is not None:
             check_name(command.data)
@@ -148,10 +159,11 @@ class TrialCommand:
         """See that all that the command names exists, as a trial in that directory would find it.
 
         Raises:
-            UsageError: a module, a class or a function is not there.
+            UsageError: a module, a class, a function or the package of a logger is not there.
         """
         for field, reference in self._named().items():
             _check_named(field, reference, Path(code_directory))
+        check_loggers(self.loggers)
 
     def _named(self) -> dict[str, str]:
         """What it names as ``module:name``, by field."""

@@ -1,8 +1,9 @@
-"""The checks of `nni-gumbel doctor`: what would go wrong, told before anything starts.
+"""What would go wrong with an experiment, told before it starts: the checks of `nni-gumbel doctor`.
 
-NNI 3.0 calls no validator for today's YAML, so a mistake in it shows only in a started experiment.
-The doctor reads the YAML as `nnictl create` does and then asks the same functions that the tuner and the
-trials will ask, in the order in which they would fail.
+NNI 3.0 calls no validator for today's YAML, so a mistake in it shows only in a started experiment. The doctor looks at
+this machine, reads the YAML as `nnictl create` does, and asks the functions that the tuner and the trials will ask, in
+the order in which they would fail; `nni-gumbel create` asks those that need no torch. Every finding is one line, and a
+bad one ends with its remedy.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +31,8 @@ from nni_gumbel.pipeline.machine import (
     version_findings,
     visible_gpus,
 )
-from nni_gumbel.pipeline.manager import (
-    NAME,
-    check_params,
-    is_registered,
-    plan_of,
-    trial_command_of,
-)
-from nni_gumbel.search.settings import SearchSettings, without_effect
+from nni_gumbel.pipeline.manager import NAME, check_params, is_registered, plan_of, trial_command_of
+from nni_gumbel.search.settings import without_effect
 
 
 def examine(config_file: str | Path | None) -> Iterator[Finding]:
@@ -66,15 +62,28 @@ def examine(config_file: str | Path | None) -> Iterator[Finding]:
 
         seen = torch.cuda.device_count()
         remedy = "" if seen >= len(gpus) else "; install a CUDA build of torch that fits the driver"
-        yield Finding(
-            WARN if remedy else OK, "torch", f"{torch.__version__} sees {seen} of {len(gpus)} GPUs{remedy}"
-        )
+        text = f"{torch.__version__} sees {seen} of {len(gpus)} GPUs{remedy}"
+        yield Finding(WARN if remedy else OK, "torch", text)
+
+
+def check_before_start(config_file: str | Path) -> None:
+    """What takes seconds, for `nni-gumbel create`: NNI's own checks, the settings, the trial command, the tuner's name.
+
+    Raises:
+        UsageError: the first of them that fails.
+    """
+    for finding in (*quick_findings(read_config(config_file)), finding_of("tuner", _registration)):
+        if finding.level == FAIL:
+            raise UsageError(finding.text)
 
 
 def _registration() -> str:
     if not is_registered():
         raise UsageError(f"{NAME} is not registered with NNI in this environment; run `nni-gumbel register`")
     return f"{NAME} is registered with NNI"
+
+
+# -- the experiment ------------------------------------------------------------------------------------------
 
 
 def read_config(config_file: str | Path) -> dict[str, Any]:
@@ -87,9 +96,8 @@ def read_config(config_file: str | Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf8"))
     except OSError as error:
-        raise UsageError(
-            f"{path}: cannot be read ({error.strerror}); `nni-gumbel init DIR` writes one"
-        ) from error
+        line = f"{path}: cannot be read ({error.strerror}); `nni-gumbel init DIR` writes one"
+        raise UsageError(line) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: is not YAML ({' '.join(str(error).split())}); correct it") from error
     if not isinstance(content, Mapping):
@@ -111,8 +119,8 @@ def read_config(config_file: str | Path) -> dict[str, Any]:
         utils.unset_base_path()  # NNI's own `load` forgets it after an error
 
 
-def config_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
-    """Everything that the YAML says, in NNI's canonical form, but its GPU lines."""
+def quick_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
+    """What can be told of a YAML, in NNI's canonical form, without torch and without a person's code."""
     name = (config.get("tuner") or {}).get("name")
     if str(name).lower() != NAME.lower():
         yield Finding(FAIL, "tuner", f"name: {name!r} is another tuner; give tuner: {{name: {NAME}}}")
@@ -121,39 +129,48 @@ def config_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
     if concurrency > cores:
         slower = f"{concurrency} trials share {cores} cores and slow each other down"
         yield Finding(WARN, "trialConcurrency", f"{slower}; give at most {cores}")
-    searches: list[SearchSettings] = []
-    metric = None
+    yield finding_of("settings", partial(_settings, config))
+    yield finding_of("trial command", partial(_command, config))
 
-    def plan() -> str:
-        nonlocal metric
-        check_params(config)
-        found = plan_of({"params": config})
-        found.check_trial_limit(config.get("maxTrialNumber"))
-        metric = found.settings.metric
-        searches.extend(variant.search for variant in found.variants)
-        return (
-            f"{len(searches)} combination(s) x {found.settings.search_seeds} search(es) of "
-            f"{found.settings.search_epochs} epochs, {found.settings.train_seeds} training(s) of "
-            f"{found.settings.train_epochs} for each network found; at most {found.trial_count} trials if none fails"
-        )
 
-    yield finding_of("settings", plan)
-    try:
-        command, directory = trial_command_of(config)
-        command.check(directory)
-    except UsageError as error:
-        yield Finding(FAIL, "trial command", str(error))
+def _settings(config: Mapping[str, Any]) -> str:
+    check_params(config)
+    plan = plan_of({"params": config})
+    plan.check_trial_limit(config.get("maxTrialNumber"))
+    settings = plan.settings
+    return (
+        f"{len(plan.combinations)} combination(s) x {settings.search_seeds} search(es) of {settings.search_epochs} "
+        f"epochs, {settings.train_seeds} training(s) of {settings.train_epochs} for each network found; at most "
+        f"{plan.trial_count} trials if none fails"
+    )
+
+
+def _command(config: Mapping[str, Any]) -> str:
+    command, directory = trial_command_of(config)
+    command.check(directory)
+    return f"runs in {directory}"
+
+
+def config_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Everything that the YAML says, in NNI's canonical form, but its GPU lines."""
+    failed = set()
+    for finding in quick_findings(config):
+        yield finding
+        failed |= {finding.subject} if finding.level == FAIL else set()
+    if failed & {"tuner", "trial command"}:
         return
-    yield Finding(OK, "trial command", f"runs in {directory}")
+    command, directory = trial_command_of(config)
+    plan = None if failed else plan_of({"params": config})
+    searches = [] if plan is None else [variant.search for variant in plan.variants]
 
     def search() -> str:
         # Imports torch, which the checks of the machine may have found to be missing.
         from nni_gumbel.pipeline.rehearsal import rehearsed
 
-        if command.evaluator is None and metric not in (None, "acc", "loss"):
+        if command.evaluator is None and plan is not None and plan.settings.metric not in ("acc", "loss"):
             raise UsageError(
-                f"metric: the built-in classification logs acc and loss, not {metric!r}; set metric: acc, "
-                "or name an --evaluator of your own"
+                f"metric: the built-in classification logs acc and loss, not {plan.settings.metric!r}; set metric: "
+                "acc, or name an --evaluator of your own"
             )
         return rehearsed(command, searches)
 

@@ -91,17 +91,25 @@ def run_export(task: Task, command: TrialCommand, manager: Manager, output: Path
         }
     )
     # What follows are extras: the export is there, and reported.
-    if records.plan.settings.stability != "none":
-        from nni_gumbel.pipeline.trial import keep_stability_on_test_part  # imports torch
+    from nni_gumbel.pipeline.neighbours import keep_neighbours  # imports torch
+    from nni_gumbel.pipeline.report import write_report
+    from nni_gumbel.pipeline.trial import keep_stability_on_test_part
 
+    page = (
+        "the report could not be written",
+        lambda: write_report(records, Path.cwd() / REPORT_FOLDER / records.id),
+    )
+    extras = [page]
+    if (level := records.plan.settings.stability) != "none":
         keep_stability_on_test_part(records, output)
-    try:
-        from nni_gumbel.pipeline.report import write_report
-
-        write_report(records, Path.cwd() / REPORT_FOLDER / records.id)
-    # Whatever a full disk or a person's space raises.
-    except Exception as error:
-        logger.warning("the report could not be written: %s", first_line(error), exc_info=error)
+        extras = [("the neighbours are not known", lambda: keep_neighbours(records, output)), page]
+    # Trainings of all neighbours take long: there is a report before them, and one with them.
+    for failure, run in [page, *extras] if level == "full" else extras:
+        try:
+            run()
+        # Whatever a full disk or a person's space raises.
+        except Exception as error:
+            logger.warning("%s: %s", failure, first_line(error), exc_info=error)
 
 
 def export_of(experiment: str | Path | None, folder: str | Path | None = None, wish: Wish = Wish()) -> Export:
@@ -209,10 +217,10 @@ def write_export(
 
     chosen = choice.network
     files, warnings = [], []
-    pictured = (found, chosen, settings.metric, settings.optimize_mode, priced)
+    pictured = front.Front(found, chosen, settings.metric, settings.optimize_mode, priced)
     for names, write in (
-        ((front.TABLE,), lambda: front.write_table(work / front.TABLE, *pictured)),
-        ((front.PICTURE,), lambda: front.front_figure(*pictured).savefig(work / front.PICTURE, dpi=130)),
+        ((front.TABLE,), lambda: front.write_table(work / front.TABLE, pictured)),
+        ((front.PICTURE,), lambda: front.front_figure(pictured).savefig(work / front.PICTURE, dpi=130)),
         (PROGRAMS, lambda: write_programs(source, work)),
     ):
         missing: Mapping[str, str] = {}

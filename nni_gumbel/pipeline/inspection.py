@@ -8,6 +8,7 @@ of an ``InputChoice`` of several is every set that contains it.
 from __future__ import annotations
 
 import operator
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from rich.console import RenderableType
 from rich.padding import Padding
 from rich.table import Table as Columns
 from rich.text import Text
-from torch import Tensor, nn
+from torch import nn
 
 from nni_gumbel.complexity.budget import largest, smallest
 from nni_gumbel.complexity.counting import number_of_networks, number_of_samples
@@ -45,11 +46,8 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Choice:
-    """A label, how it is executed in a search, and its candidates.
-
-    Args:
-        added: by candidate and cost, what it adds to the cheapest outcome: at least and at most; ``None`` where that
-            depends on too many choices.
+    """A label, how it is executed in a search, and its candidates: by candidate and cost, what it adds to the cheapest
+    outcome, at least and at most; ``None`` where that depends on too many choices.
     """
 
     label: str
@@ -59,13 +57,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A space.
-
-    Args:
-        networks: how many it has, in words.
-        ranges: by cost, of the smallest and of the largest network.
-        missing: why a cost is not among them, in a line each.
-    """
+    """A space: how many networks it has, in words; by cost, the smallest and the largest, and why one is missing."""
 
     space: SpaceReference
     networks: str
@@ -94,10 +86,8 @@ def inspect_space(reference: SpaceReference, example: Example) -> Inspection:
         missing.append(f"FLOPs: {error}")
     networks, kind = number_of_networks(space, distribution), "networks"
     if networks is None:
-        networks, kind = (
-            number_of_samples(distribution),
-            "samples (so many share labels that networks are not counted)",
-        )
+        networks = number_of_samples(distribution)
+        kind = "samples (so many share labels that networks are not counted)"
     ranges = {
         name: (smallest(space, distribution, cost)[0], largest(space, distribution, cost)[0])
         for name, cost in costs.items()
@@ -122,24 +112,19 @@ def example_of(shapes: Sequence[str], batch: int) -> Example:
     """
     if batch < 1:
         raise UsageError(f"--batch: {batch} is no number of inputs; give at least 1")
-    generator = torch.Generator().manual_seed(0)
-    return Example(tuple(_input_of(shape, batch, generator) for shape in shapes))
-
-
-def _input_of(shape: str, batch: int, generator: torch.Generator) -> Tensor:
-    sizes, _, kind = shape.partition(":")
-    try:
-        numbers = [int(size) for size in sizes.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1 or kind not in ("", "int"):
-        raise UsageError(
-            f"--input: {shape!r} is no shape; give whole numbers, without the batch, such as 1,28,28, "
-            "and :int behind them for an input of whole numbers"
+    generator, inputs = torch.Generator().manual_seed(0), []
+    for shape in shapes:
+        if re.fullmatch(r" *[1-9]\d*( *, *[1-9]\d*)*(:int)?", shape) is None:
+            raise UsageError(
+                f"--input: {shape!r} is no shape; give whole numbers, without the batch, such as 1,28,28, "
+                "and :int behind them for an input of whole numbers"
+            )
+        size = (batch, *map(int, shape.removesuffix(":int").split(",")))
+        whole = shape.endswith(":int")
+        inputs.append(
+            torch.zeros(size, dtype=torch.int64) if whole else torch.randn(size, generator=generator)
         )
-    if kind:
-        return torch.zeros(batch, *numbers, dtype=torch.int64)
-    return torch.randn(batch, *numbers, generator=generator)
+    return Example(tuple(inputs))
 
 
 def _choices(
@@ -155,17 +140,15 @@ def _choices(
         ranges = {
             name: added_costs(distribution, cost, label, label in always) for name, cost in costs.items()
         }
-        yield Choice(
-            label,
-            tuple(
-                execution + (f" ({number} modules)" if number > 1 else "")
-                for execution, number in modules[label].items()
-            ),
-            {
-                str(value): {name: found and found[place] for name, found in ranges.items()}
-                for place, value in enumerate(variable.values)
-            },
+        executions = (
+            execution + (f" ({number} modules)" if number > 1 else "")
+            for execution, number in modules[label].items()
         )
+        added = {
+            str(value): {name: found and found[place] for name, found in ranges.items()}
+            for place, value in enumerate(variable.values)
+        }
+        yield Choice(label, tuple(executions), added)
 
 
 def added_costs(
@@ -214,7 +197,7 @@ def _executions(module: nn.Module) -> Iterator[tuple[Sequence[str], str]]:
         how = f"merged: {plan.describe()}" if plan.is_merged else mixture
         yield [module.label], f"LayerChoice, {how}"
     elif isinstance(module, MixedInput):
-        yield [module.label], f"InputChoice, {_execution_of_inputs(module)}"
+        yield [module.label], f"InputChoice, {_weights_of_inputs(module)}"
     elif isinstance(module, MixedRepeat):
         blocks = f"the {len(module.blocks)} blocks run once"
         labels = list(module.depth_choice.simplify())
@@ -226,7 +209,7 @@ def _executions(module: nn.Module) -> Iterator[tuple[Sequence[str], str]]:
         yield module.variants.table.labels, f"{module.variants.built_type.__name__}, {how}"
 
 
-def _execution_of_inputs(module: MixedInput) -> str:
+def _weights_of_inputs(module: MixedInput) -> str:
     number, inputs = module.n_chosen, module.n_candidates
     if number is None:
         return f"gates: the {module.reduction} of the {inputs} inputs, each by a weight of its own in [0, 1]"

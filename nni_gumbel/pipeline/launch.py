@@ -19,14 +19,18 @@ from pathlib import Path
 
 import loky
 import nni
-import psutil
 from filelock import FileLock
 
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.export import run_export
-from nni_gumbel.pipeline.lifeline import end_with, manager_process
-from nni_gumbel.pipeline.manager import Manager, ManagerUnreachable, receive_plain_json
+from nni_gumbel.pipeline.manager import (
+    Manager,
+    ManagerUnreachable,
+    end_with,
+    manager_process,
+    receive_plain_json,
+)
 from nni_gumbel.pipeline.task import EXPORT, TENSORBOARD, Task
 
 logger = logging.getLogger(__name__)
@@ -46,7 +50,11 @@ def main(arguments: list[str]) -> int:
                 "nni-gumbel trial: it is started by NNI, as the trialCommand of an experiment; "
                 "run `nni-gumbel create --config experiment.yml`"
             )
-        end_with(_manager_process())
+        nnis = manager_process()
+        if nnis is None and os.environ.get("NNI_PLATFORM") == "local":
+            # Another manager may answer at the same address by now: of the same experiment, resumed.
+            raise UsageError("NNI's manager is gone, and so this trial ends")
+        end_with(nnis)
         receive_plain_json()
         nni.get_next_parameter()  # takes one from the queue; ours is in the manager's record
         manager = Manager.from_trial_environment()
@@ -72,14 +80,6 @@ def main(arguments: list[str]) -> int:
     except SystemExit as error:  # Lightning ends a run so after SIGTERM, with the code of a success
         return error.code or 128 + signal.SIGTERM
     return 0
-
-
-def _manager_process() -> psutil.Process | None:
-    found = manager_process()
-    if found is None and os.environ.get("NNI_PLATFORM") == "local":
-        # Another manager may answer at the same address by now: of the same experiment, resumed.
-        raise UsageError("NNI's manager is gone, and so this trial ends")
-    return found
 
 
 def _would_come_again(error: BaseException | None) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.pipeline.starter import DISTRIBUTION
+from nni_gumbel.pipeline.start import DISTRIBUTION
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 
@@ -47,9 +47,8 @@ def version_findings(distribution: str = DISTRIBUTION) -> Iterator[Finding]:
     try:
         required = map(Requirement, metadata.requires(distribution) or [])
     except metadata.PackageNotFoundError:
-        yield Finding(
-            FAIL, distribution, f"is not installed in this environment; run `pip install {distribution}`"
-        )
+        text = f"is not installed in this environment; run `pip install {distribution}`"
+        yield Finding(FAIL, distribution, text)
         return
     for each in required:
         if each.marker is None or each.marker.evaluate({"extra": ""}):
@@ -123,19 +122,17 @@ def gpu_findings(config: Mapping[str, Any], gpus: Sequence[Gpu]) -> Iterator[Fin
         gpus: the GPUs that NNI sees.
     """
     number = config["trainingService"].get("trialGpuNumber")
-    seen = f"{len(gpus)} visible ({', '.join(gpu.model for gpu in gpus)})"
     if not gpus:
         yield Finding(OK, "GPUs", "none visible, trials use the CPU")
-    elif number:
-        yield Finding(OK, "GPUs", seen)
     else:
-        without = (
-            "without trialGpuNumber all trials share the first; uncomment the GPU lines of experiment.yml"
-        )
-        why = without if number is None else "trialGpuNumber: 0 hides them from trials"
-        yield Finding(WARN, "GPUs", f"{seen}; {why}")
+        seen = f"{len(gpus)} visible ({', '.join(gpu.model for gpu in gpus)})"
+        unused = {
+            None: "; without trialGpuNumber all trials share the first; uncomment the GPU lines of experiment.yml",
+            0: "; trialGpuNumber: 0 hides them from trials",
+        }.get(number, "")
+        yield Finding(WARN if unused else OK, "GPUs", seen + unused)
     if number:
-        yield finding_of("GPU lines", lambda: _gpu_lines(config, gpus))
+        yield finding_of("GPU lines", partial(_gpu_lines, config, gpus))
 
 
 def _gpu_lines(config: Mapping[str, Any], gpus: Sequence[Gpu]) -> str:

@@ -1,4 +1,5 @@
-"""What NNI knows: an experiment's manager over its REST interface, the experiments of this machine, the tuner's name.
+"""What NNI knows: an experiment's manager, its process and its REST interface; the experiments of this machine; the
+tuner's name.
 
 The manager is the only memory of an experiment: the tuner, every trial and `nni-gumbel wait` read the same trials
 here. What comes back was written by whoever reaches NNI's port: it is read as plain JSON, never with `nni.load`, which
@@ -8,9 +9,11 @@ unpickles.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -26,8 +29,7 @@ from urllib3.util import Retry
 
 from nni_gumbel.errors import UsageError, first_line, user_code
 from nni_gumbel.pipeline.command import TrialCommand
-from nni_gumbel.pipeline.lifeline import is_alive
-from nni_gumbel.pipeline.plan import Failure, Plan
+from nni_gumbel.pipeline.plan import Plan
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import Trial, judged
 
@@ -36,6 +38,8 @@ from nni_gumbel.pipeline.task import Trial, judged
 ERROR_FILE = "gumbel-error.log"
 
 _API = "api/v1/nni"
+
+_logger = logging.getLogger(__name__)
 
 
 class ManagerUnreachable(UsageError):
@@ -74,21 +78,18 @@ class Manager:
 
     def trials(self) -> list[Trial]:
         """All trials so far, in no particular order; of one that has ended, the same object every time."""
-        read = (
-            (one, self._known(one) or trial_of(self._with_metric(one))) for one in self._get("trial-jobs")
-        )
-        self._read = {record["trialJobId"]: (record, trial) for record, trial in read}
-        return [trial for _, trial in self._read.values()]
-
-    def _with_metric(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A record with the final metric of a failed trial, which NNI keeps, and leaves out of its lists."""
-        if record.get("status") != "FAILED" or record.get("finalMetricData"):
-            return record
-        return {**record, "finalMetricData": self._get(f"metric-data/{record['trialJobId']}?type=FINAL")}
-
-    def _known(self, record: Mapping[str, Any]) -> Trial | None:
-        before, trial = self._read.get(record["trialJobId"], (None, None))
-        return trial if before == record and trial.state != "pending" else None
+        read = {}
+        for record in self._get("trial-jobs"):
+            before, trial = self._read.get(record["trialJobId"], (None, None))
+            if before != record or trial.state == "pending":
+                metric = record.get("finalMetricData")
+                # NNI keeps that of a failed trial, and leaves it out of its list.
+                if record.get("status") == "FAILED" and not metric:
+                    metric = self._get(f"metric-data/{record['trialJobId']}?type=FINAL")
+                trial = trial_of({**record, "finalMetricData": metric})
+            read[record["trialJobId"]] = (record, trial)
+        self._read = read
+        return [trial for _, trial in read.values()]
 
     def trial(self, trial_id: str) -> Trial:
         """One trial. Its parameters are those that the portal shows for it.
@@ -130,11 +131,6 @@ class Manager:
             text = ""
         told = None if text == "stderr is empty." else error_line(text)
         return told or "it was killed, or ended without a word on stderr"
-
-    def explained(self, failure: Failure) -> str:
-        """A failure with the last word of the trial that failed last."""
-        word = self.last_word(failure.last_trial)
-        return f"{failure.line}; the last was trial {failure.last_trial}: {word}"
 
     def _get(self, path: str) -> Any:
         response = self._request("GET", path)
@@ -260,28 +256,68 @@ def trial_of(record: Mapping[str, Any]) -> Trial:
     """A trial from NNI's own record of it, as its REST interface and its database have it."""
     result = _decoded((record.get("finalMetricData") or [{}])[0].get("data"))
     packed = _decoded((record.get("hyperParameters") or [None])[0])
-    parameters = packed.get("parameters") if isinstance(packed, Mapping) else None
     start, end = (record[name] / 1000 if record.get(name) else None for name in ("startTime", "endTime"))
-    result = result if isinstance(result, dict) else None
     return Trial(
         id=record["trialJobId"],
         sequence=record.get("sequenceId", -1),
         state=judged(record["status"], result, end, time.time()),
-        parameters=parameters if isinstance(parameters, dict) else None,
+        parameters=_decoded((packed or {}).get("parameters")),
         result=result,
         start=start,
         end=end,
     )
 
 
-def _decoded(text: Any) -> Any:
-    """JSON inside JSON, as often as NNI has wrapped it."""
+def _decoded(text: Any) -> dict[str, Any] | None:
+    """JSON inside JSON, as often as NNI has wrapped it; ``None`` for all but an object."""
     while isinstance(text, str):
         try:
             text = json.loads(text)
         except ValueError:
             return None
-    return text
+    return text if isinstance(text, dict) else None
+
+
+# -- the manager's process ------------------------------------------------------------------------------------
+#
+# After `kill -9` of a manager NNI's processes live on: a tuner connects by itself to whatever manager listens on that
+# port next, which drops its own tuner for it; a trial works until its next report. Both end with it here.
+
+_LOOK_EVERY = 0.5
+
+
+def manager_process() -> psutil.Process | None:
+    """The manager among this process's ancestors; ``None`` where there is none, as for a trial on another host."""
+    for process in psutil.Process().parents():
+        try:
+            if any("nni_node" in word for word in process.cmdline()):
+                return process
+        except psutil.Error:
+            continue
+    return None
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process runs. One that ended, but waits to be reaped, does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def end_with(process: psutil.Process | None) -> None:
+    """Let this process end, with code 1, as soon as another one is gone."""
+
+    def watch() -> None:
+        while is_alive(process):
+            time.sleep(_LOOK_EVERY)
+        try:
+            _logger.error("NNI's manager (process %d) is gone, and so this process ends", process.pid)
+        finally:
+            os._exit(1)
+
+    if process is not None:
+        threading.Thread(target=watch, name="gumbel-lifeline", daemon=True).start()
 
 
 # -- the experiments on this machine -----------------------------------------------------------------
@@ -311,13 +347,16 @@ class Experiment:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether NNI's list says that it was stopped."""
+        """Whether NNI's list says so by now."""
         return _listed().get(self.id, {}).get("status") == "STOPPED"
 
     @property
     def has_ended(self) -> bool:
-        """Whether its manager is gone."""
-        return not _is_alive(_listed().get(self.id, {}))
+        """Whether its manager is gone; one that was resumed meanwhile has another."""
+        try:
+            return not is_alive(psutil.Process(_listed()[self.id]["pid"]))
+        except (KeyError, TypeError, psutil.Error):
+            return True
 
     def tuners_line(self) -> str | None:
         """The line with which this run's tuner ended."""
@@ -338,16 +377,13 @@ def find_experiment(experiment_id: str | None = None) -> Experiment:
     """
     known = _listed()
     if not known:
-        raise UsageError(
-            "no experiment was started on this machine; run `nni-gumbel create --config experiment.yml`"
-        )
+        line = "no experiment was started on this machine; run `nni-gumbel create --config experiment.yml`"
+        raise UsageError(line)
     newest_first = sorted(known, key=lambda name: known[name]["startTime"], reverse=True)
     name = experiment_id or newest_first[0]
     if name not in known:
-        some = ", ".join(newest_first[:3])
-        raise UsageError(
-            f"ID: there is no experiment {name!r}; the newest are {some} (`nnictl experiment list --all`)"
-        )
+        some = f"the newest are {', '.join(newest_first[:3])} (`nnictl experiment list --all`)"
+        raise UsageError(f"ID: there is no experiment {name!r}; {some}")
     entry = known[name]
     prefix = f"/{entry['prefixUrl'].strip('/')}" if entry.get("prefixUrl") else ""
     return Experiment(
@@ -366,14 +402,6 @@ def _listed() -> dict[str, dict[str, Any]]:
     return {
         name: entry for name, entry in Experiments().get_all_experiments().items() if isinstance(entry, dict)
     }
-
-
-def _is_alive(entry: Mapping[str, Any]) -> bool:
-    """Whether an experiment's manager runs."""
-    try:
-        return is_alive(psutil.Process(entry["pid"]))
-    except (KeyError, TypeError, psutil.Error):
-        return False
 
 
 # -- the tuner on NNI's list of algorithms, so that YAML can say `tuner: {name: GumbelSearch}` ----------------

@@ -245,9 +245,9 @@ class _Ledger:
         return max((trial.task.attempt for trial in failed), default=0) + 1
 
 
-def finished(trials: Sequence[Trial]) -> bool:
-    """Whether an export has succeeded."""
-    return any(trial.report is not None and trial.stage == EXPORT for trial in trials)
+def finished(trials: Sequence[Trial]) -> Trial | None:
+    """The trial whose export has succeeded; ``None`` before."""
+    return next((trial for trial in trials if trial.report is not None and trial.stage == EXPORT), None)
 
 
 def _network(name: str, done: Sequence[tuple[Task, Trial]]) -> Network:

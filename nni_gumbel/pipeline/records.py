@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -24,15 +25,16 @@ from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.names import inside
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.manager import check_tuner, find_experiment, plan_of, trial_command_of, trial_of
-from nni_gumbel.pipeline.plan import Plan
-from nni_gumbel.pipeline.task import CHOICE_PREFIX, EXPORT, TENSORBOARD, TRAIN, Task, Trial
-from nni_gumbel.results.agreement import choice_of
+from nni_gumbel.pipeline.plan import Plan, finished
+from nni_gumbel.pipeline.task import BUNDLE, CHOICE_PREFIX, TENSORBOARD, TRAIN, Task, Trial
+from nni_gumbel.results.agreement import Sampled, choice_of
 from nni_gumbel.results.choice import Choice, Network, choose
+from nni_gumbel.results.front import Front
+from nni_gumbel.results.neighbours import Neighbours
 from nni_gumbel.results.pictures import SearchHistory
 from nni_gumbel.results.report import chosen_value
 from nni_gumbel.results.space import canonical
-from nni_gumbel.results.stability import FILE as STABILITY
-from nni_gumbel.results.stability import Stability, read_stability
+from nni_gumbel.results.stability import Stability
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -74,7 +76,8 @@ class Records:
         """
         folder = Path(experiment).expanduser() if experiment is not None else None
         if folder is None or not (folder / _DATABASE).is_file():
-            if folder is not None and (folder.is_dir() or len(folder.parts) > 1):
+            # One word is an id, also where a folder of that name is here.
+            if folder is not None and len(folder.parts) != 1:
                 raise UsageError(
                     f"{str(experiment)!r} holds no {_DATABASE}; give an id or the folder nni-experiments/ID"
                 )
@@ -105,10 +108,8 @@ class Records:
         check_tuner(found)
         command, _ = trial_command_of(found["params"])
         trials, outputs = _trials(events, dict(metrics)), folder / "environments" / "local-env" / "trials"
-        exports = (
-            outputs / trial.id for trial in trials if trial.report is not None and trial.stage == EXPORT
-        )
-        return cls(found, trials, outputs, command, next(exports, None))
+        export = finished(trials)
+        return cls(found, trials, outputs, command, None if export is None else outputs / export.id)
 
     def in_code_directory(self) -> AbstractContextManager[None]:
         """Work where the trials do, if that folder is there: without it, the space cannot be built."""
@@ -149,14 +150,19 @@ class Records:
 
     @cached_property
     def stability(self) -> dict[str, Stability]:
-        """What trainings kept of the stability of their networks, by trial; a damaged file is a warning."""
-        found = {trial.id: _stability_in(self.outputs / trial.id) for trial in self.trials if trial.report}
+        """What trainings kept of the stability of their networks, by trial."""
+        found = {trial.id: Stability.read(self.outputs / trial.id) for trial in self.trials if trial.report}
         return {trial: stability for trial, stability in found.items() if stability is not None}
 
     @cached_property
     def test_stability(self) -> Stability | None:
         """Of the exported network, on the test part."""
-        return None if self.export is None else _stability_in(self.export)
+        return None if self.export is None else Stability.read(self.export)
+
+    @cached_property
+    def neighbours(self) -> Neighbours | None:
+        """Of the exported network."""
+        return None if self.export is None else Neighbours.read(self.export)
 
     @cached_property
     def priced(self) -> str:
@@ -184,9 +190,26 @@ class Records:
         return self.choice_among(self.networks)
 
     def choice_among(self, networks: Sequence[Network]) -> Choice:
-        """By the rule of the experiment, among some of its networks (at least one)."""
+        """By the rule of the experiment, among some of its networks (at least one).
+
+        Of the chosen one the run is taken whose weights could be written, if there is one.
+        """
         settings = self.plan.settings
-        return choose(networks, self.metric, settings.optimize_mode, self.priced, settings.choice_rule)
+        choice = choose(networks, self.metric, settings.optimize_mode, self.priced, settings.choice_rule)
+        runs = [run for run in choice.network.runs if (self.outputs / run.trial_id / BUNDLE).is_dir()]
+        if choice.run in runs or not runs:
+            return choice
+        sign = 1 if settings.optimize_mode == "maximize" else -1
+        return replace(choice, run=max(runs, key=lambda run: (sign * run.validation, -run.seed)))
+
+    @property
+    def front(self) -> Front:
+        """All networks found, by what the experiment prices; of the name that people know it by."""
+        name, settings = self.profile["params"].get("experimentName"), self.plan.settings
+        name = f"{name} ({self.id})" if name else self.id
+        return Front(
+            self.networks, self.choice.network, self.metric, settings.optimize_mode, self.priced, name
+        )
 
     # -- searches -------------------------------------------------------------------------------------------
 
@@ -203,6 +226,18 @@ class Records:
             _, found = groups.setdefault(canonical(combination), (combination, []))
             found.append(trial.report.architecture)
         return list(groups.values())
+
+    @cached_property
+    def sampled(self) -> list[tuple[dict[str, Any], float]]:
+        """Networks of the supernets, and what each reached: in standard deviations, from the mean of its search."""
+        found = []
+        for _, _, trial in self.searches:
+            kept = Sampled.read(self.outputs / trial.id)
+            values = [value for _, value in kept.networks] if kept is not None else []
+            if len({*values}) > 1:
+                mean, spread = fmean(values), pstdev(values)
+                found += [(network, (value - mean) / spread) for network, value in kept.networks]
+        return found
 
     @cached_property
     def history(self) -> dict[str, SearchHistory]:
@@ -256,6 +291,39 @@ class Records:
         text["trainingService"] = {"platform": "local"}
         return yaml.safe_dump(text, sort_keys=False)
 
+    @property
+    def table(self) -> DataFrame:
+        """See :func:`results`."""
+        import pandas
+
+        names = {run.trial_id: network.name for network in self.trained for run in network.runs}
+        rows = []
+        for trial in sorted(self.trials, key=lambda trial: trial.sequence):
+            given, reported = dict(trial.parameters or {}), dict(trial.result or {})
+            architecture = trial.report.architecture if trial.report is not None else None
+            renamed = {"default": f"validation_{self.metric}", "test": f"test_{self.metric}"}
+            given.pop("stage", None), given.pop("key", None)
+            rows.append({
+                "trial": trial.id,
+                "sequence": trial.sequence,
+                "stage": trial.stage,
+                "state": trial.state,
+                "seed": given.pop("seed", None),
+                "attempt": given.pop("attempt", None),
+                "network": names.get(trial.id, reported.get("network")),
+                "start": None if trial.start is None else pandas.Timestamp(trial.start, unit="s", tz="UTC"),
+                "seconds": None if None in (trial.start, trial.end) else trial.end - trial.start,
+                **given,
+                **{CHOICE_PREFIX + label: value for label, value in (architecture or {}).items()},
+                **{
+                    renamed.get(name, name): value
+                    for name, value in reported.items()
+                    if name not in ("key", "architecture", "network")
+                },
+            })  # fmt: skip
+        # Of an experiment that has just begun, the table is empty, and has the columns that every table has.
+        return pandas.DataFrame(rows, columns=None if rows else _COLUMNS).set_index("trial")
+
 
 def results(experiment: str | Path | None = None) -> DataFrame:
     """All trials of an experiment as a table, also while it runs or after it was stopped.
@@ -273,36 +341,7 @@ def results(experiment: str | Path | None = None) -> DataFrame:
     Raises:
         UsageError: see :meth:`Records.of`.
     """
-    import pandas
-
-    records = Records.of(experiment)
-    names = {run.trial_id: network.name for network in records.trained for run in network.runs}
-    rows = []
-    for trial in sorted(records.trials, key=lambda trial: trial.sequence):
-        given, reported = dict(trial.parameters or {}), dict(trial.result or {})
-        architecture = trial.report.architecture if trial.report is not None else None
-        renamed = {"default": f"validation_{records.metric}", "test": f"test_{records.metric}"}
-        given.pop("stage", None), given.pop("key", None)
-        rows.append({
-            "trial": trial.id,
-            "sequence": trial.sequence,
-            "stage": trial.stage,
-            "state": trial.state,
-            "seed": given.pop("seed", None),
-            "attempt": given.pop("attempt", None),
-            "network": names.get(trial.id, reported.get("network")),
-            "start": None if trial.start is None else pandas.Timestamp(trial.start, unit="s", tz="UTC"),
-            "seconds": None if None in (trial.start, trial.end) else trial.end - trial.start,
-            **given,
-            **{CHOICE_PREFIX + label: value for label, value in (architecture or {}).items()},
-            **{
-                renamed.get(name, name): value
-                for name, value in reported.items()
-                if name not in ("key", "architecture", "network")
-            },
-        })  # fmt: skip
-    # Of an experiment that has just begun, the table is empty, and has the columns that every table has.
-    return pandas.DataFrame(rows, columns=None if rows else _COLUMNS).set_index("trial")
+    return Records.of(experiment).table
 
 
 # -- files ---------------------------------------------------------------------------------------------------
@@ -331,14 +370,6 @@ def _trials(events: list[tuple[Any, ...]], finals: Mapping[str, str]) -> list[Tr
         if record["status"] in ("SUCCEEDED", "FAILED") and name in finals:
             record["finalMetricData"] = [{"data": finals[name]}]
     return [trial_of(record) for record in records.values()]
-
-
-def _stability_in(output: Path) -> Stability | None:
-    try:
-        return read_stability(output / STABILITY)
-    except UsageError as error:
-        logger.warning("%s", error)
-        return None
 
 
 def _history_of(name: str, events: Path) -> SearchHistory:

@@ -15,8 +15,8 @@ from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor, nn
 
-from nni_gumbel.data import DOWNLOADED
-from nni_gumbel.data.sources import read_parts
+from nni_gumbel.complexity.flops import in_eval
+from nni_gumbel.data import DOWNLOADED, build_data
 from nni_gumbel.errors import UsageError, first_line, user_code
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.results.example import Example
@@ -27,7 +27,7 @@ from nni_gumbel.search.module import check_estimator
 from nni_gumbel.search.objective import build_prior
 from nni_gumbel.search.settings import SearchSettings
 from nni_gumbel.search.state import unchanged_randomness
-from nni_gumbel.search.steps import inputs_of, logging_with, misfit, mute, training_step
+from nni_gumbel.search.steps import inputs_of, misfit, muted, training_step
 from nni_gumbel.supernet.cell import check_loose_ends
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.mutation import relax
@@ -57,15 +57,14 @@ class BeforeTheSearch(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module, data = pl_module.training_module, self._evaluator.datamodule
         loaders = (self._evaluator.train_dataloaders if data is None else data.train_dataloader()).iterables
-        # The data that the structure learns on; the training data where there is no other.
-        loader = loaders.get("val", loaders["train"])
+        loader = loaders["val"]  # the data that the structure learns on
         while isinstance(loader, (list, tuple)):
             loader = loader[0]
         with unchanged_randomness([]):
             batch = trainer.precision_plugin.convert_input({"val": next(iter(loader))})
         batch = trainer.strategy.batch_to_device(batch)["val"]
         fails = "--evaluator: its training_step fails on the first batch"
-        with logging_with(module, mute), user_code(fails, "correct it, or name another"):
+        with muted(module), user_code(fails, "correct it, or name another"):
             inputs = inputs_of(module.model, lambda: training_step(module, batch, 0))
         self.example = Example(*inputs).first(EXAMPLES)
         self._do(self.example)
@@ -82,10 +81,8 @@ def output_of(network: nn.Module, example: Example, name: object) -> Any:
     Raises:
         UsageError: it fails.
     """
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
     try:
-        with torch.no_grad():
+        with in_eval(network), torch.no_grad():
             return example(network)
     except UsageError:
         raise
@@ -95,9 +92,6 @@ def output_of(network: nn.Module, example: Example, name: object) -> Any:
             or f"--space: {name} fails on inputs of shape {example.shapes}: {first_line(error)}; "
             "correct it, or give it arguments that fit (key=value after --space)"
         ) from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def rehearse(
@@ -160,7 +154,7 @@ def check_scores(output: Any, name: object, classes: int | None = None) -> int:
 
 
 def rehearsed(command: TrialCommand, searches: Sequence[SearchSettings]) -> str:
-    """What can be told of the searches of an experiment before it starts; what was found, in a line.
+    """What can be told of the searches of an experiment before it starts, in a line.
 
     The space is built, relaxed, tried on the data if that is at hand, and its networks are priced. Nothing is measured
     or downloaded, and no code of one's own but the space and the cost runs: what depends on a latency is left to the
@@ -174,18 +168,23 @@ def rehearsed(command: TrialCommand, searches: Sequence[SearchSettings]) -> str:
         UsageError: the space or the data cannot be had, a search cannot begin with them, no network meets a budget, a
             cost cannot be found, or a prior does not fit.
     """
-    example, classes = _example(command)
     space = command.reference.build()
     choices, distribution, own = len(space.simplify()), relax(space), command.own_cost()
     for settings in searches:
         check_estimator(distribution, settings)
-    if command.data_is_at_hand:
-        rehearse(space, distribution, command.reference, example, None if command.evaluator else classes)
+    example = None
+    if command.data in DOWNLOADED:  # which may not be here yet
+        example = Example((torch.zeros(EXAMPLES, *DOWNLOADED[command.data]),))
+    elif command.data_is_at_hand:
+        data = build_data(command.data, data_dir=command.data_dir, batch_size=EXAMPLES, seed=0)
+        example = Example(next(iter(data.val_dataloader()))[:1]).first(EXAMPLES)
+        classes = None if command.evaluator else data.num_classes
+        rehearse(space, distribution, command.reference, example, classes)
     # Of searches that are priced alike, one is enough.
     alike = {(each.max_params, each.max_flops, each.cost, each.prior): each for each in searches}
     for settings in alike.values():
         cost = "params" if settings.cost == "latency" else settings.cost
-        known = SearchSettings(**{**vars(settings), "max_latency_ms": None, "cost": cost})
+        known = settings.model_copy(update={"max_latency_ms": None, "cost": cost})
         costs = SearchCosts(space, distribution, known, own)
         if example is not None:
             costs.complete(example.args, example.kwargs)
@@ -196,14 +195,3 @@ def rehearsed(command: TrialCommand, searches: Sequence[SearchSettings]) -> str:
     later += [] if command.data_is_at_hand else ["whether the space takes the data"]
     but = f", but for {' and '.join(later)}, which the first search tells" if later else ""
     return f"{command.space}, {choices} choices, each can be relaxed; every budget can be met{but}"
-
-
-def _example(command: TrialCommand) -> tuple[Example | None, int | None]:
-    """Two inputs and the number of classes; blank images of a data set that is not here, nothing of one's own code."""
-    if command.data in DOWNLOADED:
-        return Example((torch.zeros(2, *DOWNLOADED[command.data]),)), None
-    if not command.data_is_at_hand:
-        return None, None
-    parts = read_parts(command.data, command.data_dir)
-    images = torch.from_numpy(parts.validation.pixels[:2]).float()
-    return Example((images,)), int(parts.train.labels.max()) + 1

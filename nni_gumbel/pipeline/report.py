@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -18,23 +19,19 @@ from nni_gumbel import __version__
 from nni_gumbel.pipeline.records import Records
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import BUNDLE, REPORT_FOLDER
-from nni_gumbel.results.agreement import (
-    LabelAgreement,
-    agreements,
-    choice_of,
-    disagreement,
-    pairwise_agreement,
-)
+from nni_gumbel.results.agreement import agreements, choice_of, disagreement, importance, pairwise_agreement
 from nni_gumbel.results.choice import Network
-from nni_gumbel.results.front import COSTS, COUNTS, front, front_figure
+from nni_gumbel.results.front import COSTS, COUNTS, front_figure
 from nni_gumbel.results.page import Picture, Section, Table, write_page
 from nni_gumbel.results.pictures import (
     draw_agreement,
+    draw_importance,
+    draw_neighbours,
     draw_probabilities,
     draw_search,
     draw_stability,
 )
-from nni_gumbel.results.report import decision_table, mean_and_std, network_table, number
+from nni_gumbel.results.report import count, decision_table, mean_and_std, network_table, number
 from nni_gumbel.results.space import canonical
 
 
@@ -67,7 +64,7 @@ def write_report(records: Records, folder: str | Path) -> Path:
     Raises:
         UsageError: no training has finished, or the folder cannot be written.
     """
-    parts = (_network, _front, _stability, _searches, _agreement, _reproduction)
+    parts = (_network, _front, _stability, _neighbours, _searches, _agreement, _importance, _reproduction)
     title = f"{records.profile['params'].get('experimentName') or 'Experiment'} ({records.id})"
     return write_page(
         folder, title, [part(records) for part in parts], {"experiment.yml": records.experiment}
@@ -81,14 +78,18 @@ def _network(records: Records) -> Section:
     lines = [
         f"{chosen.name} ({state}): validation {records.metric} "
         f"{mean_and_std(chosen.validation_mean, chosen.validation_std)}{test}; "
-        f"{chosen.exported_parameters:,} parameters, {chosen.exported_flops:,} FLOPs; weights of seed {run.seed} "
+        f"{chosen.exported_parameters:,} parameters, {count(chosen.exported_flops)} FLOPs; weights of seed {run.seed} "
         f"(trial {run.trial_id}).",
         records.choice.reason,
+    ]
+    warned = [trial for trial in records.trials if trial.report is not None and trial.report.warning]
+    lines += [
+        f"Warning: trial {trial.id} comes without something: {trial.report.warning}." for trial in warned
     ]
     rows = []
     for label, (words, _) in records.candidates.items():
         choice = choice_of(chosen.architecture, label)
-        rows.append((label, choice, " · ".join(word for word in words if word not in choice.split("+"))))
+        rows.append((label, choice, " · ".join(each for each in words if each not in choice.split("+"))))
     picture = Picture(
         "network",
         lambda: _drawn_network(records),
@@ -99,41 +100,32 @@ def _network(records: Records) -> Section:
 
 
 def _drawn_network(records: Records) -> Any:
-    from safetensors.torch import load_file
-
     from nni_gumbel.complexity.flops import flops_of_call, is_counted
-    from nni_gumbel.results.bundle import FACTS, PROBE
+    from nni_gumbel.results.bundle import load_with_example
     from nni_gumbel.results.diagram import draw_network, steps_of
-    from nni_gumbel.results.example import Example
 
     def flops(module: Any, args: Any, kwargs: Any, output: Any) -> int:
         return flops_of_call(module, args, kwargs, output) if is_counted(module) else 0
 
-    bundle, network = records.outputs / records.choice.run.trial_id / BUNDLE, records.choice.network
-    described = json.loads((bundle / FACTS).read_text(encoding="utf-8"))["inputs"]
-    example = Example.from_tensors(described, load_file(bundle / PROBE))
-    steps = steps_of(records.command.reference.build(), network.architecture, example, flops)
+    network, space = records.choice.network, records.command.reference.build()
+    _, example = load_with_example(records.outputs / records.choice.run.trial_id / BUNDLE, space)
+    steps = steps_of(space, network.architecture, example, flops)
     return draw_network(steps, f"What does {network.name} compute?")
 
 
 def _front(records: Records) -> Section:
-    mode, chosen = records.plan.settings.optimize_mode, records.choice.network
+    front = records.front
     picture = Picture(
         "front",
-        lambda: front_figure(records.networks, chosen, records.metric, mode, records.priced),
+        lambda: front_figure(front),
         "Every network that was trained, by what the experiment prices. Point at one to see its choices.",
         {each.name: _tip(records, each) for each in records.trained},
     )
-    best = front(records.networks, mode, records.priced)
-    shown = [
-        # The choices, which are long, have a table of their own.
-        (name, *rest, on_front)
-        for (name, _, *rest), on_front in zip(
-            network_table(records.networks, records.metric, chosen),
-            ("on the front", *("yes" if network in best else "no" for network in records.networks)),
-        )
-    ]
-    lines = "\n".join(f"nni-gumbel export {records.id} --network {network.name}" for network in best)
+    # The choices, which are long, have a table of their own.
+    (name, _, *titles), *rows = network_table(records.networks, records.metric, front.chosen)
+    on_front = ["yes" if network in front.best else "no" for network in records.networks]
+    shown = [(name, *row, word) for (name, _, *row), word in zip(rows, on_front)]
+    lines = "\n".join(f"nni-gumbel export {records.id} --network {network.name}" for network in front.best)
     all_rows = [
         (
             each.name, each.parameters, each.flops, each.exported_parameters, each.exported_flops, each.latency_ms,
@@ -158,7 +150,7 @@ def _front(records: Records) -> Section:
         pictures=[picture],
         code=lines,
         tables=[
-            Table("networks", of_runs, all_rows, (shown[0], shown[1:])),
+            Table("networks", of_runs, all_rows, ((name, *titles, "on the front"), shown)),
             Table("decision", decided, decisions),
             Table("choices_of_networks", ("label", *(each.name for each in records.networks)), choices),
         ],
@@ -166,11 +158,11 @@ def _front(records: Records) -> Section:
 
 
 def _tip(records: Records, network: Network) -> str:
-    choices = ", ".join(f"{label}={choice_of(network.architecture, label)}" for label in network.architecture)
+    choices = _words({label: choice_of(network.architecture, label) for label in network.architecture})
     reached = mean_and_std(network.validation_mean, network.validation_std)
     return (
         f"{network.name}: validation {records.metric} {reached}, {network.exported_parameters:,} parameters, "
-        f"{network.exported_flops:,} FLOPs\n{choices}"
+        f"{count(network.exported_flops)} FLOPs\n{choices}"
     )
 
 
@@ -255,7 +247,7 @@ def _searches(records: Records) -> Section:
         (
             trial.id,
             task.seed,
-            ", ".join(f"{name}={value}" for name, value in combination.items()) or "–",
+            _words(combination) or "–",
             number(trial.report.default),
             f"{trial.report.parameters:,}",
             f"{trial.report.flops:,}",
@@ -263,15 +255,8 @@ def _searches(records: Records) -> Section:
         )
         for combination, task, trial in records.searches
     ]
-    titles = (
-        "trial",
-        "seed",
-        "setting",
-        f"validation {records.metric} of the mixture",
-        "parameters",
-        "FLOPs",
-        "found",
-    )
+    of_mixture = f"validation {records.metric} of the mixture"
+    titles = ("trial", "seed", "setting", of_mixture, "parameters", "FLOPs", "found")
     long = [
         (trial, label, candidate, epoch, value)
         for trial, history in records.history.items()
@@ -297,30 +282,101 @@ def _searches(records: Records) -> Section:
 
 
 def _agreement(records: Records) -> Section:
-    results = {each.runs[0].trial_id: (each.architecture, each.validation_mean) for each in records.trained}
     counts = {label: count for label, (_, count) in records.candidates.items()}
-    rows = agreements([found for _, found in records.groups], counts, list(results.values()))
+    rows = agreements([found for _, found in records.groups], counts)
     titles = (
-        "label", "candidates", "chosen by the searches", "agreement", "above chance (kappa, 1/K)", "Fleiss' kappa",
-        "entropy in nats", "chance agrees as much", "importance", "verdict",
+        "label", "candidates", "chosen by the searches", "agreement", "Fleiss' kappa", "entropy in nats",
+        "chance agrees as much", "verdict",
     )  # fmt: skip
-    table = Table("agreement", titles, [_label_row(row) for row in rows])
+    table = Table("agreement", titles, [
+        (
+            row.label, row.candidates, ", ".join(f"{name} ×{count}" for name, count in row.chosen), row.agreement,
+            row.fleiss_kappa, row.entropy, row.p_value, row.verdict,
+        )
+        for row in rows
+    ])  # fmt: skip
     lines = [
         f"{len(records.searches)} searches under {len(records.groups)} settings. Two searches are compared if they "
         "differ in the seed alone. A choice is determined by the data if seeds agree more often than chance "
         "would in 95 % of cases; it is arbitrary if they agree no more often than chance.",
-        f"Importance is the share of the spread of validation {records.metric} over {len(results)} trained networks "
-        "that a label explains (epsilon squared); it takes more networks than candidates. Networks that searches "
-        "found are much alike: random_baseline adds others.",
     ]
-    picture = Picture(
-        "agreement",
-        lambda: draw_agreement(rows, records.metric),
-        "Per choice: how often two seeds agree, and how much of the spread of results it explains.",
+    picture = Picture("agreement", lambda: draw_agreement(rows), "Per choice: how often two seeds agree.")
+    return Section("Stability of the search", lines, [picture], tables=[table, _settings_table(records)])
+
+
+def _importance(records: Records) -> Section:
+    # Networks of equal size share their random ones.
+    trained = {each.runs[0].trial_id: (each.architecture, each.validation_mean) for each in records.trained}
+    kinds = {"trained": list(trained.values()), "sampled from the supernet": records.sampled}
+    kinds = {f"{len(networks)} networks {kind}": networks for kind, networks in kinds.items() if networks}
+    shares = {
+        kind: {
+            label: importance([(choice_of(one, label), value) for one, value in networks]) for label in labels
+        }
+        for labels in [list(records.candidates)]
+        for kind, networks in kinds.items()
+    }
+    lines = [
+        f"The importance of a choice is the share of the spread of results that it alone explains (epsilon squared): "
+        f"of validation {records.metric} over the networks trained, and of what networks reach with the weights of a "
+        "supernet, without trainings of their own. It takes more networks than candidates. Networks that searches "
+        "found are much alike: random_baseline adds others. Sampled networks are those that a search has judged; one "
+        "without stages judges 64 random ones half-way."
+    ]
+    rows = [(label, *(by_label[label] for by_label in shares.values())) for label in records.candidates]
+    rows.sort(key=lambda row: -max((share for share in row[1:] if share is not None), default=-1))
+    ordered = {kind: {label: by_label[label] for label, *_ in rows} for kind, by_label in shares.items()}
+    words = "Per choice: how much of the spread of results it explains. White: sampled networks."
+    picture = Picture("importance", lambda: draw_importance(ordered), words)
+    table = Table("importance", ("label", *shares), rows)
+    return Section("Importance of the choices", lines, [picture], tables=[table])
+
+
+def _neighbours(records: Records) -> Section:
+    title, found = "Neighbours of the network", records.neighbours
+    if found is None:
+        return Section(
+            title, ["The export at the end of an experiment measures them, unless stability is none."]
+        )
+    sign = 1 if records.plan.settings.optimize_mode == "maximize" else -1
+    error, known = records.choice.standard_error, [each for each in found.found if each.value is not None]
+    near = [each for each in known if sign * (found.value - each.value) <= error]
+    how = (
+        "each trained from scratch with one seed"
+        if found.retrained
+        else "with its trained weights where they fit"
     )
-    return Section(
-        "Stability of the search", lines, pictures=[picture], tables=[table, _settings_table(records)]
-    )
+    lines = [
+        f"Networks that differ from {found.name} in a single choice, {how}; on {found.examples} examples of the "
+        f"validation part, where {found.name} itself reaches {number(found.value)}."
+    ]
+    if known:
+        by_label: dict[str, list[float]] = {}
+        for each in known:
+            by_label.setdefault(each.label, []).append(sign * (found.value - each.value))
+        steepest = max(by_label, key=lambda label: fmean(by_label[label]))
+        lines.append(
+            f"{len(near)} of {len(known)} are no further than one standard error ({error:.2g}) below it: the more, the "
+            f"flatter the structure lies. The choice that matters most here is {steepest}: its other candidates lose "
+            f"{fmean(by_label[steepest]):.2g} on average."
+        )
+    if left := len(found.found) - len(known):
+        lines.append(f"{left} more need weights that the network does not have; stability: full trains them.")
+    tips = {str(each): f"{each}: {number(each.value)}" for each in known}
+    words = "Every neighbour that was measured; point at one to see its choice."
+    picture = Picture("neighbours", lambda: draw_neighbours(found, records.metric, error), words, tips)
+    rows = [
+        (
+            each.label,
+            each.choice,
+            each.parameters,
+            each.value,
+            None if each.value is None else each.value - found.value,
+        )
+        for each in found.found
+    ]
+    titles = ("label", "choice", "parameters", f"validation {records.metric}", "difference")
+    return Section(title, lines, [picture], tables=[Table("neighbours", titles, rows)])
 
 
 def _settings_table(records: Records) -> Table:
@@ -330,20 +386,22 @@ def _settings_table(records: Records) -> Table:
     lines = []
     for combination, found in records.groups:
         trained = [each for one in found if (each := by_network.get(canonical(one)))]
+        kept = [records.stability.get(each.runs[0].trial_id) for each in trained]
         of_group = [
             pairwise_agreement([[choice_of(one, label) for one in found]]) for label in records.candidates
         ]
         lines.append((
-            ", ".join(f"{name}={value}" for name, value in combination.items()) or "all alike",
+            _words(combination) or "all alike",
             len(found),
             len({canonical(one) for one in found}),
-            _spread(each.validation_mean for each in trained),
-            _spread((each.price(records.priced) for each in trained), form),
+            spread_of(each.validation_mean for each in trained),
+            spread_of((each.price(records.priced) for each in trained), form),
             _mean(of_group),
+            disagreement([each.predictions for each in kept if each is not None]),
         ))  # fmt: skip
     titles = (
         "setting", "searches", "distinct networks", f"validation {records.metric} of their networks",
-        COSTS[records.priced], "agreement, mean over the labels",
+        COSTS[records.priced], "agreement, mean over the labels", "predictions of its networks disagree",
     )  # fmt: skip
     return Table("settings", titles, lines)
 
@@ -359,58 +417,32 @@ def _reproduction(records: Records) -> Section:
         busy = sum(t.end - t.start for t in records.trials if t.end and t.start)
         day = datetime.fromtimestamp(min(starts), timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
         lines.append(
-            f"Started {day}; {_minutes(max(ends) - min(starts))} from the first trial to the last, "
-            f"{_minutes(busy)} of all trials together."
+            f"Started {day}; {minutes(max(ends) - min(starts))} from the first trial to the last, "
+            f"{minutes(busy)} of all trials together."
         )
-    installed = ", ".join(
+    installed = [
         f"{name} {version(name)}" for name in ("nni", "torch", "torchvision", "pytorch-lightning", "numpy")
-    )
-    lines.append(
-        f"nni_gumbel {__version__}, {installed}, Python {platform.python_version()}, {platform.platform()}."
-    )
-    lines.append("With experiment.yml, which lies beside this page, in the folder of the space:")
-    code = (
-        "nni-gumbel register\nnni-gumbel create --config experiment.yml\nnni-gumbel wait\n\n"
-        + records.experiment
-    )
-    trials = [
-        (
-            trial.sequence,
-            trial.id,
-            trial.stage,
-            (trial.parameters or {}).get("seed"),
-            trial.state,
-            (trial.result or {}).get("default"),
-            None if not (trial.start and trial.end) else round(trial.end - trial.start, 1),
-        )
-        for trial in sorted(records.trials, key=lambda trial: trial.sequence)
     ]
-    return Section(
-        "How to make it again",
-        lines,
-        code=code,
-        tables=[
-            Table(
-                "all_settings",
-                ("setting", "value", "default"),
-                rows,
-                (("setting", "value", "default"), differing),
-            ),
-            Table(
-                "trials",
-                ("number", "trial", "stage", "seed", "state", f"{records.metric}", "seconds"),
-                trials,
-            ),
-        ],
-    )
+    host = f"Python {platform.python_version()}, {platform.platform()}"
+    lines += [
+        f"nni_gumbel {__version__}, {', '.join(installed)}, {host}.",
+        "With experiment.yml, which lies beside this page, in the folder of the space:",
+    ]
+    commands = "nni-gumbel register\nnni-gumbel create --config experiment.yml\nnni-gumbel wait"
+    code = f"{commands}\n\n{records.experiment}"
+    titles = ("setting", "value", "default")
+    trials = records.table.reset_index().astype(object)
+    trials = trials.where(trials.notna(), None)
+    few = ["sequence", "trial", "stage", "seed", "state", f"validation_{records.metric}", "seconds"]
+    tables = [
+        Table("all_settings", titles, rows, (titles, differing)),
+        Table("trials", list(trials), trials.values.tolist(), (few, trials[few].values.tolist())),
+    ]
+    return Section("How to make it again", lines, code=code, tables=tables)
 
 
-def _label_row(row: LabelAgreement) -> tuple[Any, ...]:
-    chosen = ", ".join(f"{name} ×{count}" for name, count in row.chosen)
-    return (
-        row.label, row.candidates, chosen, row.agreement, row.free_kappa, row.fleiss_kappa, row.entropy, row.p_value,
-        row.importance, row.verdict,
-    )  # fmt: skip
+def _words(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
 def _mean(values: Any) -> float | None:
@@ -418,7 +450,8 @@ def _mean(values: Any) -> float | None:
     return fmean(known) if known else None
 
 
-def _spread(values: Any, form: str = "{:.4f}") -> str:
+def spread_of(values: Iterable[float], form: str = "{:.4f}") -> str:
+    """Mean and standard deviation of some values; a dash if there are none."""
     known = list(values)
     if not known:
         return "–"
@@ -426,5 +459,6 @@ def _spread(values: Any, form: str = "{:.4f}") -> str:
     return f"{mean} ± {form.format(stdev(known))}" if len(known) > 1 else mean
 
 
-def _minutes(seconds: float) -> str:
+def minutes(seconds: float) -> str:
+    """A duration, as ``3:07 min``."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"

@@ -114,6 +114,14 @@ class Progress(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._writer.close()
 
+    def state_dict(self) -> dict[str, Any]:
+        """The losses of the epoch so far, for a run that goes on within it."""
+        self._read_pending()
+        return {"losses": list(self._losses)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._losses = list(state_dict["losses"])
+
 
 def logged_metric(trainer: pl.Trainer, part: str, metric: str) -> float | None:
     """The last value of a metric that the evaluator logged; ``None`` if it logged none.
@@ -129,6 +137,22 @@ def logged_metric(trainer: pl.Trainer, part: str, metric: str) -> float | None:
     return None
 
 
+def check_logged(trainer: pl.Trainer, metric: str) -> float:
+    """The last value of a validation metric.
+
+    Raises:
+        UsageError: the evaluator has logged no such metric.
+    """
+    value = logged_metric(trainer, "val", metric)
+    if value is None:
+        names = sorted(name for name in trainer.callback_metrics if name.startswith("val"))
+        there = ", ".join(names) or "nothing of that kind"
+        raise UsageError(
+            f"metric: the evaluator logs no val_{metric}, it logs {there}; set metric to one of them (without `val_`)"
+        )
+    return value
+
+
 def validation_metric(trainer: pl.Trainer, metric: str) -> float:
     """The metric that networks are compared by, after a run.
 
@@ -138,13 +162,7 @@ def validation_metric(trainer: pl.Trainer, metric: str) -> float:
     """
     if trainer.interrupted:
         raise KeyboardInterrupt
-    value = logged_metric(trainer, "val", metric)
-    if value is None:
-        names = sorted(name for name in trainer.callback_metrics if name.startswith("val"))
-        there = ", ".join(names) or "nothing of that kind"
-        raise UsageError(
-            f"metric: the evaluator logs no val_{metric}, it logs {there}; set metric to one of them (without `val_`)"
-        )
+    value = check_logged(trainer, metric)
     if not math.isfinite(value):
         raise UsageError(f"metric: val_{metric} is {value}; lower learning_rate, or correct the evaluator")
     return value

@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, WithJsonSchema, model_validator
 
 from nni_gumbel.errors import UsageError, nearest
 from nni_gumbel.results.choice import Rule
@@ -22,8 +22,61 @@ from nni_gumbel.settings import Settings, allowed_values, setting
 
 # Generators take 32 bits; those of an experiment's seeds that come after the first one fit, too.
 _LARGEST_SEED = 2**31
-_TRAIN_NAMES = ("train_epochs", "batch_size", "learning_rate", "weight_decay")
+_FIT_NAMES = ("batch_size", "learning_rate", "weight_decay", "optimizer", "precision", "trainer")
+_TRAIN_NAMES = ("train_epochs", *_FIT_NAMES)
 _JUDGE_NAMES = ("optimize_mode", "metric")
+
+_BY_TRIAL = "a trial writes into its output directory, and saves itself"
+_ONE_DEVICE = "a trial runs on the one device that NNI gives it"
+_OBJECT = "name an --evaluator of your own, which can give it to its Trainer"
+_SHORT = "set search_epochs and train_epochs, for a test of everything 1"
+# Flags of the Trainer that are given elsewhere, and where.
+_OWNED_FLAGS = {
+    "max_epochs": "set search_epochs and train_epochs", "precision": "set precision",
+    "logger": "give --logger in the trial command", "callbacks": _OBJECT, "plugins": _OBJECT,
+    "default_root_dir": _BY_TRIAL, "enable_checkpointing": _BY_TRIAL, "devices": _ONE_DEVICE, "num_nodes": _ONE_DEVICE,
+    "fast_dev_run": _SHORT, "barebones": _SHORT,
+}  # fmt: skip
+# Those that change what is seen of a run, and not its result.
+_SHOWING_FLAGS = (
+    "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profiler", "detect_anomaly", "inference_mode",
+    "num_sanity_val_steps", "enable_autolog_hparams",
+)  # fmt: skip
+
+
+def trainer_text(flags: Any) -> Any:
+    """Flags of the Trainer as their JSON text, which passes through a trial's parameters like any word.
+
+    Args:
+        flags: a mapping flag -> number, word, truth value or list of them; or the text of one.
+
+    Returns:
+        The text, always the same for the same mapping; what is neither as it is.
+
+    Raises:
+        UsageError: no mapping, a value that is no JSON, or a flag that is given elsewhere.
+    """
+    try:
+        flags = json.loads(flags) if isinstance(flags, str) else flags
+        text = json.dumps(flags, sort_keys=True)
+    except (TypeError, ValueError):
+        text = None
+    if text is None or not isinstance(flags, Mapping):
+        raise UsageError(
+            f"trainer: {flags!r} is no mapping; give flags of Lightning's Trainer, e.g. "
+            "{accumulate_grad_batches: 2}"
+        )
+    for name in flags:
+        if name in _OWNED_FLAGS:
+            raise UsageError(f"trainer: {name} is not given here; {_OWNED_FLAGS[name]}")
+    return text
+
+
+TrainerFlags = Annotated[
+    str,
+    BeforeValidator(trainer_text),
+    WithJsonSchema({"title": "a mapping flag: value", "type": "object"}),
+]
 
 
 class ExperimentSettings(Settings):
@@ -50,11 +103,23 @@ class ExperimentSettings(Settings):
     batch_size: int = setting(64, "examples in a batch", ge=1, basic=True)
     learning_rate: float = setting(1e-2, "largest learning rate of the weights", gt=0, basic=True)
     weight_decay: float = setting(1e-4, "weight decay of the weights", ge=0, basic=True)
+    optimizer: Literal["adamw", "sgd", "adam"] = setting(
+        "adamw", "recipe of the built-in evaluator: AdamW with a rate that rises and falls once, `sgd` with Nesterov's "
+        "momentum and a rate that falls as a cosine, `adam` at a constant rate", basic=True,
+    )  # fmt: skip
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = setting(
+        "32-true", "numbers that searches and trainings calculate with, in the words of Lightning's Trainer"
+    )
+    trainer: TrainerFlags = setting(
+        "{}",
+        "further flags of Lightning's Trainer in searches and trainings, e.g. `{accumulate_grad_batches: 2}`",
+    )
     # Not `off`: YAML reads that as false.
     stability: Literal["cheap", "full", "none"] = setting(
         "cheap",
         "whether each trained network is disturbed to see how stable it is: `cheap` takes at most a tenth of the "
-        "training (noise, removed weights, FGSM), `full` takes all validation data, also PGD and corruptions of images",
+        "training (noise, removed weights, FGSM), `full` takes all validation data, also PGD and corruptions of "
+        "images, and trains every network that differs from the exported one in a single choice",
         basic=True,
     )  # fmt: skip
     choice_rule: Rule = setting(
@@ -112,8 +177,7 @@ class ExperimentSettings(Settings):
 
     def search_values(self) -> dict[str, Any]:
         """What a search trial needs to know."""
-        names = ("search_epochs", "batch_size", "learning_rate", "weight_decay", *SearchSettings.model_fields)
-        return self._values(names)
+        return self._values(("search_epochs", *_FIT_NAMES, *SearchSettings.model_fields))
 
     def train_values(self) -> dict[str, Any]:
         """What a training trial needs to know."""
@@ -152,6 +216,9 @@ def deciding(values: Mapping[str, Any]) -> dict[str, Any]:
     Settings that a later version adds do not change it, therefore: a resumed experiment knows its tasks again.
     """
     found = {name: value for name, value in values.items() if value != _DEFAULTS[name]}
+    flags = {n: v for n, v in json.loads(found.pop("trainer", "{}")).items() if n not in _SHOWING_FLAGS}
+    if flags:
+        found["trainer"] = flags
     for name in _WITHOUT_RESULT:
         found.pop(name, None)
     if "kl_weight" not in found:  # its default, and that of cost_weight, is 0

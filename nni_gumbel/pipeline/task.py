@@ -119,6 +119,8 @@ class Report(BaseModel):
     latency_ms: float | None = None
     table_latency_ms: float | None = None
     own_cost: float | None = None
+    # What a finished training comes without.
+    warning: str | None = None
 
     @property
     def identity(self) -> str:
@@ -126,8 +128,10 @@ class Report(BaseModel):
         return self.key.rpartition("-attempt")[0]
 
 
-_COUNTS = ("parameters", "flops")
-_NEEDED = {SEARCH: (*_COUNTS, "architecture"), TRAIN: _COUNTS, RANDOM: (*_COUNTS, "architecture"), EXPORT: ()}
+_NEEDED = {
+    SEARCH: ("parameters", "flops", "architecture"), TRAIN: ("parameters",), RANDOM: ("parameters", "architecture"),
+    EXPORT: (),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from nni_gumbel.pipeline.manager import Manager, plan_of
 from nni_gumbel.pipeline.records import Records
 from nni_gumbel.pipeline.rehearsal import EXAMPLES, BeforeTheSearch, rehearse
 from nni_gumbel.pipeline.reporting import Metrics, Progress, our_reports_only, validation_metric
+from nni_gumbel.pipeline.sampling import SampledNetworks
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import BUNDLE, RANDOM, SEARCH, TENSORBOARD, TRAIN, Task
 from nni_gumbel.results.bundle import load, write_bundle
@@ -45,7 +46,6 @@ from nni_gumbel.results.choice import EQUAL_SIZE
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.pruning import prune
 from nni_gumbel.results.space import SpaceReference, network_of, sample_of
-from nni_gumbel.results.stability import FILE as STABILITY
 from nni_gumbel.search.settings import SearchSettings
 from nni_gumbel.search.strategy import GumbelSearch
 from nni_gumbel.supernet.distribution import Distribution
@@ -80,7 +80,8 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
 
     rehearsal = BeforeTheSearch(evaluator, check)
     progress = Progress(settings.metric, output / TENSORBOARD, of_search=True)
-    evaluator.trainer.callbacks += [rehearsal, progress]
+    sampled = SampledNetworks(supernet, task.seed)
+    evaluator.trainer.callbacks += [rehearsal, progress, sampled]
     with our_reports_only(), resumable(evaluator, _checkpoints(task, output)):
         evaluator.evaluate(supernet)
         architecture = evaluator.module.export()
@@ -96,6 +97,7 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
                 **costs.used_by(architecture),
             )
         )
+        sampled.write(evaluator.module, output)
 
 
 def run_training(task: Task, command: TrialCommand, manager: Manager, output: Path) -> None:
@@ -121,18 +123,22 @@ def run_training(task: Task, command: TrialCommand, manager: Manager, output: Pa
     evaluator = evaluator_of(command, network, settings, settings.train_epochs, task.seed, output)
     evaluator.trainer.callbacks.append(Progress(settings.metric, output / TENSORBOARD))
     with our_reports_only(), resumable(evaluator, _checkpoints(task, output)):
+        # NNI keeps the first final metric of a trial and no other. It waits for the extras, none of which can fail; the
+        # report of the last epoch has told the metric before them.
         trained = train(network, evaluator, architecture, reference, task.settings, task.seed, output)
         plan = plan_of(manager.experiment())
         if any(_prices_latency(variant.search) for variant in plan.variants):
-            also |= latencies(trained.pruned, sample, reference, trained.example.first(1), output)
+            example = trained.example.first(1)
+            also |= latencies(trained.warnings, trained.pruned, sample, reference, example, output)
         nni.report_final_result(
             Metrics(
                 default=trained.validation,
                 key=task.key,
-                test=result_on_test_part(evaluator, settings.metric),
+                test=trained.test,
                 **trained.sizes,
                 validation_size=validation_size(evaluator),
                 **also,
+                **({"warning": "; ".join(trained.warnings)} if trained.warnings else {}),
             )
         )
         seen = evaluator.trainer.global_step * settings.batch_size
@@ -141,12 +147,36 @@ def run_training(task: Task, command: TrialCommand, manager: Manager, output: Pa
 
 @dataclass(frozen=True)
 class Trained:
-    """A training: its validation metric, the network as it is exported, its costs, and an example of its inputs."""
+    """A training: what it reaches, the network as it is exported, its costs, and an example of its inputs.
+
+    All but the validation metric and the parameters are extras: one that cannot be told is ``None``, and a line among
+    the warnings.
+    """
 
     validation: float
+    test: float | None
     pruned: nn.Module
-    sizes: dict[str, int]
+    sizes: dict[str, int | None]
     example: Example
+    warnings: list[str]
+
+
+def extra(warnings: list[str], what: str, tell: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What is told of a network whose training is done; ``None`` and one more warning where that fails.
+
+    Args:
+        warnings: of the training, so far.
+        what: what is missing then.
+        tell: called with the rest.
+    """
+    try:
+        return tell(*args, **kwargs)
+    except (
+        Exception
+    ) as error:  # whatever a person's network, a full disk or torch raises: the training is kept
+        warnings.append(f"{what}: {first_line(error)}")
+        logger.warning(warnings[-1], exc_info=error)
+        return None
 
 
 def train(
@@ -185,16 +215,22 @@ def train(
     if not called_with:
         raise UsageError("--evaluator: its steps do not call the network as self.model(...); call it so")
     (example,) = called_with
-    pruned = prune(network, *example.args, **example.kwargs)
+    warnings: list[str] = []
+    args, kwargs = example.args, example.kwargs
+    pruned = extra(warnings, "the network is not pruned", prune, network, *args, **kwargs) or network
     sizes = {
         "parameters": count_parameters(network),
-        "flops": count_flops(network, *example.args, **example.kwargs),
+        "flops": extra(warnings, "FLOPs are not known", count_flops, network, *args, **kwargs),
         "pruned_parameters": count_parameters(pruned),
-        "pruned_flops": count_flops(pruned, *example.args, **example.kwargs),
+        "pruned_flops": extra(
+            warnings, "FLOPs as exported are not known", count_flops, pruned, *args, **kwargs
+        ),
     }
     facts = {"settings": settings, "metric": metric, "validation": validation, "seed": seed, **sizes}
-    write_bundle(output / BUNDLE, network, architecture, reference, example, facts, pruned)
-    return Trained(validation, pruned, sizes, example)
+    bundle = output / BUNDLE, network, architecture, reference, example, facts, pruned
+    extra(warnings, "the weights could not be written", write_bundle, *bundle)
+    test = extra(warnings, "the test result is not known", result_on_test_part, evaluator, metric)
+    return Trained(validation, test, pruned, sizes, example, warnings)
 
 
 def keep_stability(
@@ -214,7 +250,7 @@ def keep_stability(
     try:
         found = measure_stability_of(evaluator(), settings.metric, minimize, settings.stability, **where)
         if found is not None:
-            (output / STABILITY).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            found.write(output)
     # Whatever a person's network, data or evaluator raises: the network is reported.
     except Exception as error:
         logger.warning("the stability of the network is not known: %s", first_line(error), exc_info=error)
@@ -285,11 +321,17 @@ def shared_table(
 
 
 def latencies(
-    network: nn.Module, sample: Mapping[str, Any], reference: SpaceReference, example: Example, output: Path
+    warnings: list[str],
+    network: nn.Module,
+    sample: Mapping[str, Any],
+    reference: SpaceReference,
+    example: Example,
+    output: Path,
 ) -> dict[str, float | None]:
-    """How long a network takes for a batch, in milliseconds; a training is not lost to what cannot be told.
+    """How long a network takes for a batch, in milliseconds.
 
     Args:
+        warnings: of its training, so far.
         network: frozen, of the space, as it is exported.
         sample: its NNI sample.
         reference: of the space.
@@ -312,11 +354,7 @@ def latencies(
         cost = expected_latency(supernet, distribution, example.args, example.kwargs, table)
         return cost_of(distribution, cost, sample)
 
-    found: dict[str, float | None] = {}
-    for field, tell in (("latency_ms", measured), ("table_latency_ms", by_table)):
-        try:
-            found[field] = tell()
-        except Exception as error:  # whatever a person's network raises: the training is done, and is kept
-            found[field] = None
-            logger.warning("network %s is left without its %s: %s", dict(sample), field, first_line(error))
-    return found
+    return {
+        name: extra(warnings, f"{name} is not known", tell)
+        for name, tell in (("latency_ms", measured), ("table_latency_ms", by_table))
+    }

@@ -34,13 +34,15 @@ from nni.runtime.msg_dispatcher import _create_parameter_id
 from nni.tuner import Tuner
 
 from nni_gumbel.errors import UsageError, first_line
-from nni_gumbel.pipeline.lifeline import end_with, is_alive, manager_process
 from nni_gumbel.pipeline.manager import (
     ERROR_FILE,
     Manager,
     ManagerClosed,
     ManagerUnreachable,
     check_params,
+    end_with,
+    is_alive,
+    manager_process,
     receive_plain_json,
     time_is_over,
     trial_command_of,
@@ -67,9 +69,7 @@ def _ends_the_experiment(method: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return method(self, *args, **kwargs)
         except Exception as error:
-            # While an experiment is being stopped, calls fail for no reason of its own.
-            if not self._is_stopping():
-                _end(error)
+            self._end_unless_stopping(error)
             return []
 
     return guarded
@@ -174,7 +174,10 @@ class GumbelSearchTuner(Tuner):
         try:
             trials, profile = self._manager.trials(), self._manager.experiment()
             if finished(trials):
-                self._let_it_be_done(trials, profile)
+                # Only when `maxTrialNumber` is the number of trials, NNI shows `DONE`.
+                if profile["params"].get("maxTrialNumber") != len(trials):
+                    self._manager.set_max_trial_number(len(trials))
+                    _logger.info("the export has succeeded; the experiment has %d trials", len(trials))
                 return []
         except ManagerUnreachable as error:
             # It is ending, and then this process does, too; or it is busy, and the next look succeeds.
@@ -188,22 +191,20 @@ class GumbelSearchTuner(Tuner):
         if self._planned_for != (trials, limit):  # most looks see nothing new
             failed = self._plan.failure(trials, limit)
             if failed is not None:
-                raise UsageError(self._manager.explained(failed))
+                word = self._manager.last_word(failed.last_trial)
+                raise UsageError(f"{failed.line}; the last was trial {failed.last_trial}: {word}")
             self._planned_for, self._planned = (trials, limit), self._plan.next_tasks(trials, limit)
         tasks = list(self._planned)
         if no_time and (tasks or self._on_their_way):
+            # NNI starts nothing any more, what it was given before neither, and asks for nothing; it takes what comes.
             try:
-                self._give_time_for_the_export(len(tasks))
+                self._manager.add_time(_TIME_FOR_AN_EXPORT)
             except ManagerUnreachable as error:
                 _logger.warning("%s", error)
                 return []
+            self._time_was_added = True
+            self._owed += [_create_parameter_id() for _ in range(len(tasks) - len(self._owed))]
         return tasks
-
-    def _give_time_for_the_export(self, tasks: int) -> None:
-        """NNI starts nothing any more, what it was given before neither, and asks for nothing; it takes what comes."""
-        self._manager.add_time(_TIME_FOR_AN_EXPORT)
-        self._time_was_added = True
-        self._owed += [_create_parameter_id() for _ in range(tasks - len(self._owed))]
 
     def _fill(self, tasks: list[Task]) -> None:
         while tasks and self._owed and self._send is not None:
@@ -215,23 +216,18 @@ class GumbelSearchTuner(Tuner):
         self._on_their_way[task.key] = task
         _logger.info("hand out %s", task.key)
 
-    def _let_it_be_done(self, trials: list[Trial], profile: dict[str, Any]) -> None:
-        """Set `maxTrialNumber` to the number of trials: only then does NNI show `DONE`."""
-        if profile["params"].get("maxTrialNumber") != len(trials):
-            self._manager.set_max_trial_number(len(trials))
-            _logger.info("the export has succeeded; the experiment has %d trials", len(trials))
-
     def _on_exit(self) -> None:
         # After an exception in its own code NNI's dispatcher leaves as quietly as at the end, and the
         # manager goes on waiting for it.
-        if not self._is_stopping():
-            _end(
-                UsageError(
-                    "NNI's tuner process has ended by itself; dispatcher.log in the log directory says why"
-                )
-            )
+        why = "dispatcher.log in the log directory says why"
+        self._end_unless_stopping(UsageError(f"NNI's tuner process has ended by itself; {why}"))
 
     _on_error = _on_exit
+
+    def _end_unless_stopping(self, error: Exception) -> None:
+        # While an experiment is being stopped, calls fail for no reason of its own.
+        if not self._is_stopping():
+            _end(error)
 
     def _is_stopping(self) -> bool:
         try:

@@ -3,7 +3,7 @@
 NNI's status alone does not say how an experiment fares: `TUNER_NO_MORE_TRIAL` is also a moment between
 two stages, a tuner that failed leaves a line in a file half a minute before NNI notices, and a manager
 that is gone says nothing. So each look asks, in this order: has an export succeeded; has the tuner left
-its line; what do the status, and what does the plan say; is the manager there at all.
+its line; what does the status say; is the manager there at all.
 
 Only the experiment itself is truth: nothing is kept here but what has been told already.
 """
@@ -13,8 +13,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from nni_gumbel.errors import UsageError
@@ -24,14 +22,10 @@ from nni_gumbel.pipeline.manager import (
     ManagerUnreachable,
     check_tuner,
     plan_of,
-    time_is_over,
 )
 from nni_gumbel.pipeline.plan import Plan, finished
 from nni_gumbel.pipeline.records import Records
-from nni_gumbel.pipeline.settings import ExperimentSettings
-from nni_gumbel.pipeline.task import EXPORT, RANDOM, REPORT_FOLDER, SEARCH, TRAIN, Trial
-from nni_gumbel.results.choice import Network
-from nni_gumbel.results.page import PAGE
+from nni_gumbel.pipeline.task import EXPORT, RANDOM, SEARCH, TRAIN, Trial
 
 # Longer than a manager is silent when it is busy.
 _PATIENCE = 30.0
@@ -41,26 +35,14 @@ _UNTIL_DONE = 15.0
 _NOUNS = {SEARCH: "searches", TRAIN: "trainings", RANDOM: "random networks", EXPORT: "export"}
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A finished experiment: all networks that were trained, the chosen one, where it lies, and where the report."""
-
-    networks: list[Network]
-    chosen: Network | None
-    settings: ExperimentSettings
-    path: str
-    warning: str | None = None
-    report: Path | None = None
-
-
 def follow(
     experiment: Experiment,
     *,
     show: Callable[[str, float], None],
     warn: Callable[[str], None],
     timeout: float | None = None,
-) -> Outcome:
-    """Watch an experiment until it ends.
+) -> Records:
+    """Watch an experiment until its export has succeeded.
 
     Args:
         experiment: which one.
@@ -79,13 +61,11 @@ def follow(
         now = time.monotonic()
         try:
             status, errors = manager.status()
-            profile = manager.experiment()
+            profile = manager.experiment()  # nothing, while NNI is starting it
             trials = manager.trials() if profile else []
-            last_answer = now
+            last_answer, end = now, None
         except ManagerUnreachable:
-            end, profile = _end_without_manager(experiment, silent=now - last_answer), None
-        else:
-            end = None
+            profile, end = None, _end_without_manager(experiment, silent=now - last_answer)
         if profile:
             plan = _plan(experiment, profile)
             for trial in sorted(trials, key=lambda trial: trial.sequence):
@@ -96,12 +76,9 @@ def follow(
             if finished(trials):
                 done_at = done_at or now
                 if status in ("DONE", "VIEWED") or now - done_at > _UNTIL_DONE:
-                    return _outcome(experiment)
+                    return Records.of(experiment.directory)
             else:
-                limit = 0 if time_is_over(profile) else profile["params"].get("maxTrialNumber")
-                failure = plan.failure(trials, limit)
-                failed = failure and manager.explained(failure)
-                end = _end(experiment, status, errors, profile["params"], trials, failed)
+                end = _end(experiment, status, errors, profile["params"], trials)
         if end is not None:
             raise UsageError(f"experiment {experiment.id} {end}")
         if timeout is not None and now - begun > timeout:
@@ -187,10 +164,9 @@ def _end_without_manager(experiment: Experiment, silent: float) -> str | None:
 
 
 def _end(
-    experiment: Experiment, status: str, errors: list[str], params: Mapping[str, Any], trials: list[Trial],
-    failed: str | None,
-) -> str | None:  # fmt: skip
-    """How an experiment ended without an export: by the tuner's line, NNI's status or the plan."""
+    experiment: Experiment, status: str, errors: list[str], params: Mapping[str, Any], trials: list[Trial]
+) -> str | None:
+    """How an experiment ended without an export: by the tuner's line or NNI's status."""
     end_it = f"`nnictl stop {experiment.id}` ends it"
     if (line := experiment.tuners_line()) is not None:
         return f"failed: {line}; {end_it}"
@@ -204,8 +180,6 @@ def _end(
     if status == "VIEWED":
         resume = f"`nni-gumbel resume {experiment.id}` then goes on"
         return f"was stopped before its export and is only viewed; {end_it}, {resume}"
-    if failed is not None:
-        return f"failed: {failed}; {end_it}"
     if status == "DONE" and not any(trial.state == "pending" for trial in trials):
         limits = {key: params.get(key) for key in ("maxTrialNumber", "maxExperimentDuration")}
         used_up = " or ".join(f"{key} ({value})" for key, value in limits.items() if value is not None)
@@ -218,15 +192,3 @@ def _stopped(experiment: Experiment) -> str:
         f"is stopped; `nni-gumbel resume {experiment.id}` goes on with it, `nni-gumbel view {experiment.id}` shows "
         f"it; if nobody stopped it, {experiment.logs / 'nnimanager.log'} says why"
     )
-
-
-def _outcome(experiment: Experiment) -> Outcome:
-    records = Records.of(experiment.directory)
-    found = records.networks
-    export = next(trial for trial in records.trials if trial.state == "succeeded" and trial.stage == EXPORT)
-    chosen = next((network for network in found if network.name == export.result.get("network")), None)
-    path = Path(str(export.result.get("path")))
-    report = path.parent.parent / REPORT_FOLDER / path.name / PAGE
-    warning = export.result.get("warning")
-    settings = records.plan.settings
-    return Outcome(found, chosen, settings, str(path), warning, report if report.is_file() else None)

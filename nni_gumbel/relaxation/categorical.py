@@ -9,8 +9,8 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from nni_gumbel.relaxation.gumbel import gumbel_noise, relaxed_categorical
-from nni_gumbel.relaxation.law import Law
+from nni_gumbel.relaxation.gumbel import gumbel_noise, perturbed_given_top, relaxed_categorical
+from nni_gumbel.relaxation.law import Law, check_temperature
 
 
 @final
@@ -21,7 +21,7 @@ class Categorical(Law):
     The relaxed sample is the Gumbel-softmax (Jang, Gu, Poole, arXiv 1611.01144).
     """
 
-    estimators: ClassVar[tuple[str, ...]] = ("soft", "straight-through", "straight-through-gumbel", "reinmax")
+    estimators: ClassVar[tuple[str, ...]] = ("soft", "straight-through", "straight-through-gumbel")
     least = most = 1
 
     @property
@@ -34,32 +34,36 @@ class Categorical(Law):
         return ((index,) for index in range(self.size))
 
     def log_partition(self, logits: Tensor) -> Tensor:
-        """``(...)``, ``log sum_i exp(theta_i)``; differentiable."""
+        """``log sum_i exp(theta_i)``."""
         return torch.logsumexp(logits.double(), -1).to(logits.dtype)
 
     def probs(self, logits: Tensor) -> Tensor:
-        """``(..., n)``, ``softmax(theta)``; differentiable."""
+        """``softmax(theta)``."""
         return torch.softmax(logits.double(), -1).to(logits.dtype)
 
     def outcome_probs(self, logits: Tensor) -> Tensor:
-        """``(..., n)``, :meth:`probs`."""
+        """:meth:`probs`."""
         return self.probs(logits)
 
     def mode(self, logits: Tensor) -> Tensor:
-        """``(..., n)``, one-hot at the largest logit, the first of several; no gradient."""
+        """One-hot at the largest logit, the first of several."""
         return _one_hot(logits.detach().argmax(-1), logits)
 
     def draw(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """``(..., n)``, one-hot at ``argmax(theta + g)``, ``g`` Gumbel noise; no gradient."""
+        """One-hot at ``argmax(theta + g)``, ``g`` Gumbel noise."""
         theta = logits.detach().double()
         return _one_hot((theta + gumbel_noise(theta, generator)).argmax(-1), logits)
 
-    def exact(self, logits: Tensor) -> Tensor:
-        """``(..., n)``, :meth:`probs`."""
-        return self.probs(logits)
+    def soft(
+        self, logits: Tensor, outcome: Tensor, temperature: float, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """``softmax((theta + g) / temperature)``, ``g`` Gumbel noise whose largest sum is that of the outcome."""
+        check_temperature(temperature)
+        perturbed = perturbed_given_top(logits, outcome, 1, generator)
+        return torch.softmax(perturbed / temperature, -1).to(logits.dtype)
 
     def relaxed(self, logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
-        """``(..., n)``, :func:`~nni_gumbel.relaxation.gumbel.relaxed_categorical`."""
+        """Drawn at once, not by way of an outcome: :func:`~nni_gumbel.relaxation.gumbel.relaxed_categorical`."""
         return relaxed_categorical(logits, temperature, generator)
 
 

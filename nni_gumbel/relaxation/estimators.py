@@ -3,8 +3,7 @@
 Sought is the gradient of ``E f(s)``, ``s ~ law(theta)``. Every estimator returns a draw that takes the place
 of ``s``: its value goes into the forward pass, its derivative into the backward pass. Those with a hard
 value return ``hard(s) + surrogate - stop_gradient(surrogate)``: the derivative of ``surrogate`` at ``theta``,
-times that of ``f`` at the hard draw. With J(p) the derivative of softmax where its value is p, and t the
-temperature:
+times that of ``f`` at the hard draw. With t the temperature:
 
 =======================  ======  =====  =================  ======================  =========  =========  ====
 estimator                choice  value  derivative         bias                    t = 1      t = 0.2    cost
@@ -16,7 +15,6 @@ straight-through         1 of n  hard   exact marginals    0 for linear f       
 straight-through         k of n  hard   exact marginals    0 for linear f          0.09 0.24  0.09 0.24  5
 straight-through         any     hard   exact marginals    0 for linear f          0.39 1.42  0.39 1.42  3
 straight-through-gumbel  1 of n  hard   a soft draw        not 0 at any t          0.23 0.77  0.16 2.78  2.5
-reinmax                  1 of n  hard   2 J(q) - J(p) / 2  0 for quadratic f, t=1  0.14 0.64  0.86 1.02  1.6
 =======================  ======  =====  =================  ======================  =========  =========  ====
 
 - The pairs of figures are bias and spread on one example: norm of the bias, and square root of the summed
@@ -32,11 +30,8 @@ reinmax                  1 of n  hard   2 J(q) - J(p) / 2  0 for quadratic f, t=
   ``f``; the temperature does not enter.
 - ``straight-through-gumbel`` (Jang et al., section 2.2; GDAS, Dong, Yang, 1910.04465): ``f`` is linearised at
   the hard draw, the draw relaxed: bias of both kinds. Its variance grows likewise.
-- ``reinmax`` (Liu et al., 2304.08612, algorithm 2): second-order in ``f`` at t = 1, by the trapezoidal rule;
-  ``p = softmax(theta)``, ``q`` half way from ``softmax(theta / t)`` to the hard draw. Away from t = 1 the
-  bias grows quickly on either side: keep t at 1.
 
-The last two are derived for one candidate of n alone.
+The last one is derived for one candidate of n alone.
 """
 
 from __future__ import annotations
@@ -54,13 +49,8 @@ ESTIMATORS = Categorical.estimators
 
 
 def estimate(
-    law: Law,
-    logits: Tensor,
-    temperature: float,
-    estimator: str = "soft",
-    generator: torch.Generator | None = None,
-    outcome: Tensor | None = None,
-) -> Tensor:
+    law: Law, logits: Tensor, temperature: float, estimator: str = "soft", generator: torch.Generator | None = None
+) -> Tensor:  # fmt: skip
     """Draw from ``law`` so that derivatives with respect to ``logits`` are estimated as named.
 
     Args:
@@ -69,7 +59,6 @@ def estimate(
         temperature: > 0, dimensionless; does not enter ``straight-through``.
         estimator: one of :data:`ESTIMATORS`, see the table of the module.
         generator: source of randomness; the global one if omitted.
-        outcome: ``(..., n)`` of 0 and 1, if one is drawn already; for all but ``soft``.
 
     Returns:
         Draw-shaped (see :mod:`~nni_gumbel.relaxation.law`), dtype of the logits. All but ``soft`` have
@@ -83,41 +72,17 @@ def estimate(
     check_temperature(temperature)
     if estimator == "soft":
         return law.relaxed(logits, temperature, generator)
-    outcome = law.draw(logits, generator) if outcome is None else outcome
+    outcome = law.draw(logits, generator)
     hard = law.hard(outcome)
     if not (logits.requires_grad and torch.is_grad_enabled()):
         return hard
-    tangent = surrogate(law, logits, outcome, temperature, estimator, generator)
-    # In this order: the difference is exactly 0, so the value is exactly 0 or 1.
-    return hard + (tangent - tangent.detach())
-
-
-def surrogate(
-    law: Law,
-    logits: Tensor,
-    outcome: Tensor,
-    temperature: float,
-    estimator: str,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """The function whose derivative a hard estimator uses, given the outcome that was drawn.
-
-    Args:
-        law, logits, temperature, estimator, generator: as in :func:`estimate`; not ``soft``.
-        outcome: ``(..., n)`` of 0 and 1, in the support of the law.
-
-    Returns:
-        Draw-shaped; differentiable.
-    """
     if estimator == "straight-through":
-        return law.exact(logits)
-    if estimator == "straight-through-gumbel":
+        surrogate = law.exact(logits)
+    else:
         perturbed = perturbed_given_top(logits, outcome, 1, generator)
-        return torch.softmax(perturbed / temperature, -1).to(logits.dtype)
-    theta = logits.double()
-    midpoint = (torch.softmax(theta.detach() / temperature, -1) + outcome) / 2
-    # Heun's method: the derivative at the midpoint twice, less half of that at the law itself.
-    return (2 * _softmax_at(midpoint, theta) - torch.softmax(theta, -1) / 2).to(logits.dtype)
+        surrogate = torch.softmax(perturbed / temperature, -1).to(logits.dtype)
+    # In this order: the difference is exactly 0, so the value is exactly 0 or 1.
+    return hard + (surrogate - surrogate.detach())
 
 
 def check_supported(law: Law, estimator: str, label: str | None = None) -> None:
@@ -139,9 +104,3 @@ def check_supported(law: Law, estimator: str, label: str | None = None) -> None:
             f"estimator: {estimator!r} is not derived for subsets, which {choice} draws; "
             f"give one of {', '.join(law.estimators)}"
         )
-
-
-def _softmax_at(probs: Tensor, theta: Tensor) -> Tensor:
-    """``probs``, with the derivative that softmax has where its value is ``probs``."""
-    change = theta - theta.detach()
-    return probs + probs * (change - (probs * change).sum(-1, keepdim=True))

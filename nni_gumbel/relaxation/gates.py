@@ -64,31 +64,26 @@ class OpenSubset(Law):
         return (members for size in sizes for members in itertools.combinations(range(self.size), size))
 
     def log_partition(self, logits: Tensor) -> Tensor:
-        """``(...)``, ``log(prod_i (1 + exp(theta_i)) - least)``; differentiable."""
+        """``log(prod_i (1 + exp(theta_i)) - least)``."""
         theta = logits.double()
         log_sum = torch.logsumexp(_first_open(theta), -1) if self.least else _softplus(theta).sum(-1)
         return log_sum.to(logits.dtype)
 
     def probs(self, logits: Tensor) -> Tensor:
-        """``(..., n)``, ``sigmoid(theta_i)``, divided by P(at least one is open) if one has to be; differentiable."""
+        """``sigmoid(theta_i)``, divided by P(at least one is open) if one has to be."""
         theta = logits.double()
         if not self.least:
             return torch.sigmoid(theta).to(logits.dtype)
-        log_any = torch.logsumexp(_first_open(theta), -1, keepdim=True) - _softplus(theta).sum(
-            -1, keepdim=True
-        )
-        return (logsigmoid(theta) - log_any).exp().clamp_max(1).to(logits.dtype)
+        log_any = self.log_partition(theta) - _softplus(theta).sum(-1)
+        return (logsigmoid(theta) - log_any.unsqueeze(-1)).exp().clamp_max(1).to(logits.dtype)
 
     def mode(self, logits: Tensor) -> Tensor:
-        """``(..., n)`` of 0 and 1: all positive logits, and the first largest one if one has to be; no gradient."""
-        theta = logits.detach()
-        if not self.least:
-            return (theta > 0).to(theta.dtype)
-        largest = torch.zeros_like(theta).scatter_(-1, theta.argmax(-1, keepdim=True), 1)
-        return torch.maximum((theta > 0).to(theta.dtype), largest)
+        """All positive logits, and the first largest one if one has to be."""
+        outcome = (logits.detach() > 0).to(logits.dtype)
+        return outcome.scatter_(-1, logits.argmax(-1, keepdim=True), 1) if self.least else outcome
 
     def draw(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """``(..., n)`` of 0 and 1, an exact draw: the first open gate, then those after it; no gradient.
+        """The first open gate, then those after it.
 
         ``P(first = i) ~ exp(theta_i) prod_{j > i} (1 + exp(theta_j))``.
         """
@@ -101,30 +96,14 @@ class OpenSubset(Law):
         free = _uniform(theta, generator) < torch.sigmoid(theta)
         return ((candidates == first) | (free & (candidates > first))).to(logits.dtype)
 
-    def exact(self, logits: Tensor) -> Tensor:
-        """``(..., n)``, :meth:`probs`."""
-        return self.probs(logits)
-
-    def relaxed(self, logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
-        """Draw-shaped: :meth:`soft`, given an outcome from :meth:`draw`."""
-        return self.soft(logits, self.draw(logits, generator), temperature, generator)
-
     def soft(
         self, logits: Tensor, outcome: Tensor, temperature: float, generator: torch.Generator | None = None
     ) -> Tensor:
-        """``(..., n)``, gates ``sigmoid(z_i / temperature)``, above 1/2 where open, below where closed.
+        """Gates ``sigmoid(z_i / temperature)``, at least 1/2 where open, at most where closed.
 
         ``z_i = theta_i + noise_i``, the noise standard logistic given that ``z_i > 0`` where ``outcome`` is
         1 and ``z_i < 0`` elsewhere, held constant in derivatives. By inversion, with ``v ~ Uniform(0, 1)``:
-        open ``z = softplus(theta + log v) - log(1 - v)``; closed the negative of that at ``-theta``. Tends to
-        ``outcome`` as the temperature tends to 0, to 1/2 as it grows; the open gates are never below 1/2,
-        so the sum of all gates is at least that where one is open.
-
-        Args:
-            logits: ``(..., n)``.
-            outcome: ``(..., n)`` of 0 and 1, in the support of the law (not checked).
-            temperature: > 0, dimensionless.
-            generator: source of randomness; the global one if omitted.
+        open ``z = softplus(theta + log v) - log(1 - v)``; closed the negative of that at ``-theta``.
         """
         check_temperature(temperature)
         theta = logits.double()

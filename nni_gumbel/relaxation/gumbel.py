@@ -18,23 +18,17 @@ from nni_gumbel.relaxation.law import check_temperature
 
 
 def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Draw standard Gumbel noise, ``-log(E)`` with ``E ~ Exponential(1)``.
+    """Draw standard Gumbel noise, ``-log(E)`` with ``E ~ Exponential(1)``; finite.
 
     Args:
         like: any shape, float; gives shape, dtype and device.
         generator: source of randomness; the global one if omitted.
-
-    Returns:
-        Same shape, dtype and device as ``like``; finite.
     """
     return -_log_exponential(like, generator).to(like.dtype)
 
 
 def relaxed_categorical(
-    logits: Tensor,
-    temperature: float,
-    generator: torch.Generator | None = None,
-    exponential: Tensor | None = None,
+    logits: Tensor, temperature: float, generator: torch.Generator | None = None
 ) -> Tensor:
     """Draw one Gumbel-softmax sample per row.
 
@@ -44,8 +38,6 @@ def relaxed_categorical(
         logits: ``(..., n)``, float; unnormalised log-probabilities.
         temperature: > 0, dimensionless.
         generator: source of randomness; the global one if omitted.
-        exponential: ``(..., n)``, float64, standard exponential variables ``exp(-g)``, if they are drawn already;
-            they are overwritten.
 
     Returns:
         ``(..., n)``, same dtype; each row on the simplex. Its argmax follows ``softmax(logits)`` at
@@ -57,8 +49,7 @@ def relaxed_categorical(
     Source: Jang, Gu, Poole (arXiv 1611.01144), equation 2; Maddison, Mnih, Teh (arXiv 1611.00712).
     """
     check_temperature(temperature)
-    log_noise = _log_exponential(logits, generator) if exponential is None else _log(exponential)
-    perturbed = logits.double() - log_noise
+    perturbed = logits.double() - _log_exponential(logits, generator)
     return torch.softmax(perturbed / temperature, dim=-1).to(logits.dtype)
 
 
@@ -104,9 +95,4 @@ def perturbed_given_top(
 def _log_exponential(like: Tensor, generator: torch.Generator | None) -> Tensor:
     # In float64: in bfloat16 an exponential variable is exactly 0 too often.
     exponential = torch.empty(like.shape, dtype=torch.float64, device=like.device)
-    return _log(exponential.exponential_(generator=generator))
-
-
-def _log(exponential: Tensor) -> Tensor:
-    """In place; finite."""
-    return exponential.clamp_min_(torch.finfo(torch.float64).tiny).log_()
+    return exponential.exponential_(generator=generator).clamp_min_(torch.finfo(torch.float64).tiny).log_()

@@ -92,17 +92,16 @@ class Law(ABC):
         """``(..., n)`` of 0 and 1: an outcome drawn exactly from the law; no gradient."""
 
     @abstractmethod
-    def exact(self, logits: Tensor) -> Tensor:
-        """Draw-shaped: the expectation of :meth:`hard` under the law, without noise; differentiable."""
+    def soft(
+        self, logits: Tensor, outcome: Tensor, temperature: float, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw-shaped: a relaxed sample that rounds to an outcome; differentiable.
 
-    @abstractmethod
-    def relaxed(self, logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
-        """Draw-shaped: a relaxed sample; differentiable.
-
-        Rounded it follows the law at every temperature; it tends to a hard draw as the temperature tends to 0.
+        It tends to the outcome as the temperature tends to 0, and to even weights as it grows.
 
         Args:
             logits: ``(..., n)``.
+            outcome: ``(..., n)`` of 0 and 1, in the support of the law (not checked).
             temperature: > 0, dimensionless.
             generator: source of randomness; the global one if omitted.
 
@@ -110,33 +109,28 @@ class Law(ABC):
             UsageError: ``temperature`` is not a positive number.
         """
 
-    def index_of(self, members: tuple[int, ...]) -> int:
-        """The position of an outcome in :meth:`sets`; lists them once.
+    def relaxed(self, logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
+        """Draw-shaped: :meth:`soft` of a :meth:`draw`; rounded it follows the law at every temperature."""
+        return self.soft(logits, self.draw(logits, generator), temperature, generator)
 
-        Args:
-            members: the indices that are 1, ascending, an outcome of the law.
-        """
+    def exact(self, logits: Tensor) -> Tensor:
+        """Draw-shaped: the expectation of :meth:`hard` under the law, without noise; differentiable."""
+        return self.probs(logits)
+
+    def index_of(self, members: tuple[int, ...]) -> int:
+        """The position of an outcome in :meth:`sets`; lists them once."""
         return _places(self)[members]
 
     def hard(self, outcome: Tensor) -> Tensor:
         """Draw-shaped: an outcome ``(..., n)`` as a draw."""
         return outcome
 
-    def rows(self, members: list[int]) -> list[list[int]]:
-        """Per row of the draw that an outcome is (:meth:`hard`), the candidates of weight 1."""
-        return [members]
-
     def weights(self, draw: Tensor) -> Tensor:
         """``(..., n)``: how much of each candidate is in a draw, in [0, 1]."""
         return draw
 
     def log_prob(self, logits: Tensor, outcome: Tensor) -> Tensor:
-        """``(...)``, ``theta . s - A(theta)``; differentiable.
-
-        Args:
-            logits: ``(..., n)``.
-            outcome: ``(..., n)`` of 0 and 1, in the support of the law (not checked).
-        """
+        """``(...)``, ``theta . s - A(theta)``, ``s`` in the support of the law (not checked); differentiable."""
         theta = logits.double()
         return ((theta * outcome).sum(-1) - self.log_partition(theta)).to(logits.dtype)
 
@@ -168,10 +162,6 @@ def _members(law: Law, device: torch.device) -> Tensor:
 
 
 def check_temperature(temperature: float) -> None:
-    """Refuse a temperature that is not a positive finite number.
-
-    Raises:
-        UsageError: it is not.
-    """
+    """A ``UsageError`` where a temperature is not a positive finite number."""
     if not 0 < temperature < math.inf:
         raise UsageError(f"temperature: {temperature} is not positive and finite; give a number above 0")

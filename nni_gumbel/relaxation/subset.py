@@ -22,6 +22,7 @@ from typing import final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.gumbel import gumbel_noise, perturbed_given_top
@@ -68,25 +69,25 @@ class KSubset(Law):
         return itertools.combinations(range(self.size), self.k)
 
     def log_partition(self, logits: Tensor) -> Tensor:
-        """``(...)``, logarithm of the elementary symmetric polynomial ``e_k(exp(theta))``; differentiable."""
+        """Logarithm of the elementary symmetric polynomial ``e_k(exp(theta))``."""
         return torch.logsumexp(self._log_paths(logits.double())[..., 0, :], -1).to(logits.dtype)
 
     def probs(self, logits: Tensor) -> Tensor:
-        """``(..., n)``, ``mu_i(theta) = P(i in s)``, the column sums of :meth:`exact`; sum to k."""
+        """The column sums of :meth:`exact`; they sum to k."""
         return self.exact(logits.double()).sum(-2).to(logits.dtype)
 
     def mode(self, logits: Tensor) -> Tensor:
-        """``(..., n)`` of 0 and 1: the k largest logits, ties to the lowest indices; no gradient."""
+        """The k largest logits."""
         order = logits.detach().sort(dim=-1, descending=True, stable=True).indices
         return torch.zeros_like(logits).scatter_(-1, order[..., : self.k], 1)
 
     def draw(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """``(..., n)`` of 0 and 1, an exact draw: slot after slot, each given the one before; no gradient.
+        """Slot after slot, each given the one before.
 
         For ``d >= d_(j-1)``: ``P(d_j = d | d_(j-1)) ~ exp(theta_(j+d)) * (ways to go on from there)``.
         """
         windows = self._windows(logits.detach().double())
-        scores = windows + self._log_suffixes(windows)
+        scores = windows + _log_prefixes(windows.flip(-1, -2)).flip(-1, -2)
         scores = scores + gumbel_noise(scores, generator)
         offsets = torch.arange(scores.shape[-1], device=scores.device)
         offset = torch.zeros_like(scores[..., 0, :1], dtype=torch.long)
@@ -99,51 +100,33 @@ class KSubset(Law):
         return outcome
 
     def exact(self, logits: Tensor) -> Tensor:
-        """``(..., k, n)``, slot marginals ``P(i_j = i)``; differentiable."""
+        """``(..., k, n)``, slot marginals ``P(i_j = i)``."""
         paths = torch.softmax(self._log_paths(logits.double()), -1)
         # Row j of the band of offsets starts at candidate j.
-        rows = [
-            torch.nn.functional.pad(paths[..., slot, :], (slot, self.k - 1 - slot)) for slot in range(self.k)
-        ]
-        return torch.stack(rows, -2).to(logits.dtype)
+        rows = (pad(paths[..., slot, :], (slot, self.k - 1 - slot)) for slot in range(self.k))
+        return torch.stack([*rows], -2).to(logits.dtype)
 
     def hard(self, outcome: Tensor) -> Tensor:
         """``(..., k, n)``, one-hot rows: the j-th smallest chosen index."""
         ranks = torch.arange(1, self.k + 1, device=outcome.device).unsqueeze(-1)
         return outcome.unsqueeze(-2) * (outcome.long().cumsum(-1).unsqueeze(-2) == ranks)
 
-    def rows(self, members: list[int]) -> list[list[int]]:
-        """A slot each."""
-        return [[member] for member in members]
-
     def weights(self, draw: Tensor) -> Tensor:
         """``(..., n)``, the column sums of the slots."""
         return draw.sum(-2)
 
-    def relaxed(self, logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
-        """Draw-shaped: :meth:`soft`, given an outcome from :meth:`draw`."""
-        return self.soft(logits, self.draw(logits, generator), temperature, generator)
-
     def soft(
         self, logits: Tensor, outcome: Tensor, temperature: float, generator: torch.Generator | None = None
     ) -> Tensor:
-        """``(..., k, n)``, slot marginals at ``z / temperature``, so weights ``mu(z / temperature)``.
+        """``(..., k, n)``, slot marginals (:meth:`exact`) at ``z / temperature``.
 
         ``z`` are the logits with noise that lifts the members of ``outcome`` above all others, see
         :func:`~nni_gumbel.relaxation.gumbel.perturbed_given_top`; the noise is held constant in
-        derivatives. So the members have the k largest weights at every temperature; these tend to
-        ``outcome`` as it tends to 0, to ``k / n`` as it grows. For k = 1 this is the Gumbel-softmax.
+        derivatives. So the members have the k largest weights at every temperature. For k = 1 this is the
+        Gumbel-softmax.
 
         A lift without noise (Fan et al., arXiv 2206.07235) has the same limits, but its derivative
         ``~ exp(-lift / temperature) / temperature`` dies out long before the temperature is at its end.
-
-        Args:
-            logits: ``(..., n)``.
-            outcome: ``(..., n)`` of 0 and 1, ``k`` of them 1 (not checked).
-            temperature: > 0, dimensionless.
-            generator: source of randomness; the global one if omitted.
-
-        Source: the marginals of Ahmed et al. (arXiv 2210.01941) at a lifted draw.
         """
         check_temperature(temperature)
         perturbed = perturbed_given_top(logits, outcome, self.k, generator)
@@ -152,10 +135,6 @@ class KSubset(Law):
     def _windows(self, theta: Tensor) -> Tensor:
         """``(..., k, n - k + 1)``: the logit of slot ``j`` at offset ``d``, ``theta_(j+d)``."""
         return theta.unfold(-1, self.size - self.k + 1, 1)
-
-    def _log_suffixes(self, windows: Tensor) -> Tensor:
-        """``(..., k, n - k + 1)``: log-weight of all ways to go on from slot ``j`` at offset ``d``."""
-        return _log_prefixes(windows.flip(-1, -2)).flip(-1, -2)
 
     def _log_paths(self, theta: Tensor) -> Tensor:
         """``(..., k, n - k + 1)``: log-weight of all subsets whose slot ``j`` is at offset ``d``."""

@@ -30,17 +30,11 @@ def temperature_at(progress: float, start: float, end: float, schedule: str) -> 
     """The temperature at a point of a search.
 
     Args:
-        progress: in [0, 1], see :func:`progress_of`.
-        start: > 0, the temperature at progress 0.
-        end: > 0, the temperature at progress 1.
-        schedule: with ``t`` the progress, ``constant``: ``start``; ``linear``:
-            ``start + (end - start) t``; ``exponential`` (equal ratios per step):
-            ``start (end / start)^t``; ``cosine`` (slow at both ends):
+        progress: ``t`` in [0, 1], see :func:`progress_of`.
+        start, end: > 0, the temperatures at 0 and 1, taken exactly.
+        schedule: ``constant``: ``start``; ``linear``: ``start + (end - start) t``; ``exponential`` (equal ratios per
+            step): ``start (end / start)^t``; ``cosine`` (slow at both ends):
             ``end + (start - end) (1 + cos(pi t)) / 2``.
-
-    Returns:
-        The temperature; but for ``constant`` exactly ``start`` and ``end`` at the two ends, between them
-        otherwise.
 
     Raises:
         UsageError: the schedule is unknown.

@@ -1,8 +1,8 @@
 """Stability of a search: which choices its seeds agree on, and which choices the accuracy depends on.
 
 Per label, over the networks that searches with equal settings and different seeds have found: how often two seeds
-choose alike, and whether that is more than chance. Over all networks that were trained, random ones included: how much
-of the spread of their results a label explains. Plain records in, plain records out.
+choose alike, and whether that is more than chance. Over many networks, trained or sampled: how much of the spread of
+their results a label explains. Plain records in, plain records out.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from nni_gumbel.results.record import Record
 from nni_gumbel.results.report import chosen_value
 
 # A choice counts as determined where chance would bring about as much agreement in fewer cases than this.
@@ -24,22 +25,28 @@ _DRAWS = 20_000
 _UNUSED = "not used"
 
 
+class Sampled(Record):
+    """Networks that a search has judged with the weights of its supernet; its trial keeps it in its output directory.
+
+    Args:
+        networks: NNI samples with the labels that they use, each with its loss, or with the objective of the search.
+    """
+
+    FILE: ClassVar[str] = "sampled.json"
+
+    networks: tuple[tuple[dict[str, Any], float], ...]
+
+
 @dataclass(frozen=True)
 class LabelAgreement:
     """How the searches of an experiment agree on one label.
 
     Args:
-        label: of the choice.
-        candidates: how many it has.
+        label, candidates: of the choice, and how many it has.
         chosen: how often each was chosen by the searches, in words; the commonest first. A network that does not use
             the label counts as ``not used``.
-        agreement: share of the pairs of searches with equal settings that chose alike; ``None`` without such a pair.
-        free_kappa: that relative to chance ``1/K``: 1 is unanimity, 0 chance.
-        fleiss_kappa: relative to the chance of the frequencies; ``None`` with fewer than two settings, whose seeds
-            would have to differ for a value other than ``-1/(n-1)``.
+        agreement, fleiss_kappa, p_value: see :func:`pairwise_agreement`, :func:`fleiss_kappa`, :func:`chance_of`.
         entropy: of the frequencies within a setting, in nats, mean over the settings; 0 is unanimity.
-        p_value: how probable as much agreement is if every search picked at random.
-        importance: share of the spread of results that it explains, see :func:`importance`.
         verdict: what follows, in words.
     """
 
@@ -47,51 +54,39 @@ class LabelAgreement:
     candidates: int
     chosen: tuple[tuple[str, int], ...]
     agreement: float | None
-    free_kappa: float | None
     fleiss_kappa: float | None
     entropy: float | None
     p_value: float | None
-    importance: float | None
     verdict: str
 
 
 def agreements(
-    groups: Sequence[Sequence[Mapping[str, Any]]],
-    candidates: Mapping[str, int],
-    trained: Sequence[tuple[Mapping[str, Any], float]],
+    groups: Sequence[Sequence[Mapping[str, Any]]], candidates: Mapping[str, int]
 ) -> list[LabelAgreement]:
     """How searches agree, label by label.
 
     Args:
         groups: for each setting, the networks that its searches found, one a seed: NNI samples with the labels used.
         candidates: of every label of the space, how many outcomes it has.
-        trained: networks that were trained, and what each reached.
     """
     found = []
     for label, count in candidates.items():
         ratings = [[choice_of(network, label) for network in group] for group in groups]
         counted = Counter(choice for group in ratings for choice in group)
         agreement = pairwise_agreement(ratings)
-        p_value = (
-            None if agreement is None else chance_of(agreement, [len(group) for group in ratings], count)
-        )
         several = [group for group in ratings if len(group) > 1]
-        found.append(
-            LabelAgreement(
-                label=label,
-                candidates=count,
-                chosen=tuple(counted.most_common()),
-                agreement=agreement,
-                free_kappa=None
-                if agreement is None or count < 2
-                else (agreement - 1 / count) / (1 - 1 / count),
-                fleiss_kappa=fleiss_kappa(ratings),
-                entropy=fmean(map(entropy, several)) if several else None,
-                p_value=p_value,
-                importance=importance([(choice_of(network, label), value) for network, value in trained]),
-                verdict=_verdict(agreement, p_value, counted, count),
-            )
+        p_value = None if agreement is None else chance_of(agreement, list(map(len, ratings)), count)
+        row = LabelAgreement(
+            label=label,
+            candidates=count,
+            chosen=tuple(counted.most_common()),
+            agreement=agreement,
+            fleiss_kappa=fleiss_kappa(ratings),
+            entropy=fmean(map(entropy, several)) if several else None,
+            p_value=p_value,
+            verdict=_verdict(agreement, p_value, counted, count),
         )
+        found.append(row)
     return found
 
 

@@ -19,11 +19,12 @@ since. A folder appears under its name complete or not at all.
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -154,15 +155,10 @@ def load_with_example(
         weights, probe = load_file(folder / WEIGHTS), load_file(folder / PROBE)
         example, expected = Example.from_tensors(facts["inputs"], probe), probe["output"]
         reference = replace(SpaceReference.parse(facts["space"]), arguments=dict(facts["arguments"]))
-    if isinstance(space, ModelSpace):
-        built = space
-    elif space is not None:
-        built = reference.construct(space)
-    else:
-        try:
-            built = reference.build()
-        except UsageError as error:
-            raise UsageError(f"{error}, or give the class: load(path, space=...)") from error
+    try:
+        built = space if isinstance(space, ModelSpace) else reference.build(space)
+    except UsageError as error:
+        raise UsageError(f"{error}, or give the class: load(path, space=...)") from error
 
     changed = f"space: {reference} is not the space that {folder} was searched in"
     remedy = "give the class as it was then, or search again"
@@ -211,12 +207,25 @@ def _in_place_of(path: str | Path) -> Iterator[Path]:
     try:
         fresh.mkdir(parents=True)
         yield fresh
-        if folder.exists():
-            shutil.rmtree(folder)
-        fresh.rename(folder)
+        _take_place(fresh, folder)
     except OSError as error:
         raise UsageError(
             f"path: {str(folder)!r} cannot be written: {first_line(error)}; give another folder"
         ) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _take_place(fresh: Path, folder: Path) -> None:
+    """Rename a folder to that of another one, or of none: of two that do so at once each is whole, and one stays."""
+    while True:
+        try:
+            fresh.rename(folder)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        aside = fresh.with_name(f"{fresh.name}.old")
+        with suppress(FileNotFoundError):  # another writer was faster
+            folder.rename(aside)
+            shutil.rmtree(aside)

@@ -41,7 +41,7 @@ class Network:
     architecture: dict[str, Any]
     settings: dict[str, Any]
     parameters: int
-    flops: int
+    flops: int | None  # None where it could not be counted
     runs: tuple[TrainedRun, ...]
     validation_size: int | None
     # Without the layers that cannot reach the output; None where that was not counted.
@@ -63,7 +63,7 @@ class Network:
         return self.parameters if self.pruned_parameters is None else self.pruned_parameters
 
     @property
-    def exported_flops(self) -> int:
+    def exported_flops(self) -> int | None:
         return self.flops if self.pruned_flops is None else self.pruned_flops
 
     @property
@@ -84,33 +84,27 @@ class Network:
     @property
     def validation_std(self) -> float | None:
         """Sample standard deviation over the seeds; ``None`` for a single run."""
-        return stdev(run.validation for run in self.runs) if len(self.runs) > 1 else None
+        return _std([run.validation for run in self.runs])
 
     @property
     def test_mean(self) -> float | None:
         """``None`` unless every run has a test result."""
-        return fmean(run.test for run in self.runs) if self._is_tested else None
+        tests = [run.test for run in self.runs]
+        return None if None in tests else fmean(tests)
 
     @property
     def test_std(self) -> float | None:
-        return stdev(run.test for run in self.runs) if self._is_tested and len(self.runs) > 1 else None
+        return None if self.test_mean is None else _std([run.test for run in self.runs])
 
     @property
     def stability_mean(self) -> float | None:
         """Of the runs in which it is known; ``None`` if it is in none."""
-        return fmean(self._stabilities) if self._stabilities else None
+        known = [run.stability for run in self.runs if run.stability is not None]
+        return fmean(known) if known else None
 
     @property
     def stability_std(self) -> float | None:
-        return stdev(self._stabilities) if len(self._stabilities) > 1 else None
-
-    @property
-    def _stabilities(self) -> list[float]:
-        return [run.stability for run in self.runs if run.stability is not None]
-
-    @property
-    def _is_tested(self) -> bool:
-        return all(run.test is not None for run in self.runs)
+        return _std([run.stability for run in self.runs if run.stability is not None])
 
     def price(self, priced: str) -> float:
         """What it costs, of ``params``, ``flops``, ``latency`` or ``cost``; infinite where that is not known."""
@@ -119,6 +113,10 @@ class Network:
             "params": self.exported_parameters, "flops": self.exported_flops, "latency": latency, "cost": self.own_cost
         }[priced]  # fmt: skip
         return math.inf if price is None else price
+
+
+def _std(values: Sequence[float]) -> float | None:
+    return stdev(values) if len(values) > 1 else None
 
 
 _WORDS = {
@@ -134,32 +132,16 @@ Rule = Literal["cheapest-stable", "cheapest", "best"]
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """How the rule has judged one network.
-
-    Args:
-        network: which one.
-        is_near: whether it is within one standard error of the best.
-        is_stable: whether it is not less stable than the median of those; ``None`` if not known, or not asked.
-        decision: in words, with the numbers.
-    """
-
-    network: Network
-    is_near: bool
-    is_stable: bool | None
-    decision: str
-
-
-@dataclass(frozen=True)
 class Choice:
-    """The network to export, the run whose weights are taken, why, and how each candidate was judged."""
+    """The network to export, the run whose weights are taken, and why."""
 
     network: Network
     run: TrainedRun
-    best: Network
-    standard_error: float
+    best: Network  # on validation
+    standard_error: float  # of its result
     reason: str
-    candidates: tuple[Candidate, ...]
+    # Each network that was chosen from, and how the rule has judged it, in words with the numbers.
+    decisions: tuple[tuple[Network, str], ...]
 
 
 def choose(
@@ -180,8 +162,7 @@ def choose(
 
     Args:
         networks: at least one, each with at least one run; validation results are finite.
-        metric: name of the validation metric; ``acc``, ``accuracy`` and names that end in one of
-            them after an underscore are proportions.
+        metric: name of the validation metric; see :func:`is_accuracy`.
         optimize_mode: ``maximize`` or ``minimize``.
         priced: what the experiment prices: ``params``, ``flops``, ``latency`` (by the table of the searches; as
             measured where there is no table) or ``cost`` (a function of the person's own). A network whose price is
@@ -212,17 +193,12 @@ def choose(
     error = _standard_error(best, metric)
     near = [network for network in networks if score(best) - score(network) <= error]
     known = [each.stability_mean for each in near if each.stability_mean is not None]
-    median = median_low(known) if known and rule == "cheapest-stable" else None
-
-    def is_stable(network: Network) -> bool | None:
-        if median is None or network.stability_mean is None:
-            return None
-        return network.stability_mean >= median
-
+    median = median_low(known) if known and rule == "cheapest-stable" else -math.inf
+    less_stable = [each for each in near if each.stability_mean is not None and each.stability_mean < median]
     if rule == "best":
         chosen = best
     else:
-        eligible = [network for network in near if is_stable(network) is not False]
+        eligible = [network for network in near if network not in less_stable]
         chosen = min(eligible, key=lambda network: (*complexity(network), -score(network)))
     run = min(chosen.runs, key=lambda run: (-sign * run.validation, run.seed))
 
@@ -237,15 +213,13 @@ def choose(
                 f"out: {metric} {network.validation_mean:.4g} is further than one standard error ({error:.2g}) from "
                 f"the best, {best.validation_mean:.4g}"
             )
-        if is_stable(network) is False:
+        if network in less_stable:
             stability = f"{network.stability_mean:.4g}"
             return f"out: stability {stability} is below the median {median:.4g} of those near the best"
         # Of equal price the next cost decides, and then the metric.
         return f"not chosen: {price}, not less than {chosen.name}"
 
-    candidates = tuple(Candidate(each, each in near, is_stable(each), decision(each)) for each in networks)
     reached = f"validation {metric} {best.validation_mean:.4g}"
-    less_stable = [each for each in near if is_stable(each) is False]
     if len(networks) == 1:
         reason = f"{chosen.name} is the only network that was trained ({reached})."
     elif rule == "best":
@@ -262,11 +236,11 @@ def choose(
             f"{chosen.name} has {_worded(chosen, by)}, the best ({best.name}, {reached}) has {_worded(best, by)}, and "
             f"its validation {metric} {chosen.validation_mean:.4g} is within one standard error ({error:.2g}) of that."
         )
-    if median is not None and chosen.stability_mean is not None and len(networks) > 1:
+    if median > -math.inf and chosen.stability_mean is not None and len(networks) > 1:
         out = f"; that of {', '.join(each.name for each in less_stable)} is" if less_stable else ""
         of = f"the median {median:.4g} of the networks within one standard error"
         reason += f" Its stability {chosen.stability_mean:.4g} is not below {of}{out}."
-    return Choice(chosen, run, best, error, reason, candidates)
+    return Choice(chosen, run, best, error, reason, tuple((each, decision(each)) for each in networks))
 
 
 def _worded(network: Network, cost: str) -> str:

@@ -17,7 +17,7 @@ from nni.nas.nn.pytorch.choice import ChosenInputs
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from nni_gumbel.results.example import Example
+from nni_gumbel.results.example import Example, batch_size
 from nni_gumbel.results.pruning import traced
 from nni_gumbel.results.report import chosen_value
 from nni_gumbel.results.space import network_of, sample_of
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FlopsOf = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], Any], int]
 
 # Inches.
-_LEVEL, _LANE, _BOX, _CANDIDATE, _ACROSS = 0.62, 3.0, (2.7, 0.44), (1.05, 0.2), 5
+_LEVEL, _LANE, _BOX, _CANDIDATE, _ACROSS = 0.62, 3.0, (2.7, 0.44), 1.05, 5
 _TALLEST = 90.0
 
 
@@ -64,8 +64,7 @@ def steps_of(
         flops_of: FLOPs of a call of a layer, of the whole batch.
     """
     network = network_of(space, sample_of(space, architecture)).eval()
-    batch = len(next(leaf for leaf in example.map(lambda t: t).args or example.kwargs.values()))
-    calls = _calls(network, example, flops_of, batch)
+    calls = _calls(network, example, flops_of)
     try:
         steps = _traced(network, example, calls)
     except Exception:  # a forward fails in any way that Python allows: its layers are drawn in a row
@@ -77,9 +76,10 @@ def steps_of(
     return steps
 
 
-def _calls(network: nn.Module, example: Example, flops_of: FlopsOf, batch: int) -> dict[str, str]:
+def _calls(network: nn.Module, example: Example, flops_of: FlopsOf) -> dict[str, str]:
     """The details of the layers, by path, in the order in which they are called first."""
     details: dict[str, str] = {}
+    batch = batch_size(example.args, example.kwargs)
 
     def watch(path: str) -> Any:
         def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -122,22 +122,18 @@ def _traced(network: nn.Module, example: Example, details: Mapping[str, str]) ->
             offered = node.args[0]
             chosen = {number for n in module.chosen for number in numbers[offered[n]]}
             used = [(number, number in chosen) for number in inputs]
-        title = {"placeholder": "input", "output": "output"}.get(node.op)
-        if title is None:
-            title = (
-                getattr(node.target, "__name__", str(node.target)) if module is None else _described(module)
-            )
-        path = node.target if module is not None else ""
-        steps.append(Step(title, details.get(path, shape) if module is not None else shape, path, used))
+        if module is not None:
+            step = Step(_described(module), details.get(node.target, shape), node.target, used)
+        else:
+            function = getattr(node.target, "__name__", str(node.target))
+            step = Step({"placeholder": "input", "output": "output"}.get(node.op, function), shape, "", used)
+        steps.append(step)
         numbers[node] = [len(steps) - 1]
-    reached, waiting = set(), [len(steps) - 1]
-    while waiting:
-        number = waiting.pop()
-        if number not in reached:
-            reached.add(number)
-            waiting += [source for source, is_used in steps[number].inputs if is_used]
-    for number, step in enumerate(steps):
-        step.taken = number in reached
+    for step in steps[:-1]:
+        step.taken = False
+    for step in reversed(steps):
+        for source, is_used in step.inputs:
+            steps[source].taken |= step.taken and is_used
     return steps
 
 
@@ -150,15 +146,13 @@ def _place_choices(steps: Sequence[Step], space: ModelSpace, architecture: Mappi
         labels = [label for mutable in module.mutables for label in mutable.simplify()]
         inside = [step for step in steps if step.path == path or step.path.startswith(f"{path}.")]
         inside.sort(key=lambda step: not step.taken)
-        for label in labels:
-            if label in placed or label not in architecture or not inside:
-                continue
-            placed.add(label)
-            chosen = chosen_value(architecture[label])
-            values = [chosen_value(value) for value in variables[label].values]
-            inside[0].choices.append(
-                (label, chosen, [value for value in values if value not in chosen.split("+")])
-            )
+        for label in labels if inside else ():
+            if label in architecture and label not in placed:
+                placed.add(label)
+                chosen = chosen_value(architecture[label])
+                values = map(chosen_value, variables[label].values)
+                others = [value for value in values if value not in chosen.split("+")]
+                inside[0].choices.append((label, chosen, others))
 
 
 def _shape(output: Any) -> str:
@@ -196,10 +190,9 @@ def draw_network(steps: Sequence[Step], title: str) -> Figure:
         lanes[number] = width[levels[number]]
         width[levels[number]] += 1
     right = _LANE * max(width)
+    across = right + (_CANDIDATE * _ACROSS + 0.4 if any(step.choices for step in steps) else 0)
     height = min(_LEVEL * (max(levels) + 1) + 0.8, _TALLEST)
-    across = right + (_CANDIDATE[0] * _ACROSS + 0.4 if any(step.choices for step in steps) else 0)
-    figure = Figure(figsize=(across + 1.2, height), layout="constrained")
-    axes = figure.add_subplot()
+    axes = Figure(figsize=(across + 1.2, height), layout="constrained").add_subplot()
     axes.set(xlim=(-1.2, across), ylim=(-(max(levels) + 0.8) * _LEVEL, _LEVEL), title=title)
     axes.axis("off")
     place = [(lane * _LANE + _BOX[0] / 2, -level * _LEVEL) for lane, level in zip(lanes, levels)]
@@ -208,39 +201,31 @@ def draw_network(steps: Sequence[Step], title: str) -> Figure:
             taken = used and step.taken and steps[source].taken
             look = {"color": "black", "lw": 1.1} if taken else {"color": "0.65", "lw": 0.9, "ls": (0, (4, 2))}
             (x0, y0), (x1, y1) = place[source], place[number]
-            start, end = (x0, y0 - _BOX[1] / 2), (x1, y1 + _BOX[1] / 2)
-            curve = "arc3"
-            if lanes[source] == lanes[number] and levels[number] - levels[source] > 1:
-                # Around the boxes between, on their left; the longer, the wider.
-                side = _BOX[0] / 2
-                start, end = (x0 - side, y0), (x1 - side, y1)
-                curve = f"arc3,rad={min(0.9 / (levels[number] - levels[source]), 0.35):.2f}"
-            elif lanes[source] < lanes[number]:
-                start, curve = (x0 + _BOX[0] / 2, y0), "angle3,angleA=0,angleB=90"
-            elif lanes[source] > lanes[number]:
-                end, curve = (x1 + _BOX[0] / 2, y1), "angle3,angleA=90,angleB=0"
+            start, end, curve = (x0, y0 - _BOX[1] / 2), (x1, y1 + _BOX[1] / 2), "arc3"
+            side, far = _BOX[0] / 2, levels[number] - levels[source]
+            if x0 == x1 and far > 1:  # around the boxes between, on their left; the longer, the wider
+                start, end, curve = (x0 - side, y0), (x1 - side, y1), f"arc3,rad={min(0.9 / far, 0.35):.2f}"
+            elif x0 < x1:
+                start, curve = (x0 + side, y0), "angle3,angleA=0,angleB=90"
+            elif x0 > x1:
+                end, curve = (x1 + side, y1), "angle3,angleA=90,angleB=0"
             arrow = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0, "connectionstyle": curve, **look}
             axes.annotate("", end, start, arrowprops=arrow)
     for step, (x, y) in zip(steps, place):
         tone = "black" if step.taken else "0.6"
         corner = x - _BOX[0] / 2, y - _BOX[1] / 2
-        style = {"boxstyle": "round,pad=0,rounding_size=0.08", "fc": "white", "ec": tone}
-        axes.add_patch(FancyBboxPatch(corner, *_BOX, **style, lw=1.6 if step.choices else 0.9))
-        axes.text(x, y + 0.1, step.title, ha="center", va="center", fontsize=8, color=tone)
-        axes.text(x, y - 0.11, step.detail, ha="center", va="center", fontsize=6, color=tone)
-        row = y
+        look = {"boxstyle": "round,pad=0,rounding_size=0.08", "fc": "white", "ec": tone}
+        axes.add_patch(FancyBboxPatch(corner, *_BOX, **look, lw=1.6 if step.choices else 0.9))
+        for words, above, size in ((step.title, 0.1, 8), (step.detail, -0.11, 6)):
+            axes.text(x, y + above, words, ha="center", va="center", fontsize=size, color=tone)
         for label, chosen, others in step.choices:
-            axes.text(right, row + 0.16, f"{label} = {chosen}", fontsize=7, va="center", weight="bold")
-            shown = others[: 2 * _ACROSS]
+            axes.text(right, y + 0.16, f"{label} = {chosen}", fontsize=7, va="center", weight="bold")
+            shown = [value if len(value) < 20 else value[:18] + "…" for value in others[: 2 * _ACROSS]]
             if len(others) > len(shown):
                 shown[-1] = f"and {len(others) - len(shown) + 1} more"
-            for n, value in enumerate(shown):
-                left, low = right + n % _ACROSS * _CANDIDATE[0], row - 0.06 - n // _ACROSS * 0.21
-                size = _CANDIDATE[0] - 0.06, _CANDIDATE[1] - 0.03
-                axes.add_patch(FancyBboxPatch((left, low - 0.08), *size, **style | {"ec": "0.75"}, lw=0.7))
-                words = value if len(value) < 20 else value[:18] + "…"
-                axes.text(
-                    left + size[0] / 2, low + 0.005, words, ha="center", va="center", fontsize=6, color="0.55"
-                )
-            row -= 0.16 + 0.21 * (-(-len(shown) // _ACROSS))
-    return figure
+            for n, words in enumerate(shown):
+                middle = right + (n % _ACROSS + 0.5) * _CANDIDATE, y - 0.06 - n // _ACROSS * 0.21
+                frame = {"boxstyle": "round,pad=0.3", "fc": "white", "ec": "0.75", "lw": 0.7}
+                axes.text(*middle, words, ha="center", va="center", fontsize=6, color="0.55", bbox=frame)
+            y -= 0.16 + 0.21 * (-(-len(shown) // _ACROSS))
+    return axes.figure

@@ -37,13 +37,10 @@ class Example:
 
     def first(self, count: int) -> Example:
         """So many of its examples."""
-        return self._selected(slice(count))
+        return self.select(slice(count))
 
-    def every(self, stride: int, start: int = 0) -> Example:
-        """Each so-manieth of its examples, from one on."""
-        return self._selected(slice(start, None, stride))
-
-    def _selected(self, examples: slice) -> Example:
+    def select(self, examples: slice) -> Example:
+        """Some of its examples."""
         size = batch_size(self.args, self.kwargs)
         return self.map(lambda value: value[examples] if value.dim() and len(value) == size else value)
 
@@ -60,10 +57,14 @@ class Example:
         return self.map(lambda value: value.detach().cpu())
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """All of them, in the order of the arguments."""
+        return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+
+    @property
     def shapes(self) -> str:
         """The shapes of its tensors without the batch, for messages: ``(1, 28, 28)``, ``(2,) and (4,)``."""
-        tensors = [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
-        return " and ".join(str(tuple(tensor.shape[1:])) for tensor in tensors)
+        return " and ".join(str(tuple(tensor.shape[1:])) for tensor in self.tensors)
 
     def to_tensors(self) -> tuple[Any, dict[str, Tensor]]:
         """It as JSON, in which a name stands for each tensor, and the tensors by name.

@@ -11,15 +11,18 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nni_gumbel.results.choice import Network
 from nni_gumbel.results.report import varied_values
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 TABLE, PICTURE = "front.csv", "front.png"
@@ -33,57 +36,55 @@ COSTS = {
 COUNTS = ("params", "flops")
 # A linear axis squeezes smaller networks into a corner where the largest has this many times their size.
 _LOG_FROM = 5
+# Of the table.
+_COLUMNS = ("parameters", "pruned_parameters", "flops", "pruned_flops", "latency_ms", "table_latency_ms")
 # More names than these cover each other.
 _MOST_NAMES = 12
+# Of a legend: where it hides nothing.
+_BELOW = {
+    "loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": 3, "fontsize": 8, "frameon": False
+}  # fmt: skip
+# Of experiments side by side, told apart without colour.
+_LOOKS = (("black", "o", "-"), ("#d9480f", "s", "--"), ("#1f5fa8", "^", ":"), ("0.5", "D", "-."))
 
 
-def front(networks: Sequence[Network], optimize_mode: str, priced: str = "params") -> list[Network]:
-    """The networks that no other one dominates in (cost, mean validation metric), cheapest first.
+@dataclass(frozen=True)
+class Front:
+    """The networks of an experiment, and what they are judged by."""
 
-    Args:
-        networks: those that were found.
-        optimize_mode: ``maximize`` or ``minimize``.
-        priced: the cost, see :func:`~nni_gumbel.results.choice.choose`.
+    networks: Sequence[Network]  # those that were found, each with its baseline
+    chosen: Network
+    metric: str
+    optimize_mode: str  # maximize or minimize
+    priced: str = "params"  # see results/choice.py
+    name: str = ""  # of the experiment, among others
 
-    Returns:
+    @cached_property
+    def best(self) -> list[Network]:
+        """The networks that no other one dominates in (cost, mean validation metric), cheapest first.
+
         At least one, if there is any; of networks that are equal in both, each.
-    """
-    sign = {"maximize": 1.0, "minimize": -1.0}[optimize_mode]
+        """
+        sign = {"maximize": 1.0, "minimize": -1.0}[self.optimize_mode]
+        places = [(each.price(self.priced), -sign * each.validation_mean) for each in self.networks]
 
-    def dominates(one: Network, other: Network) -> bool:
-        mine = (-one.price(priced), sign * one.validation_mean)
-        theirs = (-other.price(priced), sign * other.validation_mean)
-        return mine != theirs and all(a >= b for a, b in zip(mine, theirs))
+        def is_dominated(place: tuple[float, float]) -> bool:
+            return any(other != place and other[0] <= place[0] and other[1] <= place[1] for other in places)
 
-    best = [network for network in networks if not any(dominates(other, network) for other in networks)]
-    return sorted(best, key=lambda network: (network.price(priced), -sign * network.validation_mean))
+        best = [(place, each) for place, each in zip(places, self.networks) if not is_dominated(place)]
+        return [each for _, each in sorted(best, key=lambda pair: pair[0])]
 
 
-def write_table(
-    path: str | Path,
-    networks: Sequence[Network],
-    chosen: Network,
-    metric: str,
-    optimize_mode: str,
-    priced: str = "params",
-) -> None:
-    """Write the front as CSV, one row a network; the random ones follow the network they are compared with.
+def write_table(path: str | Path, front: Front) -> None:
+    """Write a front as CSV, one row a network; the random ones follow the network they are compared with.
 
     ``size_ratio`` is the parameters of a random network, relative to those of the one that it is compared with.
-
-    Args:
-        path: the file.
-        networks: those that were found, each with its baseline.
-        chosen: the one that is exported.
-        metric: name of the metric; it is part of the names of four columns.
-        optimize_mode: ``maximize`` or ``minimize``.
-        priced: the cost that the front is of.
 
     Raises:
         OSError: the file cannot be written.
     """
+    networks, metric = front.networks, front.metric
     varied = dict.fromkeys(name for each in networks for values in each.found_with for name in values)
-    best = front(networks, optimize_mode, priced)
     rows = []
     for network in networks:
         for each in (network, *network.baseline):
@@ -93,15 +94,10 @@ def write_table(
                 "kind": "random" if is_random else "found",
                 "of_network": network.name if is_random else None,
                 "size_ratio": each.parameters / network.parameters if is_random and network.parameters else None,
-                "chosen": int(each.name == chosen.name),
-                "on_front": int(each in best),
+                "chosen": int(each.name == front.chosen.name),
+                "on_front": int(each in front.best),
                 **{name: varied_values(network, name) for name in varied},
-                "parameters": each.parameters,
-                "pruned_parameters": each.pruned_parameters,
-                "flops": each.flops,
-                "pruned_flops": each.pruned_flops,
-                "latency_ms": each.latency_ms,
-                "table_latency_ms": each.table_latency_ms,
+                **{name: getattr(each, name) for name in _COLUMNS},
                 f"validation_{metric}_mean": each.validation_mean,
                 f"validation_{metric}_std": each.validation_std,
                 f"test_{metric}_mean": each.test_mean,
@@ -117,85 +113,104 @@ def write_table(
         writer.writerows(rows)
 
 
-def front_figure(
-    networks: Sequence[Network], chosen: Network, metric: str, optimize_mode: str, priced: str = "params"
-) -> Figure:
-    """The front as a picture: validation metric against what the experiment prices, error bars over seeds.
+def front_figure(front: Front) -> Figure:
+    """A front as a picture: validation metric against what the experiment prices, error bars over seeds.
 
-    Each network has an invisible point with its name as ``gid``, by which a page tells more when it is pointed at.
-
-    Args:
-        networks: those that were found, each with its baseline. One whose cost is not known is not in the picture.
-        chosen: the one that is marked.
-        metric: name of the metric.
-        optimize_mode: ``maximize`` or ``minimize``.
-        priced: the cost, see :func:`~nni_gumbel.results.choice.choose`.
+    A network whose cost is not known is not in it. Each other one has an invisible point with its name as ``gid``, by
+    which a page tells more when it is pointed at.
     """
+    chosen, priced, networks = front.chosen, front.priced, _priced(front.networks, front.priced)
+    # Networks of equal size share theirs, which are drawn once.
+    random = {each.runs[0].trial_id: each for network in networks for each in network.baseline}
+    random = _priced(random.values(), priced)
+    seeds = sorted({len(network.runs) for network in networks} or {1})
+    over = f"mean ± standard deviation over {'–'.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds"
+    axes = _axes([*networks, *random], front, "one training" if seeds == [1] else over)
+    blue, orange, grey, dark = "#1f5fa8", "#d9480f", "#b9bec4", "#71787f"
+
+    shown: dict[str, Any] = {}  # for the legend, in its order
+    if chosen in networks:
+        star = {"fmt": "*", "color": orange, "markersize": 15, "capsize": 3, "zorder": 5}
+        shown["chosen network"] = axes.errorbar(
+            *_points([chosen], priced), yerr=chosen.validation_std or 0.0, **star
+        )
+    if others := [network for network in networks if network.name != chosen.name]:
+        dots = {"fmt": "o", "color": blue, "markersize": 6, "capsize": 3, "zorder": 4}
+        spread = [network.validation_std or 0.0 for network in others]
+        shown["network found"] = axes.errorbar(*_points(others, priced), yerr=spread, **dots)
+    if len(best := _priced(front.best, priced)) > 1:
+        label = "front: nothing found is cheaper and better"
+        line = {"where": "post", "color": blue, "linewidth": 1.2, "alpha": 0.6, "zorder": 3, "label": label}
+        (shown[label],) = axes.step(*_points(best, priced), **line)
+    if random:
+        label = "random network, trained alike"
+        (shown[label],) = axes.plot(*_points(random, priced), "o", color=grey, markersize=4, label=label)
+        compared = [network for network in networks if network.baseline]
+        values = [[each.validation_mean for each in network.baseline] for network in compared]
+        spread = [stdev(each) if len(each) > 1 else 0.0 for each in values]
+        shown["their mean ± standard deviation"] = axes.errorbar(
+            _points(compared, priced)[0], [fmean(each) for each in values], yerr=spread, fmt="_", color=dark,
+            markersize=13, capsize=2, zorder=2,
+        )  # fmt: skip
+    for network in networks if len(networks) <= _MOST_NAMES else [chosen]:
+        look = {"fontsize": 8, "zorder": 6, "color": orange if network.name == chosen.name else blue}
+        place = (network.price(priced), network.validation_mean)
+        axes.annotate(network.name, place, (8, 5), textcoords="offset points", **look)
+    for network in (*networks, *random):
+        (point,) = axes.plot(*_points([network], priced), "o", markersize=14, alpha=0.0, zorder=9)
+        point.set_gid(network.name)
+    found = "1 network" if len(networks) == 1 else f"{len(networks)} networks"
+    axes.set_title(f"{found} found, by cost and {_spelled(front.metric)}")
+    axes.legend(shown.values(), shown.keys(), **_BELOW)
+    return axes.figure
+
+
+def fronts_figure(fronts: Sequence[Front]) -> Figure:
+    """The fronts of several experiments, judged and priced alike, in one picture."""
+    priced = fronts[0].priced
+    found = [_priced(each.networks, priced) for each in fronts]
+    axes = _axes([one for each in found for one in each], fronts[0], "mean over the seeds")
+    for number, (each, networks) in enumerate(zip(fronts, found)):
+        color, marker, dashes = _LOOKS[number % len(_LOOKS)]
+        look = {"color": color, "zorder": 3}
+        axes.plot(*_points(networks, priced), marker, fillstyle="none", markersize=6, **look)
+        line = {"where": "post", "linestyle": dashes, "linewidth": 1.3, "marker": marker, "label": each.name}
+        axes.step(*_points(_priced(each.best, priced), priced), **line, **look)
+        axes.plot(*_points(_priced([each.chosen], priced), priced), "*", markersize=15, **look)
+    axes.set_title("Which experiment found the better networks?")
+    axes.legend(**_BELOW)
+    return axes.figure
+
+
+def _priced(networks: Iterable[Network], priced: str) -> list[Network]:
+    return [network for network in networks if math.isfinite(network.price(priced))]
+
+
+def _points(networks: Sequence[Network], priced: str) -> tuple[list[float], list[float]]:
+    return [each.price(priced) for each in networks], [each.validation_mean for each in networks]
+
+
+def _axes(networks: Sequence[Network], front: Front, over: str) -> Axes:
+    """Axes of cost and metric that these networks fit on."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
     # No pyplot: nothing is asked of the machine's display or of a person's own settings.
-    figure = Figure(figsize=(8.5, 5.5), layout="constrained")
-    axes = figure.add_subplot()
-    blue, orange, grey, dark = "#1f5fa8", "#d9480f", "#b9bec4", "#71787f"
-    networks = [network for network in networks if math.isfinite(network.price(priced))]
-
-    def points(group: Sequence[Network]) -> tuple[list[float], list[float]]:
-        return [each.price(priced) for each in group], [each.validation_mean for each in group]
-
-    # In the order of the legend; what comes first is drawn on top.
-    star = {"fmt": "*", "color": orange, "markersize": 15, "capsize": 3, "zorder": 5}
-    if chosen in networks:
-        axes.errorbar(*points([chosen]), yerr=chosen.validation_std or 0.0, **star, label="chosen network")
-    if others := [network for network in networks if network.name != chosen.name]:
-        spread = [network.validation_std or 0.0 for network in others]
-        dots = {"fmt": "o", "color": blue, "markersize": 6, "capsize": 3, "zorder": 4}
-        axes.errorbar(*points(others), yerr=spread, **dots, label="network found")
-    if len(best := front(networks, optimize_mode, priced)) > 1:
-        line = {"where": "post", "color": blue, "linewidth": 1.2, "alpha": 0.6, "zorder": 3}
-        axes.step(*points(best), **line, label="front: nothing found is cheaper and better")
-    # Networks of equal size share theirs, which are drawn once.
-    random = list({each.runs[0].trial_id: each for network in networks for each in network.baseline}.values())
-    random = [each for each in random if math.isfinite(each.price(priced))]
-    if random:
-        axes.plot(*points(random), "o", color=grey, markersize=4, label="random network, trained alike")
-        compared = [network for network in networks if network.baseline]
-        values = [[each.validation_mean for each in network.baseline] for network in compared]
-        spread = [stdev(each) if len(each) > 1 else 0.0 for each in values]
-        axes.errorbar(
-            points(compared)[0], [fmean(each) for each in values], yerr=spread, fmt="_", color=dark, markersize=13,
-            capsize=2, zorder=2, label="their mean ± standard deviation",
-        )  # fmt: skip
-    for network in networks if len(networks) <= _MOST_NAMES else [chosen]:
-        color = orange if network.name == chosen.name else blue
-        place = (network.price(priced), network.validation_mean)
-        axes.annotate(
-            network.name, place, (8, 5), textcoords="offset points", fontsize=8, color=color, zorder=6
-        )
-    for network in (*networks, *random):
-        (point,) = axes.plot(*points([network]), "o", markersize=14, alpha=0.0, zorder=9)
-        point.set_gid(network.name)
-    sizes, _ = points([*networks, *random])
+    axes = Figure(figsize=(8.5, 5.5), layout="constrained").add_subplot()
+    sizes, _ = _points(networks, front.priced)
     if sizes and min(sizes) > 0 and max(sizes) >= _LOG_FROM * min(sizes):
-        axes.set_xscale("log", subs=(2, 5) if max(sizes) < 100 * min(sizes) else ())
-        axes.xaxis.set_minor_formatter(NullFormatter() if max(sizes) >= 100 * min(sizes) else "{x:,.0f}")
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}" if priced in COUNTS else "{x:.3g}"))
+        is_wide = max(sizes) >= 100 * min(sizes)
+        axes.set_xscale("log", subs=() if is_wide else (2, 5))
+        axes.xaxis.set_minor_formatter(NullFormatter() if is_wide else "{x:,.0f}")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}" if front.priced in COUNTS else "{x:.3g}"))
     axes.margins(x=0.12, y=0.12)
-    seeds = sorted({len(network.runs) for network in networks} or {1})
-    over = f"mean ± standard deviation over {'–'.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds"
-    better = "higher" if optimize_mode == "maximize" else "lower"
-    spelled = "accuracy" if metric == "acc" else metric
-    found = "1 network" if len(networks) == 1 else f"{len(networks)} networks"
-    axes.set_title(f"{found} found, by cost and {spelled}")
-    axes.set_xlabel(COSTS[priced])
-    of = "one training" if seeds == [1] else over
-    axes.set_ylabel(f"validation {spelled} ({better} is better)\n{of}")
+    better = "higher" if front.optimize_mode == "maximize" else "lower"
+    axes.set_xlabel(COSTS[front.priced])
+    axes.set_ylabel(f"validation {_spelled(front.metric)} ({better} is better)\n{over}")
     axes.grid(color="#e6e8eb", linewidth=0.7)
     axes.set_axisbelow(True)
-    # matplotlib lists lines before bars.
-    handles = dict(zip(*reversed(axes.get_legend_handles_labels())))
-    order = ("chosen", "network", "front", "random", "their")
-    labels = sorted(handles, key=lambda label: order.index(label.split()[0].rstrip(":")))
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": 3}  # where it hides nothing
-    axes.legend([handles[label] for label in labels], labels, **below, fontsize=8, frameon=False)
-    return figure
+    return axes
+
+
+def _spelled(metric: str) -> str:
+    return "accuracy" if metric == "acc" else metric

@@ -32,34 +32,24 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture.
+    """A picture."""
 
-    Args:
-        name: of its files.
-        draw: makes it; ``None`` if there is nothing to draw.
-        words: what it shows, for those who cannot see it.
-        tips: by the ``gid`` of a part, what is told when that is pointed at.
-    """
-
-    name: str
-    draw: Callable[[], Figure | None]
-    words: str
-    tips: Mapping[str, str] = field(default_factory=dict)
+    name: str  # of its files
+    draw: Callable[[], Figure | None]  # None if there is nothing to draw
+    words: str  # what it shows, for those who cannot see it
+    tips: Mapping[str, str] = field(
+        default_factory=dict
+    )  # by the gid of a part, what is told when that is pointed at
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its file's name, titles of the columns, rows; ``None`` is an empty cell.
+    """A table of values that are JSON; ``None`` is an empty cell."""
 
-    Args:
-        name: of its file.
-        rows: all rows, for the file; values that are JSON, numbers in full.
-        shown: rows for people; those of the file if omitted, and none of them if it is empty.
-    """
-
-    name: str
+    name: str  # of its file
     titles: Sequence[str]
-    rows: Sequence[Sequence[Any]]
+    rows: Sequence[Sequence[Any]]  # in the file
+    # Titles and rows for people; those of the file if omitted, and no table if they are empty.
     shown: tuple[Sequence[str], Sequence[Sequence[Any]]] | None = None
 
 
@@ -106,13 +96,14 @@ def write_page(folder: str | Path, title: str, sections: Sequence[Section], file
 
 
 def _section(folder: Path, section: Section) -> str:
-    parts = [f'<section id="{_anchor(section.title)}"><h2>{escape(section.title)}</h2>']
-    parts += [f"<p>{escape(line)}</p>" for line in section.lines]
-    parts += [_picture(folder, picture) for picture in section.pictures]
-    if section.code:
-        parts.append(f"<pre>{escape(section.code)}</pre>")
-    parts += [_table(folder, table) for table in section.tables]
-    return "\n".join([*parts, "</section>"])
+    return "\n".join([
+        f'<section id="{_anchor(section.title)}"><h2>{escape(section.title)}</h2>',
+        *(f"<p>{escape(line)}</p>" for line in section.lines),
+        *(_picture(folder, picture) for picture in section.pictures),
+        *([f"<pre>{escape(section.code)}</pre>"] if section.code else []),
+        *(_table(folder, table) for table in section.tables),
+        "</section>",
+    ])  # fmt: skip
 
 
 def _anchor(title: str) -> str:
@@ -120,14 +111,22 @@ def _anchor(title: str) -> str:
 
 
 def _picture(folder: Path, picture: Picture) -> str:
+    import matplotlib
+
     try:
         figure = picture.draw()
         if figure is None:
             return ""
-        svg, png = _rendered(figure)
+        kept = io.StringIO(), io.BytesIO()
+        # Text stays text: it can be searched, and a picture is small.
+        with matplotlib.rc_context({"svg.fonttype": "none"}):
+            figure.savefig(kept[0], format="svg", metadata={"Date": None})
+        figure.savefig(kept[1], format="png", dpi=min(_DPI, _MOST_PIXELS / max(figure.get_size_inches())))
+        svg, png = (each.getvalue() for each in kept)
     # Whatever a person's network or a plotting library raises: the rest of the page is not lost to it.
     except Exception as error:
-        logger.warning("the picture %s is left out: %s", picture.name, first_line(error), exc_info=error)
+        trace = None if isinstance(error, UsageError) else error
+        logger.warning("the picture %s is left out: %s", picture.name, first_line(error), exc_info=trace)
         return f'<p class="warning">{escape(f"{picture.words}: could not be drawn: {first_line(error)}")}</p>'
     (folder / f"{picture.name}.svg").write_text(svg, encoding="utf-8")
     (folder / f"{picture.name}.png").write_bytes(png)
@@ -144,17 +143,6 @@ def _picture(folder: Path, picture: Picture) -> str:
         data = base64.b64encode(png).decode()
         shown = f'<img alt="{words}" src="data:image/png;base64,{data}">'
     return f"<figure>{shown}<figcaption>{words} <small>{picture.name}.png, .svg</small></figcaption></figure>"
-
-
-def _rendered(figure: Figure) -> tuple[str, bytes]:
-    import matplotlib
-
-    svg, png = io.StringIO(), io.BytesIO()
-    # Text stays text: it can be searched, and a picture is small.
-    with matplotlib.rc_context({"svg.fonttype": "none"}):
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-    figure.savefig(png, format="png", dpi=min(_DPI, _MOST_PIXELS / max(figure.get_size_inches())))
-    return svg.getvalue(), png.getvalue()
 
 
 def _table(folder: Path, table: Table) -> str:

@@ -22,9 +22,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from nni_gumbel.results.choice import is_accuracy
 from nni_gumbel.results.corruptions import CORRUPTIONS
 from nni_gumbel.results.example import Example
-from nni_gumbel.results.stability import Curve, Stability, curve_of
+from nni_gumbel.results.stability import Stability, curve_of
 
 Score = Callable[[Sequence[Any]], float]
 
@@ -70,68 +70,73 @@ def measure_stability(
         device: where the network is called for attacks.
     """
     begun = time.perf_counter()
-    draws = _DRAWS["full" if full else "cheap"]
-    clean = score(batches)
+    clean, curves, left_out = score(batches), [], []
 
-    def curve(name: str, unit: str, strengths: Sequence[float], disturbed: Callable[[float], float]) -> Curve:
-        return curve_of(name, unit, (0.0, *strengths), (clean, *(disturbed(each) for each in strengths)))
+    def measure(
+        name: str, unit: str, strengths: Sequence[float], disturbed: Callable[[float], float]
+    ) -> None:
+        curves.append(curve_of(name, unit, (0.0, *strengths), (clean, *map(disturbed, strengths))))
 
-    def of_inputs(strength: float) -> float:
-        with noisy_inputs(network, strength):
+    def under(disturbance: Callable[..., AbstractContextManager[None]], *strength: float) -> float:
+        with disturbance(network, *strength):
             return score(batches)
 
-    def of_weights(strength: float) -> float:
-        total = 0.0
-        for seed in range(draws):
-            with noisy_weights(network, strength, seed):
-                total += score(batches)
-        return total / draws
+    def noise(strength: float) -> float:
+        return fmean(
+            under(noisy_weights, strength, seed) for seed in range(_DRAWS["full" if full else "cheap"])
+        )
 
-    def of_removal(share: float) -> float:
-        with without_smallest_weights(network, share):
-            return score(batches)
-
-    curves = [
-        curve("input noise", "standard deviations of the inputs", _NOISE, of_inputs),
-        curve("weight noise", "relative to each weight", _WEIGHT_NOISE, of_weights),
-        curve("weights removed", "share of the weights", _REMOVED, of_removal),
-    ]
-    task = _Classification.of(network, batches, device)
-    if task is None:
-        left_out = (
+    measure("input noise", "standard deviations of the inputs", _NOISE, partial(under, noisy_inputs))
+    measure("weight noise", "relative to each weight", _WEIGHT_NOISE, noise)
+    measure("weights removed", "share of the weights", _REMOVED, partial(under, without_smallest_weights))
+    scores, facts = _class_scores(network, batches, device), {"chance": 0.0}
+    if scores is None:
+        left_out.append(
             "attacks, corruptions, calibration: the task is no classification of a batch (inputs, labels)"
         )
-        return Stability(
-            metric=metric, minimize=minimize, chance=0.0, examples=_count(batches), curves=curves, left_out=left_out,
-            seconds=time.perf_counter() - begun,
-        )  # fmt: skip
-    left_out = []
-    if task.one_input:
-        for name, attack in (("FGSM", fgsm), ("PGD", pgd))[: 1 + full]:
-            unit = "share of the range of the inputs"
-            curves.append(
-                curve(name, unit, _ATTACK, lambda epsilon: score(task.attacked(attack, epsilon)))  # noqa: B023
-            )
     else:
-        left_out.append("attacks: the network takes other than one tensor of floating-point numbers")
-    if full and task.is_image:
-        curves += [
-            curve(name, unit, strengths, lambda strength: score(task.corrupted(corrupt, strength)))  # noqa: B023
-            for name, unit, strengths, corrupt in CORRUPTIONS
-        ]
-    elif full:
-        left_out.append("corruptions: the inputs are no images of 1 or 3 channels")
-    scores = torch.cat([task.scores(batch).cpu() for batch in batches])
-    labels = torch.cat([batch[1] for batch in batches])
+        labels, classes = torch.cat([batch[1] for batch in batches]), scores.shape[1]
+        facts = {
+            "chance": 1 / classes if is_accuracy(metric) else 0.0, "predictions": scores.argmax(1).tolist(),
+            "calibration_error": float(multiclass_calibration_error(scores.softmax(1), labels, classes, _BINS)),
+        }  # fmt: skip
+        inputs = batches[0][0]
+        is_one = isinstance(inputs, Tensor) and inputs.is_floating_point()
+        if is_one:
+            low, high = _range_of(torch.cat([batch[0] for batch in batches]))
+            for name, attack in (("FGSM", fgsm), ("PGD", pgd))[: 1 + full]:
+
+                def attacked(strength: float, attack: Callable[..., Tensor] = attack) -> float:
+                    limits = [each.to(device) for each in (strength * (high - low), low, high)]
+                    there = network.to(device).eval()
+                    return score(
+                        [(attack(there, x.to(device), y.to(device), *limits).cpu(), y) for x, y in batches]
+                    )
+
+                measure(name, "share of the range of the inputs", _ATTACK, attacked)
+        else:
+            left_out.append("attacks: the network takes other than one tensor of floating-point numbers")
+        if full and is_one and inputs.dim() == 4 and inputs.shape[1] in (1, 3):
+            width = torch.where(high > low, high - low, torch.ones_like(high))
+            for name, unit, strengths, corrupt in CORRUPTIONS:
+
+                def corrupted(strength: float, corrupt: Callable[[Tensor, float], Tensor] = corrupt) -> float:
+                    # Images that are corrupted where their values are between 0 and 1.
+                    return score(
+                        [(low + width * corrupt((x - low) / width, strength), y) for x, y in batches]
+                    )
+
+                measure(name, unit, strengths, corrupted)
+        elif full:
+            left_out.append("corruptions: the inputs are no images of 1 or 3 channels")
     return Stability(
-        metric=metric, minimize=minimize, chance=1 / task.classes if is_accuracy(metric) else 0.0,
-        examples=_count(batches), curves=curves, left_out="; ".join(left_out),
-        calibration_error=float(multiclass_calibration_error(scores.softmax(1), labels, task.classes, _BINS)),
-        predictions=scores.argmax(1).tolist(), seconds=time.perf_counter() - begun,
+        metric=metric, minimize=minimize, examples=count_examples(batches), curves=curves,
+        left_out="; ".join(left_out), seconds=time.perf_counter() - begun, **facts,
     )  # fmt: skip
 
 
-def _count(batches: Sequence[Any]) -> int:
+def count_examples(batches: Sequence[Any]) -> int:
+    """How many examples there are in some batches."""
     return sum(len(next(_tensors(batch))) for batch in batches)
 
 
@@ -218,7 +223,10 @@ def fgsm(network: nn.Module, inputs: Tensor, labels: Tensor, epsilon: Any, low: 
 
     Source: Goodfellow et al. (arXiv 1412.6572), section 4.
     """
-    return torch.clamp(inputs + epsilon * _gradient(network, inputs, labels).sign(), low, high)
+    with torch.enable_grad():
+        inputs = inputs.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(cross_entropy(network(inputs), labels), inputs)
+    return torch.clamp(inputs.detach() + epsilon * gradient.sign(), low, high)
 
 
 def pgd(
@@ -230,87 +238,34 @@ def pgd(
     """
     found = inputs
     for _ in range(steps):
-        found = found + 2.5 / steps * epsilon * _gradient(network, found, labels).sign()
-        found = torch.clamp(torch.clamp(found, inputs - epsilon, inputs + epsilon), low, high)
+        found = fgsm(network, found, labels, 2.5 / steps * epsilon, low, high)
+        found = torch.clamp(found, inputs - epsilon, inputs + epsilon)
     return found
 
 
-def _gradient(network: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-    with torch.enable_grad():
-        inputs = inputs.detach().requires_grad_()
-        return torch.autograd.grad(cross_entropy(network(inputs), labels), inputs)[0]
+def _class_scores(network: nn.Module, batches: Sequence[Any], device: torch.device | str) -> Tensor | None:
+    """``(N, K)`` on the CPU; ``None`` where the batches have another form, or the network returns something else."""
+    first = batches[0]
+    if not (isinstance(first, (tuple, list)) and len(first) == 2 and isinstance(first[1], Tensor)):
+        return None
+    labels = first[1]
+    if labels.dim() != 1 or labels.is_floating_point() or next(_tensors(first[0]), None) is None:
+        return None
+    network, found = network.to(device).eval(), []
+    with torch.no_grad():
+        for inputs, _ in batches:
+            scores = Example.of(inputs).map(lambda tensor: tensor.to(device))(network)
+            if not (isinstance(scores, Tensor) and scores.dim() == 2):
+                return None
+            found.append(scores.cpu())
+    scores = torch.cat(found)
+    return scores if len(found[0]) == len(labels) and scores.shape[1] > max(1, int(labels.max())) else None
 
 
-@dataclass(frozen=True)
-class _Classification:
-    """A network with class scores, and the batches ``(inputs, labels)`` that it is disturbed on."""
-
-    network: nn.Module
-    batches: Sequence[Any]
-    device: torch.device | str
-    classes: int
-
-    @classmethod
-    def of(
-        cls, network: nn.Module, batches: Sequence[Any], device: torch.device | str
-    ) -> _Classification | None:
-        """``None`` where the batches have another form, or the network returns something else."""
-        first = batches[0]
-        if not (isinstance(first, (tuple, list)) and len(first) == 2 and isinstance(first[1], Tensor)):
-            return None
-        labels = first[1]
-        if labels.dim() != 1 or labels.is_floating_point() or not len(list(_tensors(first[0]))):
-            return None
-        found = cls(network, batches, device, 0)
-        scores = found.scores(first)
-        fits = isinstance(scores, Tensor) and scores.dim() == 2 and len(scores) == len(labels)
-        if not fits or scores.shape[1] <= max(1, int(labels.max())):
-            return None
-        return cls(network, batches, device, scores.shape[1])
-
-    def scores(self, batch: Any) -> Any:
-        """What the network returns for a batch, in evaluation."""
-        with torch.no_grad():
-            example = Example.of(batch[0]).map(lambda tensor: tensor.to(self.device))
-            return example(self.network.to(self.device).eval())
-
-    @property
-    def one_input(self) -> bool:
-        inputs = self.batches[0][0]
-        return isinstance(inputs, Tensor) and inputs.is_floating_point()
-
-    @property
-    def is_image(self) -> bool:
-        inputs = self.batches[0][0]
-        return self.one_input and inputs.dim() == 4 and inputs.shape[1] in (1, 3)
-
-    @cached_property
-    def _range(self) -> tuple[Tensor, Tensor]:
-        """The smallest and the greatest value of the inputs, of each channel if they have several dimensions."""
-        inputs = torch.cat([batch[0] for batch in self.batches])
-        if inputs.dim() < 3:
-            return inputs.min(), inputs.max()
-        by_channel = inputs.transpose(0, 1).flatten(1)
-        shape = (1, -1, *(1,) * (inputs.dim() - 2))
-        return by_channel.amin(1).view(shape), by_channel.amax(1).view(shape)
-
-    def attacked(self, attack: Callable[..., Tensor], epsilon: float) -> list[tuple[Tensor, Tensor]]:
-        """The batches, moved by at most so much of the range of their values, and within it."""
-        low, high = (each.to(self.device) for each in self._range)
-        network = self.network.to(self.device).eval()
-        found = []
-        for inputs, labels in self.batches:
-            batch = inputs.to(self.device), labels.to(self.device)
-            found.append((attack(network, *batch, epsilon * (high - low), low, high).cpu(), labels))
-        return found
-
-    def corrupted(
-        self, corrupt: Callable[[Tensor, float], Tensor], strength: float
-    ) -> list[tuple[Tensor, Tensor]]:
-        """The batches, with images that are corrupted where their values are between 0 and 1."""
-        low, high = self._range
-        width = torch.where(high > low, high - low, torch.ones_like(high))
-        return [
-            (low + width * corrupt((inputs - low) / width, strength), labels)
-            for inputs, labels in self.batches
-        ]
+def _range_of(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest and the greatest value, of each channel if there are several dimensions."""
+    if inputs.dim() < 3:
+        return inputs.min(), inputs.max()
+    by_channel = inputs.transpose(0, 1).flatten(1)
+    shape = (1, -1, *(1,) * (inputs.dim() - 2))
+    return by_channel.amin(1).view(shape), by_channel.amax(1).view(shape)

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
 from nni_gumbel.errors import first_line
 from nni_gumbel.results.bundle import WEIGHTS, load_with_example
@@ -58,11 +58,16 @@ def write_programs(bundle: Path, folder: Path) -> dict[str, str]:
         expected = example(network)
     missing: dict[str, str] = {}
 
+    import onnxruntime  # takes its time
+
     exported = cache(lambda: _exported(network, example))  # two files are made of it
 
     def source(path: Path) -> Any:
         path.write_text(source_of(network, example), encoding="utf-8")
-        return _run_source(path, bundle / WEIGHTS, example)
+        namespace: dict[str, Any] = {"__file__": str(path), "__name__": "model"}
+        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), namespace)  # written a moment ago
+        with torch.no_grad():
+            return example(namespace["load"](bundle / WEIGHTS))
 
     def program(path: Path) -> Any:
         torch.export.save(exported(), path)
@@ -70,7 +75,10 @@ def write_programs(bundle: Path, folder: Path) -> dict[str, str]:
 
     def onnx(path: Path) -> Any:
         torch.onnx.export(exported(), dynamo=True).save(path, include_initializers=True, external_data=False)
-        return _run_onnx(path, example)
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        given = zip(session.get_inputs(), example.tensors)
+        (output,) = session.run(None, {entry.name: tensor.numpy() for entry, tensor in given})
+        return torch.from_numpy(output)
 
     for name, write in ((SOURCE, source), (PROGRAM, program), (ONNX, onnx)):
         path = folder / name
@@ -99,18 +107,6 @@ def _exported(network: nn.Module, example: Example) -> torch.export.ExportedProg
     positional = inspect.signature(network.forward).bind_partial(*example.args).arguments
     shapes = tree_map(dynamic, {**positional, **example.kwargs})
     return torch.export.export(network, example.args, example.kwargs, dynamic_shapes=shapes)
-
-
-def _run_onnx(path: Path, example: Example) -> Any:
-    """What the network of an :data:`ONNX` returns."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    tensors = [leaf for leaf in tree_flatten((example.args, example.kwargs))[0] if isinstance(leaf, Tensor)]
-    (output,) = session.run(
-        None, {entry.name: value.numpy() for entry, value in zip(session.get_inputs(), tensors)}
-    )
-    return torch.from_numpy(output)
 
 
 # -- source ------------------------------------------------------------------------------------------
@@ -163,14 +159,6 @@ def load(path=Path(__file__).with_name("model.safetensors")):
 '''
 
 
-def _run_source(path: Path, weights: Path, example: Example) -> Any:
-    """What the network of a :data:`SOURCE` returns."""
-    namespace: dict[str, Any] = {"__file__": str(path), "__name__": "model"}
-    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), namespace)  # written a moment ago
-    with torch.no_grad():
-        return example(namespace["load"](weights))
-
-
 def source_of(network: nn.Module, example: Example) -> str:
     """The text of :data:`SOURCE`.
 
@@ -196,31 +184,25 @@ def source_of(network: nn.Module, example: Example) -> str:
     lines = (re.sub(r";  .* = None$", "", line) for line in code.src.strip().splitlines())
     forward = "\n    ".join(lines)
     own = {**dict(network.named_parameters(remove_duplicate=False)), **dict(network.named_buffers())}
-    layers = [
-        _tensor(name, own[part])
-        if part in own
-        else f"        self.{name} = {_constructor(network.get_submodule(part))}"
-        for part, name in names.items()
-    ]
-    imports = [f"import {module}" for module in _imports(code)]
-    shape = tuple(next(leaf.shape for leaf in tree_flatten((example.args, example.kwargs))[0]))
+    layers = []
+    for part, name in names.items():
+        value = own.get(part)
+        if value is None:
+            layers.append(f"        self.{name} = {_constructor(network.get_submodule(part))}")
+            continue
+        # Of no layer of torch; its values come from the file.
+        made = f"torch.empty({tuple(value.shape)}, dtype={value.dtype})"
+        if isinstance(value, nn.Parameter):
+            layers.append(f"        self.{name} = nn.Parameter({made}, requires_grad={value.requires_grad})")
+        else:
+            layers.append(f"        self.register_buffer({name!r}, {made})")
+    modules = {value.__name__ for value in code.globals.values() if inspect.ismodule(value)} - {"torch"}
     return _MODULE.format(
-        title=type(network).__name__, name="Network", shape=", ".join(map(str, shape)),
-        imports="\n".join(imports), layers="\n".join(layers) or "        pass", forward=forward,
+        title=type(network).__name__, name="Network", shape=", ".join(map(str, example.tensors[0].shape)),
+        imports="\n".join(f"import {module}" for module in sorted(modules)),
+        layers="\n".join(layers) or "        pass", forward=forward,
         names=json.dumps(names, indent=4),
     )  # fmt: skip
-
-
-def _imports(code: Any) -> list[str]:
-    return sorted({value.__name__ for value in code.globals.values() if inspect.ismodule(value)} - {"torch"})
-
-
-def _tensor(name: str, value: Tensor) -> str:
-    """The statement that makes a weight or a buffer that no layer of torch holds; its values come from the file."""
-    made = f"torch.empty({tuple(value.shape)}, dtype={value.dtype})"
-    if isinstance(value, nn.Parameter):
-        return f"        self.{name} = nn.Parameter({made}, requires_grad={value.requires_grad})"
-    return f"        self.register_buffer({name!r}, {made})"
 
 
 def _constructor(layer: nn.Module) -> str:

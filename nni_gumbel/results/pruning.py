@@ -10,6 +10,7 @@ traced, the network stays as it is. What stays has its name, so that weights fit
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 from collections import Counter
 from typing import Any
@@ -161,7 +162,14 @@ def _leave_out_zeros(graph: fx.Graph, root: nn.Module, example: Tensor) -> None:
             name, source = _name_of(node), _first_of_shape(zero)
             if name == "add" and len(others) == 1 and _shape(others[0]) == _shape(node):
                 node.replace_all_uses_with(others[0])
-            elif name == "stack" and others and all(_is_sum_of_first(user) for user in node.users):
+            elif (
+                name == "stack"
+                and others
+                and all(
+                    _name_of(user) == "sum" and (*user.args[1:], *user.kwargs.values()) == (0,)
+                    for user in node.users
+                )
+            ):
                 node.args = (others,)
             elif source is not zero:
                 with graph.inserting_before(zero):
@@ -194,36 +202,27 @@ def _first_of_shape(node: fx.Node) -> fx.Node:
     return node if earlier is None else _first_of_shape(earlier)
 
 
-def _is_sum_of_first(node: fx.Node) -> bool:
-    return _name_of(node) == "sum" and (*node.args[1:], *node.kwargs.values()) == (0,)
-
-
 def _difference(network: nn.Module, pruned: nn.Module, example: Tensor) -> str | None:
     """How the outputs of two networks differ, on inputs of several sizes; ``None`` if they do not."""
     inputs = [example, torch.cat([example, example.flip(0)])]
     if example.dim() > 2:
         inputs.append(pad(example, [1] * (2 * (example.dim() - 2))))
-    for x in (one.cpu() for one in inputs):
-        for training in (False, True):
-            try:
-                expected, drew = _run(network, x, training)
-            except (
-                Exception
-            ) as error:  # other sizes, or batch norm on a single value, are not for every network
-                if x.shape == example.shape and not training:
-                    return f"they cannot be compared: {first_line(error)}"
-                continue
-            if training and drew:
-                continue  # what is left out drew random numbers, too
-            try:
-                found, _ = _run(pruned, x, training)
-                expected = {name: expected[name] for name in found}
-                torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
-            except Exception as error:  # a comparison fails with an AssertionError, a forward with anything
-                mode = "training" if training else "evaluation"
-                return (
-                    f"its outputs differ in {mode} on an input of shape {tuple(x.shape)}: {first_line(error)}"
-                )
+    for x, training in itertools.product([one.cpu() for one in inputs], (False, True)):
+        where = f"in {'training' if training else 'evaluation'} on an input of shape {tuple(x.shape)}"
+        try:
+            expected, drew = _run(network, x, training)
+        except Exception as error:  # other sizes, or batch norm on a single value, are not for every network
+            if x.shape == example.shape and not training:
+                return f"they cannot be compared: {first_line(error)}"
+            continue
+        if training and drew:
+            continue  # what is left out drew random numbers, too
+        try:
+            found, _ = _run(pruned, x, training)
+            expected = {name: expected[name] for name in found}
+            torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+        except Exception as error:  # a comparison fails with an AssertionError, a forward with anything
+            return f"its outputs differ {where}: {first_line(error)}"
     return None
 
 

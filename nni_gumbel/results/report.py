@@ -6,7 +6,7 @@ The same rows stand in the README of an export and in the terminal.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from nni_gumbel.results.choice import EQUAL_SIZE, Choice, Network
 from nni_gumbel.results.space import canonical
 
+_UNKNOWN = "–"
 _PROGRAMS = (
     "Without NNI and nni_gumbel: {}. `from model import load` beside the files gives the network as a plain "
     '`nn.Module` with its weights; `torch.export.load("model.pt2").module()` and ONNX runtimes take batches of any '
@@ -36,9 +37,6 @@ def network_table(
         if name not in varied and len({repr(network.settings[name]) for network in networks}) > 1
     ]
 
-    def name(network: Network) -> str:
-        return f"{network.name} (chosen)" if chosen and network.name == chosen.name else network.name
-
     def choices(network: Network) -> str:
         settings = {name: varied_values(network, name) for name in varied}
         settings |= {name: chosen_value(network.settings[name]) for name in trained}
@@ -47,47 +45,42 @@ def network_table(
 
     def latency(network: Network) -> str:
         if network.latency_ms is None:
-            return "–"
+            return _UNKNOWN
         by_table = "" if network.table_latency_ms is None else f" ({network.table_latency_ms:.3g})"
         return f"{network.latency_ms:.3g}{by_table}"
 
     pruned = " (pruned)" if any(network.is_pruned for network in networks) else ""
-    columns: dict[str, Callable[[Network], str]] = {
-        "network": name,
-        "choices": choices,
-        f"validation {metric}": lambda n: mean_and_std(n.validation_mean, n.validation_std),
-        f"test {metric}": lambda n: mean_and_std(n.test_mean, n.test_std),
-        f"parameters{pruned}": lambda n: _count(n.parameters, n.exported_parameters),
-        f"FLOPs{pruned}": lambda n: _count(n.flops, n.exported_flops),
-        "ms (by table)": latency,
-        "stability": lambda n: mean_and_std(n.stability_mean, n.stability_std),
-        "seeds": lambda n: str(len(n.runs)),
-    }
-    for column, field in (("ms (by table)", "latency_ms"), ("stability", "stability_mean")):
-        if all(getattr(network, field) is None for network in networks):
-            del columns[column]
-    return [tuple(columns), *(tuple(cell(network) for cell in columns.values()) for network in networks)]
+    rows = [
+        {
+            "network": f"{each.name} (chosen)" if chosen and each.name == chosen.name else each.name,
+            "choices": choices(each),
+            f"validation {metric}": mean_and_std(each.validation_mean, each.validation_std),
+            f"test {metric}": mean_and_std(each.test_mean, each.test_std),
+            f"parameters{pruned}": count(each.parameters, each.exported_parameters),
+            f"FLOPs{pruned}": count(each.flops, each.exported_flops),
+            "ms (by table)": latency(each),
+            "stability": mean_and_std(each.stability_mean, each.stability_std),
+            "seeds": str(len(each.runs)),
+        }
+        for each in networks
+    ]
+    for title in ("ms (by table)", "stability"):
+        if all(row[title] == _UNKNOWN for row in rows):
+            for row in rows:
+                del row[title]
+    return [tuple(rows[0]), *(tuple(row.values()) for row in rows)]
 
 
 def decision_table(choice: Choice, metric: str) -> list[tuple[str, ...]]:
     """The titles of the columns, and one row a candidate: how the rule has judged it."""
     rows = [
         (
-            each.network.name,
-            mean_and_std(each.network.validation_mean, each.network.validation_std),
-            _yes_or_no(each.is_near),
-            mean_and_std(each.network.stability_mean, each.network.stability_std),
-            _yes_or_no(each.is_stable),
-            each.decision,
+            each.name, mean_and_std(each.validation_mean, each.validation_std),
+            mean_and_std(each.stability_mean, each.stability_std), decision,
         )
-        for each in choice.candidates
-    ]
-    titles = ("network", f"validation {metric}", "within one standard error of the best", "stability")
-    return [(*titles, "not below the median", "decision"), *rows]
-
-
-def _yes_or_no(fact: bool | None) -> str:
-    return {True: "yes", False: "no", None: "–"}[fact]
+        for each, decision in choice.decisions
+    ]  # fmt: skip
+    return [("network", f"validation {metric}", "stability", "decision"), *rows]
 
 
 def varied_values(network: Network, name: str) -> str:
@@ -121,8 +114,10 @@ def baseline_line(network: Network, metric: str) -> str | None:
     return f"{network.name} and {of} {size}, trained alike: {'; '.join(parts)}"
 
 
-def _count(count: int, exported: int) -> str:
-    return f"{count:,}" if exported == count else f"{count:,} ({exported:,})"
+def count(number: int | None, exported: int | None = None) -> str:
+    """A number of parameters or FLOPs; in brackets that of the network as it is exported, where it is another."""
+    text = "not known" if number is None else f"{number:,}"
+    return text if exported in (None, number) else f"{text} ({exported:,})"
 
 
 def chosen_value(value: Any) -> str:
@@ -135,7 +130,7 @@ def chosen_value(value: Any) -> str:
 def mean_and_std(mean: float | None, std: float | None) -> str:
     """``0.9762 ± 0.001``; without a spread, the mean alone; a dash if there is none."""
     if mean is None:
-        return "–"
+        return _UNKNOWN
     return number(mean) if std is None else f"{number(mean)} ± {std:.2g}"
 
 
@@ -178,10 +173,10 @@ def export_readme(
         f"test {metric}, {held_out} ({over})": mean_and_std(network.test_mean, network.test_std),
         f"validation {metric} ({over})": mean_and_std(network.validation_mean, network.validation_std),
         "parameters": f"{network.parameters:,}",
-        "FLOPs": f"{network.flops:,}",
+        "FLOPs": count(network.flops),
     }
     if network.is_pruned:
-        left = f"{network.exported_parameters:,} parameters, {network.exported_flops:,} FLOPs"
+        left = f"{network.exported_parameters:,} parameters, {count(network.exported_flops)} FLOPs"
         facts["without unreachable layers, as loaded"] = left
     if network.latency_ms is not None:
         table = network.table_latency_ms

@@ -56,19 +56,19 @@ class SpaceReference:
             values[key] = _value(text)
         return cls(module, name, values)
 
-    def build(self) -> ModelSpace:
-        """Import the class from the working directory and construct the space.
+    def build(self, space: Any = None) -> ModelSpace:
+        """Construct the space.
+
+        Args:
+            space: its class; if omitted, it is imported from the working directory.
 
         Raises:
             UsageError: the class is not found or is no ``ModelSpace``, the constructor refuses the
                 arguments, or nothing in the space is left to choose.
         """
-        return self.construct(import_named(FIELD, str(self)))
-
-    def construct(self, space: Any) -> ModelSpace:
-        """As :meth:`build`, with a class that is at hand."""
         from nni.nas.nn.pytorch import ModelSpace
 
+        space = import_named(FIELD, str(self)) if space is None else space
         if not (inspect.isclass(space) and issubclass(space, ModelSpace)):
             raise UsageError(
                 f"{FIELD}: {self} is no nni.nas.nn.pytorch.ModelSpace; name a class derived from that"

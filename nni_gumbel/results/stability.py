@@ -1,44 +1,33 @@
 """Stability: how much of what a network reaches is left when its inputs or its weights are disturbed.
 
 This file holds the records and the one number that networks are compared by; it needs no torch. What is disturbed, and
-how, is in :mod:`~nni_gumbel.results.perturbation`. A training keeps its record as ``stability.json`` beside its bundle.
+how, is in :mod:`~nni_gumbel.results.perturbation`. A training keeps the record in its output directory (validation
+part), and so does an export (test part).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from nni_gumbel.errors import UsageError, first_line
-
-# In the output directory of a training (validation part) and of an export (test part).
-FILE = "stability.json"
+from nni_gumbel.results.record import Record
 
 
-class _Record(BaseModel):
+class Curve(BaseModel):
+    """The metric of a network under one disturbance."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-
-class Curve(_Record):
-    """The metric of a network under one disturbance.
-
-    Args:
-        name: of the disturbance.
-        unit: of the strengths.
-        strengths: increasing; the first is 0, the undisturbed network.
-        values: the metric at each; ``None`` where it is not finite.
-    """
-
     name: str
-    unit: str
-    strengths: tuple[float, ...]
-    values: tuple[float | None, ...]
+    unit: str  # of the strengths
+    strengths: tuple[float, ...]  # increasing; the first is 0, the undisturbed network
+    values: tuple[float | None, ...]  # the metric at each; None where it is not finite
 
 
-class Stability(_Record):
+class Stability(Record):
     """What is left of a network's metric under several disturbances.
 
     Args:
@@ -53,6 +42,8 @@ class Stability(_Record):
         predictions: the class of each example that the undisturbed network predicts; empty for other tasks.
         seconds: that it took.
     """
+
+    FILE: ClassVar[str] = "stability.json"
 
     metric: str
     minimize: bool
@@ -105,17 +96,3 @@ def curve_of(name: str, unit: str, strengths: Sequence[float], values: Sequence[
     """A curve, of values that need not be finite."""
     known = tuple(float(value) if math.isfinite(value) else None for value in values)
     return Curve(name=name, unit=unit, strengths=tuple(strengths), values=known)
-
-
-def read_stability(path: str | Path) -> Stability | None:
-    """The record in a file; ``None`` if there is no such file.
-
-    Raises:
-        UsageError: the file is no such record.
-    """
-    try:
-        return Stability.model_validate_json(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (ValidationError, OSError) as error:
-        raise UsageError(f"{path}: it holds no stability: {first_line(error)}; remove it") from None

@@ -41,7 +41,7 @@ from torch import Tensor
 
 from nni_gumbel.complexity.budget import Limit, best_within, ranked_within
 from nni_gumbel.complexity.table import ExpectedSum, cost_of
-from nni_gumbel.errors import UsageError
+from nni_gumbel.search.state import Resumable
 from nni_gumbel.supernet.distribution import Distribution
 
 # The constraint that limits the slack of a budget, so that it is spent. The others have the names of settings.
@@ -58,7 +58,7 @@ _PERIOD, _ENOUGH_PROGRESS, _TOLERANCE = 0.05, 0.9, 0.05
 _COMMITS_FROM, _CHOSEN_EVERY = 0.75, 0.01
 
 
-class Multipliers:
+class Multipliers(Resumable):
     """One multiplier for each constraint; the only place that changes them.
 
     Attributes:
@@ -66,18 +66,16 @@ class Multipliers:
         stiffness: ``rho`` by constraint.
     """
 
+    _kept = ("weights", "stiffness", "_violations", "_since")
+
     def __init__(self, names: tuple[str, ...]) -> None:
         self.weights = dict.fromkeys(names, 0.0)
         self.stiffness = dict.fromkeys(names, 1.0)
-        self._violations = dict.fromkeys(names, float("inf"))  # at the beginning of the current period
+        self._violations = dict.fromkeys(names, math.inf)  # at the beginning of the current period
         self._since = 0.0
 
     def term(self, violations: Mapping[str, Tensor]) -> Tensor | float:
-        """Scalar: what the constraints add to the objective; differentiable in their ``g``.
-
-        Args:
-            violations: ``g`` by constraint, scalar; above 0 where it is violated.
-        """
+        """Scalar: what the constraints add to the objective; differentiable in ``violations``, their ``g``."""
         total: Tensor | float = 0.0
         for name, g in violations.items():
             weight, rho = self.weights[name], self.stiffness[name]
@@ -85,12 +83,7 @@ class Multipliers:
         return total
 
     def follow(self, violations: Mapping[str, float], share: float) -> None:
-        """Move every multiplier after a structure step.
-
-        Args:
-            violations: ``g`` by constraint, after the step.
-            share: the part of the search that the step was, in (0, 1].
-        """
+        """Move every multiplier after a structure step; ``share`` is the part of the search that it was, in (0, 1]."""
         for name, g in violations.items():
             moved = self.weights[name] + _PACE * share * self.stiffness[name] * g
             self.weights[name] = max(0.0, moved)
@@ -102,39 +95,8 @@ class Multipliers:
                     self.stiffness[name] *= 2
             self._violations = {name: max(g, 0.0) for name, g in violations.items()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed search must know."""
-        return {
-            "weights": dict(self.weights), "stiffness": dict(self.stiffness), "violations": dict(self._violations),
-            "since": self._since,
-        }  # fmt: skip
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`.
-
-        Raises:
-            UsageError: the state is of a search with other budgets.
-        """
-        saved = state["weights"]
-        if saved.keys() != self.weights.keys():
-            differing = sorted((saved.keys() ^ self.weights.keys()) - {SLACK})
-            raise UsageError(
-                f"{', '.join(differing) or 'cost_weight'}: the checkpoint is of a search with {_in_words(saved)}, this "
-                f"one has {_in_words(self.weights)}; give it the settings of the checkpoint, or start anew without it"
-            )
-        self.weights, self.stiffness = dict(saved), dict(state["stiffness"])
-        self._violations, self._since = dict(state["violations"]), state["since"]
-
-
-def _in_words(weights: Mapping[str, float]) -> str:
-    """The budgets that constraints are of, and whether they are to be spent."""
-    budgets = [name for name in weights if name != SLACK]
-    if not budgets:
-        return "no budget"
-    return f"{' and '.join(budgets)} {'without' if SLACK in weights else 'beside'} a cost weight or penalty"
-
-
-class Commitment:
+class Commitment(Resumable):
     """The network that a search settles on, chosen again from time to time as the logits move.
 
     Args:
@@ -143,6 +105,8 @@ class Commitment:
         usage: the largest part of a budget that a network uses.
     """
 
+    _kept = ("_outcomes", "_used", "_chosen_at")
+
     def __init__(
         self, distribution: Distribution, find: Callable[[], Sample], usage: Callable[[Sample], float]
     ) -> None:
@@ -150,12 +114,8 @@ class Commitment:
         self._outcomes: dict[str, Tensor] = {}
         self._used, self._chosen_at = math.inf, -math.inf
 
-    def has_begun(self, progress: float) -> bool:
-        """Whether the search, its progress in [0, 1], is in its last quarter."""
-        return progress > _COMMITS_FROM
-
     def strength(self, progress: float) -> float:
-        """From 0 at the beginning of the last quarter to 1 at the end of the search."""
+        """From 0 at the beginning of the last quarter to 1 at the end of the search; ``progress`` is in [0, 1]."""
         return max(progress - _COMMITS_FROM, 0.0) / (1 - _COMMITS_FROM)
 
     def used(self, progress: float) -> float:
@@ -178,22 +138,12 @@ class Commitment:
             for label, outcome in self._outcomes.items()
         ) / len(laws)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed search must know."""
-        # Plain strings: NNI's labels are of a class of its own, which a checkpoint would need to be trusted for.
-        outcomes = {str(label): outcome for label, outcome in self._outcomes.items()}
-        return {"outcomes": outcomes, "used": self._used, "chosen_at": self._chosen_at}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`; the logits may still move to another device."""
-        self._outcomes = dict(state["outcomes"])
-        self._used, self._chosen_at = state["used"], state["chosen_at"]
-
     def _choose(self, progress: float) -> None:
-        if self.has_begun(progress) and progress >= self._chosen_at + _CHOSEN_EVERY:
+        if progress > _COMMITS_FROM and progress >= self._chosen_at + _CHOSEN_EVERY:
             sample = self._find()
+            # Plain strings: NNI's labels are of a class of its own, which a checkpoint would need to be trusted for.
             self._outcomes = {
-                label: self._distribution.outcome(label, value).detach() for label, value in sample.items()
+                str(label): self._distribution.outcome(label, value) for label, value in sample.items()
             }
             self._used, self._chosen_at = self._usage(sample), progress
 
@@ -205,11 +155,6 @@ def best_spending(space: ModelSpace, distribution: Distribution, limits: Sequenc
     that no other network within the limits dominates, where "dominates" means: it costs more of one limit, and no less
     of the limits that are used more. It is found from the most probable network within the limits, by asking for a
     larger cost of the limit that is used most, then of the next limit, until no such network exists.
-
-    Args:
-        space: the supernet.
-        distribution: of its networks.
-        limits: at least one.
 
     Returns:
         The NNI sample, labels that the network uses only.

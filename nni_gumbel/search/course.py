@@ -1,15 +1,9 @@
-"""The course of a search: stages of networks with shared weights, then finalists trained alone.
+"""The course of a search: how many steps it has, and how they are divided.
 
-====================  ======================================================================================
-segments              what happens in each
-====================  ======================================================================================
-``stages``            networks are trained by turns, with shared weights, and judged; the logits
-                      follow, the temperature falls
-``finalists``         one network is trained alone, and judged
-====================  ======================================================================================
-
-All stages together are one training, and every finalist is another, from the same first weights. In the first stage
-nothing is known of the networks, and the weights have to learn first: it has twice the length of the others.
+By default there are *stages*, in which networks are trained by turns, with shared weights, and judged, and then
+*finalists*, each of them one network that is trained alone, and judged. All stages together are one training, and every
+finalist is another, from the same first weights. In the first stage nothing is known of the networks, and the weights
+have to learn first: it has twice the length of the others.
 """
 
 from __future__ import annotations
@@ -19,12 +13,61 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
+from pytorch_lightning import Trainer
+
+from nni_gumbel.errors import UsageError
+
 # Steps of a segment; a training of fewer says nothing.
 SHORTEST = 25
 # The part of the steps that the stages have, and the length of the first one, relative to another.
 _STAGES, _FIRST_STAGE = 0.4, 2
 
 _logger = logging.getLogger(__name__)
+
+
+def check_duration(trainer: Trainer, warmup_epochs: int) -> None:
+    """Refuse a search that would never end, or whose warm-up takes all of it."""
+    epochs = last_epoch(trainer) + 1
+    if epochs <= warmup_epochs:
+        raise UsageError(
+            f"warmup_epochs: {warmup_epochs} leaves no epoch of {epochs} in which the structure learns; "
+            "give less, or more epochs"
+        )
+
+
+def total_batches(trainer: Trainer) -> int:
+    """The number of training batches until ``max_epochs`` or ``max_steps``, whichever comes first.
+
+    ``max_steps`` counts updates of the weights: one in ``accumulate_grad_batches`` batches, and one at the end of an
+    epoch.
+
+    Raises:
+        UsageError: the search would never end.
+    """
+    batches, together = trainer.num_training_batches, trainer.accumulate_grad_batches
+    limits = []
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        limits.append(batches * trainer.max_epochs)
+    if trainer.max_steps > 0:
+        if math.isinf(batches):
+            limits.append(trainer.max_steps * together)
+        else:
+            epochs, updates = divmod(trainer.max_steps, math.ceil(batches / together))
+            limits.append(epochs * batches + min(updates * together, batches))
+    if limits and math.isinf(min(limits)):
+        raise UsageError(
+            "limit_train_batches: the training data does not say how many batches it has, and the temperature "
+            "needs an end; give the Trainer limit_train_batches, or max_steps"
+        )
+    if not limits:
+        raise UsageError("max_epochs: a search needs an end for its temperature; give the Trainer max_epochs")
+    return int(min(limits))
+
+
+def last_epoch(trainer: Trainer) -> int:
+    """The epoch in which the search ends, counted from 0, unless it is stopped early."""
+    batches = trainer.num_training_batches
+    return 0 if math.isinf(batches) else math.ceil(total_batches(trainer) / batches) - 1
 
 
 class Kind(Enum):
@@ -65,14 +108,11 @@ class Segment:
 
 
 def segments(steps: int, stages: int, finalists: int) -> tuple[Segment, ...]:
-    """Divide a search; where it is too short there are fewer stages and finalists.
-
-    From two steps on there is at least one of each.
+    """Divide a search; where it is too short there are fewer stages and finalists, from two steps on one of each.
 
     Args:
         steps: of the search, without its warm-up; at least 1.
-        stages: how many are wanted, at least 1.
-        finalists: likewise.
+        stages, finalists: how many are wanted, at least 1.
 
     >>> [(segment.kind.value, segment.end) for segment in segments(300, 2, 2)]
     [('stage', 80), ('stage', 120), ('finalist', 210), ('finalist', 300)]
@@ -96,13 +136,7 @@ def segments(steps: int, stages: int, finalists: int) -> tuple[Segment, ...]:
 
 
 def warn_if_short(course: tuple[Segment, ...], stages: int, finalists: int) -> None:
-    """Say that a search is too short for all of its stages and finalists.
-
-    Args:
-        course: from :func:`segments`.
-        stages: how many are wanted.
-        finalists: likewise.
-    """
+    """Say that a search is too short for as many stages and finalists as are wanted."""
     kinds = [segment.kind for segment in course]
     had = tuple(kinds.count(kind) for kind in (Kind.STAGE, Kind.FINALIST))
     if had != (stages, finalists):

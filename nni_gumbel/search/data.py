@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -24,11 +24,8 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 
 from nni_gumbel.copies import instance
 from nni_gumbel.errors import UsageError
-from nni_gumbel.search.settings import SearchSettings
 
 _logger = logging.getLogger(__name__)
-
-Loaders = Callable[[], Any]
 
 # What a part of a loader's data is loaded by, besides its batch size and order.
 _KEPT = (
@@ -39,9 +36,7 @@ _BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_afte
 
 
 def take_over(
-    evaluator: Lightning,
-    wrap: Callable[[LightningModule], LightningModule],
-    settings: SearchSettings,
+    evaluator: Lightning, wrap: Callable[[LightningModule], LightningModule], fraction: float
 ) -> Lightning:
     """The evaluator of a search: the same training, of structure and weights together.
 
@@ -52,14 +47,13 @@ def take_over(
     Args:
         evaluator: a person's; left as it is, and usable for a training afterwards.
         wrap: makes the module of the search from the evaluator's module.
-        settings: of the search.
+        fraction: of the training data that becomes validation data if there is none.
 
     Returns:
         A new evaluator with the same Trainer and ``fit_kwargs``.
 
     Raises:
-        UsageError: it is no Lightning evaluator, has choices of its own, has no training data, or its Trainer
-            replaces BatchNorms.
+        UsageError: a search cannot use the evaluator.
     """
     if not isinstance(evaluator, Lightning):
         raise UsageError(
@@ -75,40 +69,41 @@ def take_over(
         )
     if evaluator.datamodule is not None:
         data = instance(type(evaluator.datamodule), vars(evaluator.datamodule))  # whose loaders are replaced
-        train, validation = data.train_dataloader, None
-        if is_overridden("val_dataloader", data, LightningDataModule):
-            validation = data.val_dataloader
+        has_own = is_overridden("val_dataloader", data, LightningDataModule)
+        validation = data.val_dataloader if has_own else None
         structure = getattr(data, "structure_dataloader", None)
         pass_on_batch_hooks(data, data)
-        data.train_dataloader, data.val_dataloader = _paired(train, validation, structure, settings)
+        data.train_dataloader, data.val_dataloader = _paired(
+            data.train_dataloader, validation, structure, fraction
+        )
         loaders = {"datamodule": data}
     else:
-        if evaluator.train_dataloaders is None:
+        train, given = evaluator.train_dataloaders, evaluator.val_dataloaders
+        if train is None:
             raise UsageError("evaluator: it has no training data; give train_dataloaders or a datamodule")
-        given = evaluator.val_dataloaders
-        validation = None if given is None else lambda: given
-        train, validation = _paired(lambda: evaluator.train_dataloaders, validation, None, settings)
-        loaders = {"train_dataloaders": train(), "val_dataloaders": validation()}
+        pairs, validation = _paired(lambda: train, None if given is None else lambda: given, None, fraction)
+        loaders = {"train_dataloaders": pairs(), "val_dataloaders": validation()}
     return Lightning(wrap(evaluator.module), evaluator.trainer, fit_kwargs=evaluator.fit_kwargs, **loaders)
 
 
 def _paired(
-    train: Loaders, validation: Loaders | None, structure: Loaders | None, settings: SearchSettings
-) -> tuple[Loaders, Loaders]:
-    """The loaders of a search from those of an evaluator: of its training, and of its validation."""
-    if settings.level == "single":
-        return (lambda: _cycled(train=train())), validation or (lambda: [])
+    train: Callable[[], Any],
+    validation: Callable[[], Any] | None,
+    structure: Callable[[], Any] | None,
+    fraction: float,
+) -> tuple[Callable[[], CombinedLoader], Callable[[], Any]]:
+    """What makes the loaders of a search, of its training and of its validation, from what makes an evaluator's."""
     if structure is None and validation is None:
-        unsplit = train
-        split = cache(lambda: split_training_data(unsplit(), settings.validation_fraction))
-        train, structure, validation = (lambda part=part: split()[part] for part in range(3))
-    structure = structure or (lambda: _first(validation()))
-    return (lambda: _cycled(train=train(), val=structure())), validation or (lambda: [])
+        parts = cache(lambda: split_training_data(train(), fraction))
+        train_part, structure, validation = (lambda part=part: parts()[part] for part in range(3))
+    else:
+        train_part = train
+        structure = structure or (lambda: _first(validation()))
 
+    def pairs() -> CombinedLoader:  # the shorter loader starts again
+        return CombinedLoader({"train": train_part(), "val": structure()}, "max_size_cycle")
 
-def _cycled(**loaders: Any) -> CombinedLoader:
-    """Batches of all loaders together; a shorter loader starts again."""
-    return CombinedLoader(loaders, "max_size_cycle")
+    return pairs, validation or (lambda: [])
 
 
 def _first(loaders: Any) -> Any:
@@ -126,18 +121,11 @@ def _first(loaders: Any) -> Any:
 
 
 def split_training_data(loader: Any, fraction: float) -> tuple[DataLoader, DataLoader, DataLoader]:
-    """Split the data of a loader at random, always in the same way.
-
-    Args:
-        loader: over a data set that has a length.
-        fraction: of the examples that become validation data, in (0, 1).
+    """Split the data of a loader at random, always in the same way; a loader that cannot be split is refused.
 
     Returns:
-        Loaders like the given one: of the rest for the weights, of the validation part for the structure
-        (in the training's order or shuffled), and of that part in a fixed order for the validation.
-
-    Raises:
-        UsageError: the loader cannot be split.
+        Loaders like the given one: of what is not validation data for the weights, of the validation part for the
+        structure (in the training's order or shuffled), and of that part in a fixed order for the validation.
     """
     remedy = "give the evaluator validation data (val_dataloaders)"
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
@@ -157,39 +145,29 @@ def split_training_data(loader: Any, fraction: float) -> tuple[DataLoader, DataL
         "(validation_fraction: %g), the weights are trained on the other %d",
         held_out, count, fraction, count - held_out,
     )  # fmt: skip
+
+    def part(indices: list[int], shuffle: bool, drop_last: bool) -> DataLoader:
+        kept = {name: getattr(loader, name) for name in _KEPT}
+        data = Subset(loader.dataset, sorted(indices))
+        return DataLoader(data, loader.batch_size, shuffle=shuffle, drop_last=drop_last, **kept)
+
     shuffled = isinstance(loader.sampler, RandomSampler)
-    validation, training = sorted(order[:held_out]), sorted(order[held_out:])
     return (
-        _loader_like(loader, training, shuffled, loader.drop_last),
-        _loader_like(loader, validation, shuffled, loader.drop_last and held_out >= loader.batch_size),
-        _loader_like(loader, validation, False, False),
-    )
-
-
-def _loader_like(loader: DataLoader, indices: list[int], shuffle: bool, drop_last: bool) -> DataLoader:
-    kept = {name: getattr(loader, name) for name in _KEPT}
-    return DataLoader(
-        Subset(loader.dataset, indices), loader.batch_size, shuffle=shuffle, drop_last=drop_last, **kept
+        part(order[held_out:], shuffled, loader.drop_last),
+        part(order[:held_out], shuffled, loader.drop_last and held_out >= loader.batch_size),
+        part(order[:held_out], False, False),
     )
 
 
 def pass_on_batch_hooks(owner: LightningModule | LightningDataModule, search: Any) -> None:
-    """Let ``search`` call those hooks on batches of ``owner`` that are its own, for each batch of a pair.
-
-    Args:
-        owner: the evaluator's module, or a data module.
-        search: what takes its place in a search, which may be itself; asked for its ``trainer`` when a hook is called.
-    """
+    """Let what takes the owner's place in a search call the hooks on batches that it has, for each batch of a pair."""
     kind = LightningDataModule if isinstance(owner, LightningDataModule) else pl.LightningModule
-    for name in _BATCH_HOOKS:
-        if is_overridden(name, owner, kind):
-            setattr(search, name, _for_each_batch(getattr(owner, name), search))
 
-
-def _for_each_batch(hook: Callable[..., Any], search: Any) -> Callable[..., Any]:
-    def applied(batch: Any, *args: Any, **kwargs: Any) -> Any:
+    def for_each(hook: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
         if search.trainer.training:
             return {name: hook(part, *args, **kwargs) for name, part in batch.items()}
         return hook(batch, *args, **kwargs)
 
-    return applied
+    for name in _BATCH_HOOKS:
+        if is_overridden(name, owner, kind):
+            setattr(search, name, partial(for_each, getattr(owner, name)))

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from nni.mutable import Sample
 
-from nni_gumbel.search.population import DISCOUNT, Population, features_of, plain
+from nni_gumbel.search.population import DISCOUNT, Population, features_of
+from nni_gumbel.search.state import Resumable, plain
 from nni_gumbel.supernet.distribution import Distribution
 
 # Variances relative to that of the objectives: of a judgement by shared weights, of a training alone, and of the
@@ -32,7 +33,7 @@ _NOISE_SHARED, _NOISE_ALONE, _CONSTANT = 0.15, 0.25, 100.0
 _RECENT = 3
 
 
-class Finals:
+class Finals(Resumable):
     """The networks that are trained alone, and what follows from all judgements.
 
     Args:
@@ -42,10 +43,12 @@ class Finals:
         best: the most probable network that may be found.
 
     Attributes:
-        current: the network that is being trained.
+        likely: the network that is being trained.
         networks: those that were, in the order of their trainings.
         objectives: what each has reached.
     """
+
+    _kept = ("likely", "networks", "objectives", "_losses")
 
     def __init__(
         self,
@@ -56,37 +59,40 @@ class Finals:
     ) -> None:
         self._distribution, self._population = distribution, population
         self._allowed, self._best = allowed, best
-        self.current: dict[str, Any] | None = None
+        self.likely: dict[str, Any] = {}
         self.networks: list[dict[str, Any]] = []
         self.objectives: list[float] = []
-        self._total, self._count = 0.0, 0
+        self._losses: list[float] = []  # of the current network
 
     def begin(self) -> None:
         """Choose the next network to be trained alone."""
         order = self._by_expectation(self._pool())
-        self.current = next((one for one in order if one not in self.networks), order[0])
-        self._total, self._count = 0.0, 0
+        self.likely = next((one for one in order if one not in self.networks), order[0])
 
-    def judge(self, loss: float) -> None:
-        """Take the loss of the current network on one batch into account."""
-        self._total, self._count = self._total + loss, self._count + 1
+    def network(self, step: int) -> dict[str, Any]:
+        """The network that is trained, at each of its steps."""
+        return self.likely
+
+    def next_judged(self) -> list[dict[str, Any]]:
+        """The network that is judged on the next batch."""
+        return [self.likely]
+
+    def judge(self, losses: Sequence[float]) -> None:
+        """Take the loss of :meth:`next_judged` on one batch into account."""
+        self._losses += losses
 
     def end(self, objective: Callable[[float, Mapping[str, Any]], float]) -> bool:
-        """Take what the current network has reached into account.
+        """Take what the current network has reached into account; whether no network before has reached as much.
 
-        Args:
-            objective: of a mean loss and a network.
-
-        Returns:
-            Whether no network before has reached as much.
+        ``objective`` is that of a mean loss and a network.
         """
-        is_best, network = False, self.current
-        if network is not None and self._count:
-            reached = objective(self._total / self._count, network)
-            is_best = all(reached < other for other in self.objectives)
-            self.networks.append(network)
-            self.objectives.append(reached)
-        self.current = None
+        losses, self._losses = self._losses, []
+        if not losses:
+            return False
+        reached = objective(sum(losses) / len(losses), self.likely)
+        is_best = all(reached < other for other in self.objectives)
+        self.networks.append(self.likely)
+        self.objectives.append(reached)
         return is_best
 
     def ranked(self) -> list[dict[str, Any]]:
@@ -98,7 +104,7 @@ class Finals:
     def decide(self) -> dict[str, Any]:
         """Decide every choice as the network found has it; what it does not use, as it is most probable."""
         ranked = self.ranked()
-        network = ranked[0] if ranked else dict(self._best())
+        network = ranked[0] if ranked else plain(self._best())
         self._distribution.settle_at(self._distribution.mode() | network)
         return network
 
@@ -110,12 +116,12 @@ class Finals:
     def _of_allowed(self, samples: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         mode = self._distribution.mode()
         used = (self._allowed(mode | one) for one in samples)
-        return _distinct(dict(one) for one in used if one is not None)
+        return _distinct(plain(one) for one in used if one is not None)
 
     def _pool(self) -> list[dict[str, Any]]:
         """Networks judged of late, and what differs from the best one in a single choice."""
         recent = self._recent()
-        known = _distinct([*self.networks, *self._of_allowed(recent)]) or [dict(self._best())]
+        known = _distinct([*self.networks, *self._of_allowed(recent)]) or [plain(self._best())]
         best = self._by_expectation(known)[0]
         values: dict[str, list[Any]] = {}
         for network in recent:
@@ -128,15 +134,11 @@ class Finals:
         return _distinct([*known, *changed])
 
     def _by_expectation(self, networks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Networks in the order of what is expected of them, the best one first."""
-        return [networks[i] for i in np.argsort(self._expected(networks), kind="stable")]
-
-    def _expected(self, networks: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """The mean of ``f`` at some networks, from all judgements."""
+        """Networks in the order of the mean of ``f`` at each, from all judgements; the best one first."""
         population, new = self._population, len(networks)
         seen = [*population.judged, *self.networks]
         if not seen or not new:
-            return np.zeros(new)
+            return networks
         centred = np.array([*population.objectives, *self.objectives])
         features = features_of(self._distribution, [*networks, *seen])
         features = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
@@ -150,20 +152,8 @@ class Finals:
         of_seen += np.diag(np.where(group < 0, _NOISE_ALONE, _NOISE_SHARED / DISCOUNT ** group.clip(0)))
         for number in {*group.tolist()}:
             centred[group == number] -= centred[group == number].mean()
-        return kernel[:new, new:] @ np.linalg.solve(of_seen, centred)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed search must know."""
-        return {
-            "networks": [plain(network) for network in self.networks], "objectives": list(self.objectives),
-            "current": None if self.current is None else plain(self.current),
-            "total": self._total, "count": self._count,
-        }  # fmt: skip
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
-        self.networks, self.objectives = list(state["networks"]), list(state["objectives"])
-        self.current, self._total, self._count = state["current"], state["total"], state["count"]
+        expected = kernel[:new, new:] @ np.linalg.solve(of_seen, centred)
+        return [networks[i] for i in np.argsort(expected, kind="stable")]
 
 
 def _distinct(networks: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

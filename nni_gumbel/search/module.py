@@ -1,27 +1,15 @@
-"""The Lightning module of a search: structure steps and weight steps.
+"""The Lightning module of a search: what the structure does in front of every weight step.
 
 The *weight step* is Lightning's own, as in a plain training of the evaluator: it trains the weights on a training
-batch, under a joint sample of all choices. What the structure learns stands in front of it, in ``training_step``:
+batch, under a joint sample of all choices. In front of it, in ``training_step``, stands what the structure learns from
+a *validation* batch, with dropout off:
 
-* a *structure step* draws a joint sample, measures the evaluator's loss on a *validation* batch, with dropout off, adds
-  what the structure costs and how undecided it is, and takes the gradient in the logits;
-* a *judgement* measures the losses of single networks.
+* a *judgement* measures the losses of single networks, in the stages and finalists of the default course, which
+  :mod:`~nni_gumbel.search.tournament` follows; the joint sample is a single network, too;
+* with ``stages: 0`` a *structure step* draws a joint sample, measures the evaluator's loss, adds what the structure
+  costs and how undecided it is, and moves the logits along the gradient. Temperature and entropy weight follow the
+  progress of the search, step by step.
 
-By default a search has a course (:mod:`~nni_gumbel.search.course`):
-
-1. In a stage the weights are trained for single networks, drawn from the distribution, one a step. Towards its end
-   several of them are judged. The logits follow, and the temperature falls from one stage to the next
-   (:mod:`~nni_gumbel.search.population`).
-2. A finalist is a network that is trained alone, from the weights that the search began with
-   (:mod:`~nni_gumbel.search.restart`), and judged at the end of its training. Which network comes next, and which one
-   is found, follows from all that was judged (:mod:`~nni_gumbel.search.finals`). The network found is trained in the
-   rest of the search.
-
-:mod:`~nni_gumbel.search.tournament` knows where in its course a search is. With ``stages: 0`` there is no course: every
-weight step after the warm-up has a structure step in front of it, whose gradient moves the logits, and temperature and
-entropy weight follow the progress of the search, step by step.
-
-At level ``single`` structure and weights learn from one pass through the network and one back, on the training batch.
 The noise-free mixture is validated; in a stage the most probable network, and behind the stages the one that is trained
 alone.
 """
@@ -29,7 +17,7 @@ alone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,9 +28,8 @@ from torch import Tensor
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.temperature import progress_of, temperature_at
 from nni_gumbel.search.costs import SearchCosts
-from nni_gumbel.search.course import segments, warn_if_short
-from nni_gumbel.search.diagnosis import LossCheck
-from nni_gumbel.search.duration import check_duration, total_batches
+from nni_gumbel.search.course import check_duration, total_batches
+from nni_gumbel.search.diagnosis import FiniteChecks, loss_error
 from nni_gumbel.search.logits import LogitsUpdate
 from nni_gumbel.search.nni_arguments import Penalty
 from nni_gumbel.search.objective import StructureObjective
@@ -54,15 +41,7 @@ from nni_gumbel.search.state import (
     of_all_ranks,
     random_state,
 )
-from nni_gumbel.search.steps import (
-    Log,
-    dropout_off,
-    logging_with,
-    loss_of,
-    mute,
-    training_step,
-    under_structure,
-)
+from nni_gumbel.search.steps import dropout_off, loss_of, muted, training_step
 from nni_gumbel.search.tournament import Tournament
 from nni_gumbel.search.wrapping import WrappingModule
 from nni_gumbel.supernet.cell import check_loose_ends
@@ -70,6 +49,8 @@ from nni_gumbel.supernet.distribution import Distribution
 
 # A search has decided if what it chose has at least this mean probability.
 _DECIDED = 0.95
+# What a search that is resumed must have as the one that it goes on from.
+_FIXED = ("stages", "finalists", "max_params", "max_flops", "max_latency_ms", "cost_weight")
 _logger = logging.getLogger(__name__)
 
 
@@ -81,7 +62,7 @@ class GumbelSearchModule(WrappingModule):
         distribution: the logits of the supernet's choices.
         costs: of the structure; completed with the first batch.
         settings: how to search.
-        penalty: a further term of the structure's loss, in NNI's form.
+        penalty: a further term of the structure's loss.
 
     Raises:
         UsageError: the estimator is not derived for a choice of the space, or the evaluator's module draws batches or
@@ -98,15 +79,13 @@ class GumbelSearchModule(WrappingModule):
     ) -> None:
         super().__init__(training_module, settings.gradient_clip_val)
         check_estimator(distribution, settings)
-        self.distribution = distribution
-        self.costs = costs
-        self.settings = settings
+        self.distribution, self.costs, self.settings = distribution, costs, settings
+        self._fixed = {**{name: getattr(settings, name) for name in _FIXED}, "penalty": penalty is not None}
         self.objective = StructureObjective(distribution, costs, settings, penalty)
-        self._update = LogitsUpdate(distribution.logits, self._logits_optimizer(), settings.logits_clip_val)
-        self._checks: list[LossCheck] = []  # of passes whose gradients are not used yet
+        self._checks = FiniteChecks()
+        self._update = LogitsUpdate(distribution.logits, self._logits_optimizer(), self._checks)
         self._begun = -1  # the latest step that has begun
         self._total_steps = 1  # known when the training starts
-        self._joint: tuple[list[Tensor], Tensor] | None = None  # at level single, until the backward pass
         self._tournament: Tournament | None = None  # made when the length of the search is known
         self._loaded: dict[str, Any] | None = None  # of a checkpoint, until the first step
 
@@ -114,7 +93,6 @@ class GumbelSearchModule(WrappingModule):
         """Adam, with the betas of DARTS (arXiv 1806.09055, appendix A.1.1)."""
         return torch.optim.Adam(
             list(self.distribution.logits.values()), lr=self.settings.arc_learning_rate, betas=(0.5, 0.999),
-            weight_decay=self.settings.logits_weight_decay,
             foreach=True,  # the same numbers as one by one, for many small tensors in a fraction of the time
         )  # fmt: skip
 
@@ -126,6 +104,10 @@ class GumbelSearchModule(WrappingModule):
         return self.trainer.fit_loop.total_batch_idx
 
     @property
+    def _warms_up(self) -> bool:
+        return self.trainer.current_epoch < self.settings.warmup_epochs
+
+    @property
     def progress(self) -> float:
         """Fraction of the search done, 0 at its first step and 1 at its last; survives a checkpoint."""
         return progress_of(self._step, self._total_steps)
@@ -133,22 +115,28 @@ class GumbelSearchModule(WrappingModule):
     @property
     def temperature(self) -> float:
         """The temperature of the current step."""
-        if self._tournament is not None:
-            return self._tournament.temperature
-        return self._temperature_at(self.progress)
-
-    def _temperature_at(self, progress: float) -> float:
         s = self.settings
+        progress = self.progress if self._tournament is None else self._tournament.progress
         return temperature_at(progress, s.temperature_start, s.temperature_end, s.temperature_schedule)
 
     # -- hooks around the training ---------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        check_duration(self.trainer, self.settings.warmup_epochs)
-        self._total_steps = total_batches(self.trainer)
-        draw_own_samples(self.trainer)
-        self._tournament = self._prepared_tournament()
-        self._load()
+        settings, trainer = self.settings, self.trainer
+        check_duration(trainer, settings.warmup_epochs)
+        self._total_steps = total_batches(trainer)
+        draw_own_samples(trainer)
+        if settings.stages and any(law.outcomes > 1 for law in self.distribution.laws.values()):
+            warm_up = settings.warmup_epochs and int(settings.warmup_epochs * trainer.num_training_batches)
+            self._tournament = Tournament(
+                self, self.objective, settings, warm_up, self._total_steps - warm_up
+            )
+        if self._loaded is not None:  # now that the logits are on their device
+            self._update.optimizer.load_state_dict(self._loaded["update"])
+            if self._tournament is not None:
+                steps = (f"{number} steps" for number in (self._loaded["steps"], self._total_steps))
+                _check_same("search_epochs (or max_epochs)", *steps)
+                self._tournament.load_state_dict(self._loaded["tournament"])
         super().on_train_start()
 
     def on_train_epoch_start(self) -> None:
@@ -159,27 +147,23 @@ class GumbelSearchModule(WrappingModule):
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         if self._tournament is not None and not self._warms_up:
             self._tournament.advance(self._step)
-        super().on_train_batch_end(outputs, batch, *args, **kwargs)
+        self.training_module.on_train_batch_end(outputs, batch["train"], *args, **kwargs)
 
     def on_after_backward(self) -> None:
-        self._check_losses()
-        if self._joint is not None:
-            self._end_joint_step()
+        self._checks.read()
         super().on_after_backward()
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         if self._tournament is None:  # which sees to the schedules of its trainings
-            super().lr_scheduler_step(scheduler, metric)
+            self.training_module.lr_scheduler_step(scheduler, metric)
 
     def on_validation_epoch_start(self) -> None:
-        """Validate the noise-free mixture; in a search with stages a single network."""
-        network = None if self._tournament is None or self._warms_up else self._tournament.likely
-        with torch.no_grad():
-            if network is None:
+        if self._tournament is None or self._warms_up:
+            with torch.no_grad():
                 self.distribution.use_probabilities()
-            else:
-                self.distribution.use_architecture(network)
-        super().on_validation_epoch_start()
+        else:
+            self.distribution.use_architecture(self._tournament.likely)
+        self.training_module.on_validation_epoch_start()
 
     def on_train_epoch_end(self) -> None:
         of_penalty = {f"penalty/{name}": value for name, value in self.objective.details.items()}
@@ -187,7 +171,7 @@ class GumbelSearchModule(WrappingModule):
         super().on_train_epoch_end()
 
     def on_train_end(self) -> None:
-        self._check_losses()
+        self._checks.read()
         if self._tournament is not None:
             self._tournament.finish()
         decided = self.structure_summary()["chosen_probability"]
@@ -204,233 +188,152 @@ class GumbelSearchModule(WrappingModule):
             "objective": self.objective.state_dict(),
             "randomness": of_all_ranks(random_state(self.trainer.train_dataloader), self.trainer),
             "tournament": None if self._tournament is None else self._tournament.state_dict(),
+            "fixed": self._fixed,
+            "steps": self._total_steps,
         }
-        super().on_save_checkpoint(checkpoint)
+        self.training_module.on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._loaded = checkpoint["gumbel_search"]
+        for name, value in self._fixed.items():
+            _check_same(name, self._loaded["fixed"][name], value)
         self.objective.load_state_dict(self._loaded["objective"])  # of a search that is over, too
-        super().on_load_checkpoint(checkpoint)
-
-    def _load(self) -> None:
-        """Go on from a checkpoint, when the logits are on their device."""
-        if self._loaded is None:
-            return
-        self._update.optimizer.load_state_dict(self._loaded["update"])
-        saved = self._loaded["tournament"]
-        if (saved is None) != (self._tournament is None):
-            raise UsageError(
-                f"stages: the checkpoint is of a search {'without' if saved is None else 'with'} stages, this one has "
-                f"{self.settings.stages}; give it the settings of the checkpoint, or start anew without it"
-            )
-        if saved is not None:
-            self._tournament.load_state_dict(saved)
+        self.training_module.on_load_checkpoint(checkpoint)
 
     # -- the steps -----------------------------------------------------------------------------
 
-    @property
-    def _warms_up(self) -> bool:
-        return self.trainer.current_epoch < self.settings.warmup_epochs
-
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
-        if self._begun == self._step:
-            self._refuse_second_pass()
-        else:
+        together = self.trainer.accumulate_grad_batches
+        if self._begun != self._step:
             self._begin_step(batch, batch_idx)
             self._begun, self._loaded = self._step, None
-        if self._learns_jointly:
-            return self._joint_pass(batch["train"], batch_idx)
+        elif together > 1:  # an optimiser asks for the loss again, as SAM and LBFGS do
+            raise UsageError(
+                f"accumulate_grad_batches: {together} batches belong together, and "
+                f"{type(self.trainer.optimizers[0]).__name__} asks for the loss of all of them several times in a "
+                "step; leave accumulate_grad_batches at 1, or give another optimiser"
+            )
         return self._run(batch["train"], batch_idx, "weight step")[0]
 
     def _begin_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """What the structure does in front of a weight step, and the joint sample of that."""
-        self._update.follow_scale(self.trainer)
-        self._prepare(batch["train"], batch_idx)
+        if self._begun < 0:
+            self._prepare(batch["train"], batch_idx)
         tournament = None if self._warms_up else self._tournament
-        if tournament is not None and tournament.begins(self._step):
+        if tournament is not None:
             tournament.enter(self._step)
-        if tournament is not None and tournament.judges(self._step):
-            self._judge(batch, batch_idx)
-        elif self._gathers and self.settings.level == "bilevel":
+            if tournament.judges(self._step):
+                tournament.judge(self.losses_of(tournament.judged(), batch["val"], batch_idx))
+        elif not self._warms_up:
             self._structure_step(batch["val"], batch_idx)
         every = self.settings.log_prob_every_n_step
         if self.loggers and every and self._step % every == 0:
             self.log_probs(self.export_probs())
-        network = None if tournament is None else tournament.network(self._step)
-        if network is not None:
-            self.distribution.use_architecture(network)
+        if tournament is not None:
+            self.distribution.use_architecture(tournament.network(self._step))
         else:
-            with torch.set_grad_enabled(self._learns_jointly):
-                self._draw(uniform=self._warms_up)
-
-    @property
-    def _gathers(self) -> bool:
-        """Whether the gradient of the structure is taken in the current step."""
-        return not self._warms_up and self._tournament is None
-
-    @property
-    def _learns_jointly(self) -> bool:
-        return self.settings.level == "single" and self._gathers
-
-    def _structure_step(self, batch: Any, batch_idx: int) -> None:
-        for _ in range(self.settings.samples_per_step):
-            self._draw()
-            loss = self._judged_loss(batch, batch_idx, "structure step")
-            gradients = self._update.gradients(self.objective(loss, self.progress))
-            self._check_losses()
-            self._update.add(gradients)
-        self._move_logits(batch_idx)
-
-    def _judge(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """The losses of several networks on one batch, where the structure has its data."""
-        judged, losses = batch.get("val", batch["train"]), []
-        with torch.no_grad():
-            for network in self._tournament.judged():
-                self.distribution.use_architecture(network)
-                losses.append(self._judged_loss(judged, batch_idx, "judgement"))
-        self._check_losses()
-        # Each process has batches of its own, and all decide the same.
-        means = mean_over_ranks(torch.stack(losses).detach().float(), self.trainer)
-        self._tournament.judge(means.tolist())
-
-    def _joint_pass(self, batch: Any, batch_idx: int) -> Any:
-        """The pass of level ``single``, and what the structure needs of it beside the gradient of its loss.
-
-        The gradient of the objective in the logits is that at a constant loss, and ``d objective / d loss`` times that
-        of the loss, which the backward pass of the weights brings.
-        """
-        result, loss = self._run(batch, batch_idx, "joint step")
-        value = loss.detach().requires_grad_()
-        objective = self.objective(value, self.progress)
-        beside = self._update.gradients(objective, retain_graph=True)
-        self._joint = beside, *torch.autograd.grad(objective, value)
-        return result
-
-    def _end_joint_step(self) -> None:
-        (beside, factor), self._joint = self._joint, None
-        through_loss = self._update.left_by_backward()
-        self._update.add([b + factor * g for b, g in zip(beside, through_loss)])
-        self._move_logits(self.trainer.fit_loop.batch_idx)
-
-    def _refuse_second_pass(self) -> None:
-        """Refuse an optimiser that asks for the loss again, as SAM and LBFGS do, where there is one pass alone.
-
-        Raises:
-            UsageError: the structure learns from the same pass, or several batches belong together.
-        """
-        kind = type(self.trainer.optimizers[0]).__name__
-        if self.settings.level == "single":
-            raise UsageError(
-                f"level: 'single' takes one pass a step, and {kind} asks for the loss several times; give level "
-                "'bilevel', or another optimiser"
-            )
-        together = self.trainer.accumulate_grad_batches
-        if together > 1:
-            raise UsageError(
-                f"accumulate_grad_batches: {together} batches belong together, and {kind} asks for the loss of all of "
-                "them several times in a step; leave accumulate_grad_batches at 1, or give another optimiser"
-            )
-
-    # -- what the steps are made of ---------------------------------------------------------------
+            with torch.no_grad():
+                self._draw()
 
     def _prepare(self, batch: Any, batch_idx: int) -> None:
         """What has to be done before the first step, also of a search that is resumed."""
-        if self._begun >= 0:
-            return
 
         def run() -> Any:
-            return self._run(batch, batch_idx, "first pass", mute)
+            with muted(self.training_module):
+                return self._run(batch, batch_idx, "first pass")
 
         if self._step == 0:
             check_loose_ends(self.model, self.distribution, run)
         known = self.costs.is_complete
-        self.objective.prepare(self.model, run)
+        self.objective.prepare(run)
         if not known and self.trainer.world_size > 1:  # a time is measured differently by each process
             self.costs.load_state_dict(of_all_ranks(self.costs.state_dict(), self.trainer)[0])
 
-    def _prepared_tournament(self) -> Tournament | None:
-        settings, trainer = self.settings, self.trainer
-        if not settings.stages or all(law.outcomes == 1 for law in self.distribution.laws.values()):
-            return None
-        epochs = settings.warmup_epochs
-        warm_up = epochs and int(epochs * trainer.num_training_batches)
-        wanted = (settings.stages, settings.finalists)
-        course = segments(self._total_steps - warm_up, *wanted)
-        if trainer.is_global_zero:
-            warn_if_short(course, *wanted)
-        return Tournament(
-            self, self.distribution, course, warm_up,
-            likeliest=self.objective.likeliest, best=self.export, allowed=self.objective.allowed,
-            objective=self.objective.of_network, temperature=self._temperature_at,
-        )  # fmt: skip
+    def _structure_step(self, batch: Any, batch_idx: int) -> None:
+        self._draw()
+        loss = self._judged_loss(batch, batch_idx, "structure step")
+        gradient = self._update.gradient(self.objective(loss, self.progress), self.trainer)
+        self._checks.read()
+        self._update.step(gradient, self._step, self.trainer)
+        self.objective.follow(self.progress, 1 / self._total_steps)
 
-    def _draw(self, uniform: bool = False) -> None:
-        """Draw the joint sample of a step of all candidates."""
+    def losses_of(self, networks: Sequence[Sample], batch: Any, batch_idx: int) -> list[float]:
+        """The losses of single networks, with the weights of the supernet, on one batch.
+
+        Args:
+            networks: NNI samples that name every label.
+            batch: of the part that the structure learns from.
+            batch_idx: its number in the epoch.
+        """
+        losses = []
+        with torch.no_grad():
+            for network in networks:
+                self.distribution.use_architecture(network)
+                losses.append(self._judged_loss(batch, batch_idx, "judgement"))
+        self._checks.read()
+        # Each process has batches of its own, and all decide the same.
+        return mean_over_ranks(torch.stack(losses).float(), self.trainer).tolist()
+
+    def _draw(self) -> None:
+        """Draw the joint sample of a step of all candidates, equally likely in a warm-up."""
         if self.settings.estimator == "probabilities":
             # During a warm-up they are uniform: no structure step has moved the logits from 0 yet.
             self.distribution.use_probabilities()
         else:
-            self.distribution.sample(self.temperature, self.settings.estimator, uniform)
+            self.distribution.sample(self.temperature, self.settings.estimator, self._warms_up)
 
     def _judged_loss(self, batch: Any, batch_idx: int, step: str) -> Tensor:
         """The loss of the current sample, with dropout off: what it is good for shows in the weights."""
-        with dropout_off(self.training_module):
-            return self._run(batch, batch_idx, step, under_structure(self.trainer))[1]
+        with dropout_off(self.training_module), muted(self.training_module):
+            return self._run(batch, batch_idx, step)[1]
 
-    def _run(
-        self, batch: Any, batch_idx: int, step: str, log: Callable[[Log], Log] = lambda log: log
-    ) -> tuple[Any, Tensor]:
+    def _run(self, batch: Any, batch_idx: int, step: str) -> tuple[Any, Tensor]:
         """What the evaluator returns for a batch under the current sample, and the loss in it."""
-        module = self.training_module
-        with logging_with(module, log):
-            result = training_step(module, batch, batch_idx)
+        module, where = self.training_module, f"{step} {self._step}"
+        result = training_step(module, batch, batch_idx)
         loss = loss_of(result)
-        self._checks.append(LossCheck(loss, f"{step} {self._step}", batch, module, batch_idx))
+        self._checks.add(loss, lambda: loss_error(loss, where, batch, module, batch_idx))
         return result, loss
-
-    def _check_losses(self) -> None:
-        """Refuse losses that are not finite, before anything moves along their gradients."""
-        self._update.check()
-        checks, self._checks = self._checks, []
-        for check in checks:
-            check()
-
-    def _move_logits(self, batch_idx: int) -> None:
-        """Step, unless more batches belong to the step."""
-        together = self.settings.batches_per_step
-        if (batch_idx + 1) % together == 0 or self.trainer.is_last_batch:
-            self._update.step(self.trainer, self._step)
-            self.objective.follow(self.progress, together / self._total_steps)
 
     # -- what is reported ----------------------------------------------------------------------
 
     def structure_summary(self) -> dict[str, float]:
-        """The state of the structure in numbers, without sampling noise.
-
-        ``temperature``, and those of :meth:`StructureObjective.summary
-        <nni_gumbel.search.objective.StructureObjective.summary>`.
-        """
+        """The state of the structure in numbers, without sampling noise: ``objective.summary``, and the temperature."""
         return {"temperature": self.temperature, **self.objective.summary(self.export())}
 
     def export(self) -> Sample:
         """The network found: an NNI sample with the labels that it uses; within the budgets, if there are any."""
         found = None if self._tournament is None else self._tournament.found
-        return self.objective.best(self.model) if found is None else dict(found)
+        return self.objective.best() if found is None else dict(found)
 
     def finalists(self) -> list[Sample]:
         """The networks that were trained alone, the best first."""
         return [] if self._tournament is None else self._tournament.finals.ranked()
 
+    @property
+    def judged(self) -> list[tuple[Sample, float]]:
+        """Networks that were judged in the stages, with shared weights, and what each reached relative to its stage."""
+        if self._tournament is None:
+            return []
+        return list(zip(self._tournament.population.judged, self._tournament.population.objectives))
+
     def export_probs(self) -> Sample:
         """Per label, the probability of each candidate, without noise."""
-        variables = self.distribution.variables
         with torch.no_grad():
-            probabilities = self.distribution.probs()
             # On a GPU every read waits for it: all labels are read together.
-            values = iter(torch.cat([*probabilities.values()]).tolist())
+            values = iter(torch.cat([*self.distribution.probs().values()]).tolist())
+        variables = self.distribution.variables.items()
         return {
-            label: {str(value): next(values) for value in variables[label].values} for label in probabilities
+            label: {str(value): next(values) for value in variable.values} for label, variable in variables
         }
+
+
+def _check_same(name: str, saved: Any, own: Any) -> None:
+    if saved != own:
+        raise UsageError(
+            f"{name}: the checkpoint is of a search with {saved}, this one has {own}; give it the settings of the "
+            "checkpoint, or start anew without it"
+        )
 
 
 def check_estimator(distribution: Distribution, settings: SearchSettings) -> None:

@@ -22,14 +22,9 @@ from torch import Tensor
 
 from nni_gumbel.complexity.expression import expectation_of
 from nni_gumbel.complexity.table import ExpectedSum
-from nni_gumbel.errors import UsageError, nearest
-from nni_gumbel.search.settings import SCHEDULES, SearchSettings
+from nni_gumbel.errors import UsageError
 
 _TEMPERATURE_SETTINGS = ("temperature_start", "temperature_end", "temperature_schedule")
-_TEMPERATURE_FORMS = (
-    "give a number, a pair (first, last), a dict with init and min, NNI's LinearTemperatureScheduler, "
-    f"or one of {', '.join(SCHEDULES)}"
-)
 _PENALTY_WORDS = {
     "nonlinear": ("linear", "positive", "negative", "absolute"),
     "aggregate": ("add", "mul"),
@@ -40,81 +35,53 @@ def settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of :class:`~nni_gumbel.search.settings.SearchSettings` for arguments of either strategy.
 
     Args:
-        arguments: settings by their own names, and of NNI's: ``temperature`` (a number; a pair; a dict with ``init``,
-            ``min`` and, if wanted, ``schedule``; a ``LinearTemperatureScheduler``; or the word of a schedule),
-            ``gradient_clip_val`` (``None`` is no limit), ``arc_learning_rate``, ``log_prob_every_n_step``,
-            ``warmup_epochs``.
+        arguments: settings by their own names, and of NNI's: ``temperature`` (a number; a pair; a dict with ``init``
+            and ``min``; a ``LinearTemperatureScheduler``), ``gradient_clip_val`` (``None`` is no limit),
+            ``arc_learning_rate``, ``log_prob_every_n_step``, ``warmup_epochs``.
 
     Raises:
-        UsageError: a name is unknown, or ``temperature`` is none of these or given together with a setting that
-            says the same.
+        UsageError: ``temperature`` is none of these, or given together with a setting that says the same.
     """
-    known = [*SearchSettings.model_fields, "temperature", "penalty", "mutation_hooks"]
-    for name in arguments:
-        if name not in known:
-            raise UsageError(f"{name}: there is no such setting{nearest(name, known)}")
-    settings = {name: value for name, value in arguments.items() if name != "temperature"}
+    settings = dict(arguments)
     if "gradient_clip_val" in settings and settings["gradient_clip_val"] is None:
         settings["gradient_clip_val"] = 0.0
-    if arguments.get("temperature") is not None:
+    temperature = settings.pop("temperature", None)
+    if temperature is not None:
         given = [name for name in _TEMPERATURE_SETTINGS if name in settings]
         if given:
             raise UsageError(
                 f"temperature: given together with {given[0]}, which says the same; give one of the two"
             )
-        settings.update(_temperature_settings(arguments["temperature"]))
+        start, end = _ends(temperature)
+        schedule = "constant" if start == end else "linear"
+        settings |= zip(_TEMPERATURE_SETTINGS, (float(start), float(end), schedule))
     return settings
 
 
-def _temperature_settings(temperature: Any) -> dict[str, Any]:
-    """``temperature_start``, ``temperature_end`` and ``temperature_schedule``, as far as they are told."""
-    start, end, schedule = temperature, temperature, None
-    if isinstance(temperature, str):
-        if temperature not in SCHEDULES:
-            raise UsageError(f"temperature: {temperature!r} is no schedule; {_TEMPERATURE_FORMS}")
-        return {"temperature_schedule": temperature}
-    if isinstance(temperature, LinearTemperatureScheduler):
-        if type(temperature).step is not LinearTemperatureScheduler.step:
-            raise UsageError(
-                f"temperature: {type(temperature).__name__} has a step of its own, per epoch, while the temperature "
-                f"falls with every step here; {_TEMPERATURE_FORMS}"
-            )
-        start, end = temperature.init, temperature.min
-    elif isinstance(temperature, Mapping):
-        if not {"init", "min"} <= set(temperature) <= {"init", "min", "schedule"}:
-            raise UsageError(
-                f"temperature: a dict with {', '.join(map(str, temperature)) or 'nothing'}; {_TEMPERATURE_FORMS}"
-            )
-        start, end, schedule = temperature["init"], temperature["min"], temperature.get("schedule")
-    elif isinstance(temperature, (tuple, list)) and len(temperature) == 2:
-        start, end = temperature
-    for value in (start, end):
-        if not _is_number(value):
-            raise UsageError(f"temperature: {temperature!r} is no temperature; {_TEMPERATURE_FORMS}")
-        if value <= 0:
-            raise UsageError(
-                f"temperature: {value:g} is not above 0, and no gradient passes at 0; give e.g. 0.1 as the last one"
-            )
-    if start < end:
-        raise UsageError(f"temperature: it would rise from {start:g} to {end:g}; give the higher one first")
-    constant = start == end and schedule is None
-    return {
-        "temperature_start": float(start),
-        "temperature_end": float(end),
-        "temperature_schedule": "constant" if constant else schedule or "linear",
-    }
+def _ends(temperature: Any) -> tuple[float, float]:
+    if type(temperature) is LinearTemperatureScheduler:
+        ends = [temperature.init, temperature.min]
+    elif isinstance(temperature, Mapping) and temperature.keys() == {"init", "min"}:
+        ends = [temperature["init"], temperature["min"]]
+    else:
+        ends = list(temperature) if isinstance(temperature, (tuple, list)) else [temperature, temperature]
+    if len(ends) != 2 or not all(map(_is_number, ends)) or not ends[0] >= ends[1] > 0:
+        raise UsageError(
+            f"temperature: {temperature!r} is no temperature that falls and stays above 0; give a number, a pair "
+            "(first, last), a dict with init and min, or NNI's LinearTemperatureScheduler"
+        )
+    return ends[0], ends[1]
 
 
-class Penalty:
-    """The loss together with what the structure is expected to cost.
+class Penalty(ExpectationProfilerPenalty):
+    """NNI's penalty, ``aggregate(loss, nonlinear(E[cost] / baseline - 1))``, differentiable in the probabilities.
 
-    ``aggregate(loss, nonlinear(E[cost] / baseline - 1))``; ``nonlinear``, ``aggregate`` and ``scale`` are NNI's own
-    functions, see ``ProfilerPenalty``. NNI's ``NumParamsProfiler`` in its default configuration, and the word
-    ``params``, stand for the number of parameters as it is counted here: NNI's own expression has 0 parameters for a
-    ``LayerNorm`` and counts a shared module twice.
+    NNI's ``NumParamsProfiler`` in its default configuration, and the word ``params``, stand for the number of
+    parameters as it is counted here: NNI's own expression has 0 parameters for a ``LayerNorm`` and counts a shared
+    module twice.
 
     Args:
-        description: from :func:`describe_penalty`.
+        given: from :func:`describe_penalty`.
         variables: the NNI variable of each label of the space.
         expected_parameters: the expected number of parameters of the space.
 
@@ -126,9 +93,11 @@ class Penalty:
     """
 
     def __init__(
-        self, description: ExpectationProfilerPenalty, variables: Mapping[str, Any], expected_parameters: ExpectedSum
+        self, given: ExpectationProfilerPenalty, variables: Mapping[str, Any], expected_parameters: ExpectedSum
     ) -> None:  # fmt: skip
-        self._description, profiler = description, description.profiler
+        words = {"nonlinear": given.nonlinear, "aggregate": given.aggregate}
+        super().__init__(given.profiler, given.baseline, given.scale, **words)
+        profiler = given.profiler
         counts_parameters = profiler == "params" or (
             isinstance(profiler, NumParamsProfiler) and profiler.profiler.config == FlopsParamsCounterConfig()
         )
@@ -136,24 +105,9 @@ class Penalty:
             expected_parameters if counts_parameters else expectation_of(profiler.expression, variables)
         )
 
-    def __call__(self, loss: Tensor, probabilities: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss with the penalty, and the numbers that NNI logs under ``penalty/``.
-
-        Args:
-            loss: scalar.
-            probabilities: ``(K,)`` per label, on the simplex, float.
-
-        Returns:
-            The new loss, scalar in the dtype of ``loss``, and ``loss_original``, ``penalty`` (the expected cost),
-            ``normalized_penalty`` and ``loss_final``.
-        """
-        cost = self.expected_cost(probabilities)
-        normalised = self._description.nonlinear_fn(cost / self._description.baseline - 1)
-        total = self._description.aggregate_fn(loss, normalised.to(loss.dtype))
-        details = {
-            "loss_original": loss, "penalty": cost, "normalized_penalty": normalised, "loss_final": total,
-        }  # fmt: skip
-        return total, {name: value.detach() for name, value in details.items()}
+    def profile(self, sample: Mapping[str, Tensor]) -> Tensor:
+        """Scalar: the expected cost, from ``(K,)`` probabilities per label, on the simplex."""
+        return self.expected_cost(sample)
 
 
 def describe_penalty(penalty: Any) -> ExpectationProfilerPenalty | None:

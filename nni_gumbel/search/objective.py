@@ -8,19 +8,18 @@ from typing import Any
 
 import torch
 from nni.mutable import Sample
-from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor
 
 from nni_gumbel.complexity.budget import best_within
 from nni_gumbel.complexity.own_cost import OwnCost
 from nni_gumbel.complexity.prior import Prior, prior_by_cost, prior_by_label
 from nni_gumbel.errors import UsageError
-from nni_gumbel.relaxation.host import HostCopy
 from nni_gumbel.relaxation.temperature import linear
 from nni_gumbel.search.budgets import SLACK, SPENT, Commitment, Multipliers, best_spending
 from nni_gumbel.search.costs import SearchCosts
 from nni_gumbel.search.nni_arguments import Penalty
 from nni_gumbel.search.settings import SearchSettings
+from nni_gumbel.search.state import Resumable
 from nni_gumbel.search.steps import inputs_of
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.structure import UsedPart
@@ -30,7 +29,7 @@ from nni_gumbel.supernet.structure import UsedPart
 _AIM = 0.95
 
 
-class StructureObjective:
+class StructureObjective(Resumable):
     """The objective of the logits, and the network that is best by it.
 
         ``penalty(loss (E[params] / largest)^-a) + cost_weight E[cost] / largest + lambda_H(t) entropy``
@@ -48,18 +47,12 @@ class StructureObjective:
     the search would return. The objective has the further term ``lambda_H(t) (4 t - 3) distance(q, z)`` of
     the same module, and 0.95 becomes ``min(0.95, cost(z) / budget)``.
 
-    Args:
-        distribution: of the structure.
-        costs: of the structure; completed by :meth:`prepare`.
-        settings: of the search.
-        penalty: NNI's, if one was given.
-
     Attributes:
+        multipliers: of the budgets.
         details: the latest numbers of the penalty, by NNI's names.
-
-    Raises:
-        UsageError: the prior does not fit the space or the cost.
     """
+
+    _kept = ("multipliers", "_costs", "_commitment")
 
     def __init__(
         self,
@@ -72,64 +65,44 @@ class StructureObjective:
         self._settings, self._penalty = settings, penalty
         self._spends = bool(costs.budgets) and not settings.cost_weight and penalty is None
         self.multipliers = Multipliers((*costs.budgets, *([SLACK] if self._spends else [])))
+        self._commitment = Commitment(distribution, self.best, costs.usage)
         self.details: dict[str, Tensor] = {}
-        self._space: ModelSpace | None = None
-        self._used_part: UsedPart | None = None
-        self._commitment = Commitment(distribution, lambda: self.best(self._space), costs.usage)
-        self._pending_copy: HostCopy | None = None  # of the violations
-        self._prior: Prior | None = None  # that by cost is known when the costs are
+        self._used_part = UsedPart(costs.space)
+        self._prior: Prior | None = None
         if costs.is_complete or settings.prior != "cost":
             self._prior = build_prior(settings.prior, distribution, costs)
 
-    def prepare(self, model: ModelSpace, run: Callable[[], Any]) -> None:
+    def prepare(self, run: Callable[[], Any]) -> None:
         """Before the first step, find what needs an example of what the network takes.
 
-        Args:
-            model: the supernet.
-            run: lets the evaluator make a training step; see :func:`~nni_gumbel.search.steps.inputs_of`.
+        ``run`` lets the evaluator make a training step; see :func:`~nni_gumbel.search.steps.inputs_of`.
         """
-        self._space, self._used_part = model, UsedPart(model)
         if not self._costs.is_complete:
-            self._costs.complete(*inputs_of(model, run))
+            self._costs.complete(*inputs_of(self._costs.space, run))
         if self._prior is None:
             self._prior = build_prior(self._settings.prior, self._distribution, self._costs)
 
     def entropy_weight(self, progress: float) -> float:
-        """``lambda_H(t)``, the weight of the structure's mean relative entropy.
+        """``lambda_H(t)``, the weight of the structure's mean relative entropy, at a progress in [0, 1].
 
         The divergence from a prior rewards entropy by ``kl_weight``. The last step takes that back, so that a search
         ends with what ``entropy_weight_end`` says, and of the divergence remains what steers.
-
-        Args:
-            progress: of the search, in [0, 1].
         """
         s = self._settings
         return linear(s.entropy_weight_start, s.entropy_weight_end + s.kl_weight, progress)
 
     def __call__(self, loss: Tensor, progress: float) -> Tensor:
-        """The objective, scalar and differentiable.
-
-        Args:
-            loss: scalar, that of a batch under the current sample.
-            progress: of the search, in [0, 1].
-        """
-        distribution = self._distribution
-        objective = self._priced(loss)
+        """The objective, scalar and differentiable, from the loss of a batch under the current sample."""
         entropy_weight = self.entropy_weight(progress)
-        objective = objective + entropy_weight * distribution.entropy()
-        if self._costs.scarce and self._commitment.has_begun(progress):
-            strength = max(entropy_weight, 0.0) * self._commitment.strength(progress)
+        objective = self._priced(loss) + entropy_weight * self._distribution.entropy()
+        strength = max(entropy_weight, 0.0) * self._commitment.strength(progress)
+        if strength and self._costs.scarce:
             objective = objective + strength * self._commitment.distance(progress)
         return objective + self.multipliers.term(self._violations(progress))
 
     @torch.no_grad()
     def of_network(self, loss: float, network: Mapping[str, Any]) -> float:
-        """The objective of a single network: its loss, and what it costs.
-
-        Args:
-            loss: of the network.
-            network: an NNI sample that names at least the labels that it uses.
-        """
+        """The objective of a single network: its loss, and what it costs. The sample names at least its labels."""
         with self._distribution.certain_of(self._distribution.mode() | dict(network)):
             return float(self._priced(torch.tensor(loss, device=self._distribution.device)))
 
@@ -142,41 +115,43 @@ class StructureObjective:
         objective = loss
         if self._penalty is not None:
             probabilities = distribution.outcome_probs(self._penalty.expected_cost.labels)
-            objective, self.details = self._penalty(loss, probabilities)
+            objective, details = self._penalty(loss, probabilities)
+            self.details = {name: value.detach() for name, value in details.items()}
         if settings.cost_weight:
             objective = objective + settings.cost_weight * self._costs.relative()
         if settings.kl_weight:
             objective = objective + settings.kl_weight * self._prior.divergence(distribution)
         return objective
 
-    def follow(self, progress: float, share: float) -> None:
-        """Move the multipliers of the budgets after a step of the logits.
+    def _violations(self, progress: float) -> dict[str, Tensor]:
+        """``g`` by constraint, scalar, at most 0 where it holds; differentiable."""
+        used = self._costs.used()
+        found = {field: share - 1 for field, share in used.items()}
+        if self._spends and self._costs.scarce:
+            aim = min(_AIM, self._commitment.used(progress))
+            found[SLACK] = aim - torch.stack([used[limit.field] for limit in self._costs.scarce]).max()
+        return found
 
-        Args:
-            progress: of the search, in [0, 1].
-            share: the part of the search that the step was, in (0, 1].
-        """
+    def follow(self, progress: float, share: float) -> None:
+        """Move the multipliers of the budgets after a step of the logits, which was a ``share`` of the search."""
         if self._costs.budgets:
             with torch.no_grad():
-                found = self._violations(progress)
-                violations = torch.stack([*found.values()])
-            previous, self._pending_copy = self._pending_copy, HostCopy(violations)
-            # On a GPU the violations of the step before: the step would wait for the latest.
-            arrived = previous if violations.is_cuda else self._pending_copy
-            if arrived is not None:
-                self.multipliers.follow(dict(zip(found, arrived.read().tolist())), share)
+                violations = self._violations(progress)
+                values = torch.stack([*violations.values()]).tolist()
+            self.multipliers.follow(dict(zip(violations, values)), share)
 
-    def best(self, model: ModelSpace) -> Sample:
+    # -- networks --------------------------------------------------------------------------------
+
+    def best(self) -> Sample:
         """The network found: an NNI sample with the labels that it uses.
 
         The most probable one; with budgets, of those within; where budgets are to be spent, of those that spend
         one: see :func:`~nni_gumbel.search.budgets.best_spending`.
         """
-        limits = self._costs.limits
-        scarce = [limit for limit in limits if limit.field in self._costs.scarce]
+        scarce = self._costs.scarce
         if self._spends and scarce:
-            return best_spending(model, self._distribution, scarce)
-        return best_within(model, self._distribution, limits)
+            return best_spending(self._costs.space, self._distribution, scarce)
+        return best_within(self._costs.space, self._distribution, self._costs.limits)
 
     def likeliest(self) -> Sample:
         """The most probable network within the budgets, whether it spends them or not; the labels that it uses.
@@ -186,14 +161,11 @@ class StructureObjective:
         sample = self._used_part(self._distribution.mode())
         if not self._costs.scarce or self._costs.usage(sample) <= 1:
             return sample
-        return best_within(self._space, self._distribution, self._costs.limits)
+        return best_within(self._costs.space, self._distribution, self._costs.limits)
 
     def allowed(self, sample: Mapping[str, Any]) -> Sample | None:
         """The labels that a network uses; ``None`` if it may not be found: it is not within the budgets, or does not
         spend one where they are to be spent.
-
-        Args:
-            sample: at least the labels that it uses.
         """
         used = self._used_part(sample)
         least = SPENT if self._spends else 0.0
@@ -202,15 +174,10 @@ class StructureObjective:
     def summary(self, chosen: Sample) -> dict[str, float]:
         """The state of the structure in numbers; without sampling noise.
 
-        Args:
-            chosen: the network found, from :meth:`best`.
-
-        Returns:
-            ``entropy`` (mean over labels, 1 is uniform); ``expected_params``, and the same of every other cost that is
-            priced or limited; ``max_probability`` (mean over labels of the largest probability);
-            ``chosen_probability`` (mean of the probabilities of what the network has chosen, over the labels that it
-            uses). With budgets their multipliers, ``budget_weight/…``; with a cost of one's own ``chosen_cost``,
-            that network's.
+        ``entropy`` (mean over labels, 1 is uniform); ``expected_params``, and the same of every other cost that is
+        priced or limited; ``max_probability`` (mean over labels of the largest probability); ``chosen_probability``
+        (mean of the probabilities of what the network found has chosen, over the labels that it uses). With budgets
+        their multipliers, ``budget_weight/…``; with a cost of one's own ``chosen_cost``, that network's.
         """
         laws, logits = self._distribution.laws, self._distribution.logits
         with torch.no_grad():
@@ -227,39 +194,9 @@ class StructureObjective:
                 **{f"budget_weight/{name}": weight for name, weight in self.multipliers.weights.items()},
             }
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed search must know."""
-        return {
-            "multipliers": self.multipliers.state_dict(),
-            "costs": self._costs.state_dict(),
-            "commitment": self._commitment.state_dict(),
-            "pending": None if self._pending_copy is None else self._pending_copy.read(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
-        self.multipliers.load_state_dict(state["multipliers"])
-        self._costs.load_state_dict(state["costs"])
-        self._commitment.load_state_dict(state["commitment"])
-        self._pending_copy = None if state["pending"] is None else HostCopy(state["pending"])
-
-    def _violations(self, progress: float) -> dict[str, Tensor]:
-        """``g`` by constraint, scalar, at most 0 where it holds; differentiable."""
-        used = self._costs.used()
-        found = {field: share - 1 for field, share in used.items()}
-        if self._spends and self._costs.scarce:
-            aim = min(_AIM, self._commitment.used(progress))
-            found[SLACK] = aim - torch.stack([used[field] for field in self._costs.scarce]).max()
-        return found
-
 
 def build_prior(prior: str, distribution: Distribution, costs: SearchCosts) -> Prior:
-    """The prior that a setting names.
-
-    Args:
-        prior: ``uniform``, ``cost``, or the JSON of a mapping label -> {candidate: probability}.
-        distribution: of the space.
-        costs: complete; ``cost`` takes the one that is priced.
+    """The prior that the setting ``prior`` names; ``cost`` needs costs that are complete, and takes the one priced.
 
     Raises:
         UsageError: a label or a candidate is unknown, or the cost is a person's own.

@@ -10,8 +10,6 @@ by ridge regression on all networks judged so far, the later ones counting more,
 are ``-a / (temperature std(y))``. The temperature falls from stage to stage, as the settings say: the weights learn,
 more and more, for the networks that are likely to be found.
 
-What the networks reach is known to :mod:`~nni_gumbel.search.finals`, which trains the best of them alone.
-
 Sources: weights shared by single paths: Guo et al., Single Path One-Shot NAS (arXiv 1904.00420), section 3; a
 distribution that follows the networks it draws: Williams, Machine Learning 8 (1992), with a linear model of the return
 in the place of a baseline. Drawing by perturbed maxima: Papandreou, Yuille, Perturb-and-MAP random fields (ICCV 2011).
@@ -27,6 +25,7 @@ import torch
 from nni.mutable import Sample
 
 from nni_gumbel.relaxation.gumbel import gumbel_noise
+from nni_gumbel.search.state import Resumable, plain
 from nni_gumbel.supernet.distribution import SETTLED, Distribution
 
 # Networks of a population, and how many of them are judged on one batch.
@@ -37,12 +36,8 @@ DISCOUNT = 0.7
 _TRIES = 5
 
 
-class Population:
+class Population(Resumable):
     """The networks of the current stage, and what follows from those of all stages.
-
-    Args:
-        distribution: of the networks; its logits follow what is known.
-        likeliest: the most probable network within the budgets, an NNI sample with the labels that it uses.
 
     Attributes:
         networks: of the current stage.
@@ -51,36 +46,39 @@ class Population:
         ages: for each, how many stages ago.
     """
 
+    _kept = ("networks", "judged", "objectives", "ages", "_losses", "_turn")
+
     def __init__(self, distribution: Distribution, likeliest: Callable[[], Sample]) -> None:
+        # Its logits follow what is known; the most probable network within the budgets, the labels that it uses.
         self._distribution, self._likeliest = distribution, likeliest
         self.networks: list[dict[str, Any]] = []
         self.judged: list[dict[str, Any]] = []
         self.objectives: list[float] = []
         self.ages: list[int] = []
-        self._totals = np.zeros(0)
-        self._counts = np.zeros(0, dtype=int)
-        self._turn, self._sum = 0, 0.0
+        self._losses: list[
+            tuple[list[int], list[float]]
+        ] = []  # of the stage: a batch's networks, and their losses
+        self._turn = 0
 
     def begin(self, temperature: float) -> None:
-        """Draw the networks of the next stage; the first one is the most probable.
-
-        Args:
-            temperature: > 0, relative to the spread of the objectives.
-        """
+        """Draw the networks of the next stage, at a temperature > 0; the first one is the most probable."""
         logits = self._logits(temperature)
         self._set(logits)
-        self.networks = [dict(self._likeliest())]
+        self.networks = [plain(self._likeliest())]
         for _ in range(_SIZE - 1):
             for _ in range(_TRIES):
                 self._set({label: tensor + self._noise(label, tensor) for label, tensor in logits.items()})
-                drawn = dict(self._likeliest())
+                drawn = plain(self._likeliest())
                 if drawn not in self.networks:
                     self.networks.append(drawn)
                     break
         self._set(logits)
-        self._sum = 0.0
-        self._totals, self._counts = np.zeros(len(self.networks)), np.zeros(len(self.networks), dtype=int)
-        self._turn = 0
+        self._losses, self._turn = [], 0
+
+    @property
+    def likely(self) -> dict[str, Any]:
+        """The most probable network."""
+        return self.networks[0]
 
     def network(self, step: int) -> dict[str, Any]:
         """The network that is trained at a step of the stage, counted from 0."""
@@ -92,31 +90,29 @@ class Population:
 
     def judge(self, losses: Sequence[float]) -> None:
         """Take the losses of :meth:`next_judged` on one batch into account."""
-        indices = self._next()
-        self._totals[indices] += np.asarray(losses) - np.mean(losses)
-        self._counts[indices] += 1
-        self._sum += float(np.sum(losses))
-        self._turn += len(indices)
+        self._losses.append((self._next(), list(losses)))
+        self._turn += len(losses)
 
-    def end(self, objective: Callable[[float, Mapping[str, Any]], float]) -> None:
-        """End the stage.
-
-        Args:
-            objective: of a mean loss and a network.
-        """
-        indices = np.flatnonzero(self._counts)
+    def end(self, objective: Callable[[float, Mapping[str, Any]], float]) -> bool:
+        """End the stage; ``objective`` is that of a mean loss and a network. Its weights are shared: none are kept."""
+        totals, counts = np.zeros(len(self.networks)), np.zeros(len(self.networks), dtype=int)
+        for indices, losses in self._losses:
+            totals[indices] += np.array(losses) - np.mean(losses)
+            counts[indices] += 1
+        indices = np.flatnonzero(counts)
         if len(indices) > 1:
-            mean = self._sum / self._counts.sum()
-            means = mean + self._totals[indices] / self._counts[indices]
+            mean = sum(float(np.sum(losses)) for _, losses in self._losses) / counts.sum()
+            means = mean + totals[indices] / counts[indices]
             reached = [objective(float(loss), self.networks[i]) for i, loss in zip(indices, means)]
             self.ages = [age + 1 for age in self.ages] + [0] * len(indices)
             self.judged += [self.networks[i] for i in indices]
             self.objectives += (np.array(reached) - np.mean(reached)).tolist()
-        self._counts = np.zeros_like(self._counts)
+        self._losses = []
+        return False
 
-    def _next(self) -> np.ndarray:
-        together = min(_TOGETHER, len(self.networks))
-        return (self._turn + np.arange(together)) % len(self.networks)
+    def _next(self) -> list[int]:
+        number = len(self.networks)
+        return [(self._turn + i) % number for i in range(min(_TOGETHER, number))]
 
     def _logits(self, temperature: float) -> dict[str, torch.Tensor]:
         """``-a / temperature`` per label, of objectives in units of their spread; 0 where none was judged."""
@@ -140,32 +136,13 @@ class Population:
 
     @torch.no_grad()
     def _set(self, logits: Mapping[str, torch.Tensor]) -> None:
-        """Set the logits of what is undecided."""
-        for label, tensor in logits.items():
-            own, law = self._distribution.logits[label], self._distribution.laws[label]
-            free = own.abs() < SETTLED
-            if not free.any():
-                continue
-            values = tensor.to(own)[free]
-            if law.least == law.most:
-                # The logits' mean says nothing, and must not make a candidate look decided.
+        for label, values in logits.items():
+            law = self._distribution.laws[label]
+            if (
+                law.least == law.most
+            ):  # the logits' mean says nothing, and must not make a candidate look decided
                 values = values - values.mean()
-            own[free] = values.clamp(-SETTLED / 2, SETTLED / 2)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed search must know."""
-        return {
-            "judged": [plain(network) for network in self.judged], "objectives": list(self.objectives),
-            "ages": list(self.ages), "networks": [plain(network) for network in self.networks],
-            "totals": self._totals.tolist(), "counts": self._counts.tolist(), "turn": self._turn, "sum": self._sum,
-        }  # fmt: skip
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
-        self.judged, self.objectives = list(state["judged"]), list(state["objectives"])
-        self.ages, self.networks = list(state["ages"]), list(state["networks"])
-        self._totals, self._counts = np.array(state["totals"]), np.array(state["counts"], dtype=int)
-        self._turn, self._sum = state["turn"], state["sum"]
+            self._distribution.logits[label].copy_(values.clamp(-SETTLED / 2, SETTLED / 2))
 
 
 def features_of(distribution: Distribution, networks: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -176,8 +153,3 @@ def features_of(distribution: Distribution, networks: Sequence[Mapping[str, Any]
         used = {label: distribution.outcome(label, value).cpu().numpy() for label, value in network.items()}
         rows.append(np.concatenate([*(zeros | used).values()]).astype(float))
     return np.stack(rows)
-
-
-def plain(network: Mapping[str, Any]) -> dict[str, Any]:
-    """A network with plain strings: NNI's labels are of a class that a checkpoint would need to be trusted for."""
-    return {str(label): value for label, value in network.items()}

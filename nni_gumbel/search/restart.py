@@ -14,30 +14,26 @@ from typing import Any
 
 from pytorch_lightning import LightningModule
 
-from nni_gumbel.search.duration import last_epoch, total_batches
+from nni_gumbel.search.course import last_epoch, total_batches
+from nni_gumbel.search.state import Resumable
 
 
-class ShortTrainings:
+class ShortTrainings(Resumable):
     """The weights and buffers, the optimiser and the schedulers as they were when the first training began.
 
     After a warm-up that is what the warm-up has led to.
-
-    Args:
-        search: with a Trainer whose optimisers are set up; its ``training_module`` holds the weights.
     """
+
+    _kept = ("_first", "_best", "_strides")
 
     def __init__(self, search: LightningModule) -> None:
         self._search = search
-        self._saved: dict[str, Any] | None = None
-        self._kept: dict[str, Any] | None = None  # the weights at the end of the best training
+        self._first: dict[str, Any] | None = None
+        self._best: dict[str, Any] | None = None  # the weights at the end of the best training
         self._strides: list[int] = []  # of each schedule, in the current training
 
     def advance(self, place: float) -> None:
-        """Let every schedule of the weights be as far as the current training is.
-
-        Args:
-            place: how much of the training is done, in [0, 1].
-        """
+        """Let every schedule of the weights be as far as the current training is: ``place``, in [0, 1]."""
         trainer = self._search.trainer
         updates = total_batches(trainer) / trainer.accumulate_grad_batches
         for index, config in enumerate(trainer.lr_scheduler_configs):
@@ -49,41 +45,27 @@ class ShortTrainings:
 
     def begin(self) -> None:
         """Begin a training: the first time remember all of it, later put it back."""
-        if self._saved is None:
-            self._saved = copy.deepcopy(self._current())
-        self._strides = [0] * len(self._saved["schedulers"])
-        self._search.training_module.load_state_dict(self._saved["weights"])
+        module, optimizer = self._search.training_module, self._search.trainer.optimizers[0]
+        schedulers = [config.scheduler for config in self._search.trainer.lr_scheduler_configs]
+        if self._first is None:
+            self._first = copy.deepcopy({
+                "weights": module.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedulers": [scheduler.state_dict() for scheduler in schedulers],
+            })  # fmt: skip
+        self._strides = [0] * len(schedulers)
+        module.load_state_dict(self._first["weights"])
         # A state that is loaded becomes the optimiser's own, and would be changed by its next step.
-        self._optimizer().load_state_dict(copy.deepcopy(self._saved["optimizer"]))
-        self._optimizer().zero_grad()  # of batches whose update, with others, is still to come
-        for config, state in zip(self._search.trainer.lr_scheduler_configs, self._saved["schedulers"]):
-            config.scheduler.load_state_dict(copy.deepcopy(state))
+        optimizer.load_state_dict(copy.deepcopy(self._first["optimizer"]))
+        optimizer.zero_grad()  # of batches whose update, with others, is still to come
+        for scheduler, state in zip(schedulers, self._first["schedulers"]):
+            scheduler.load_state_dict(copy.deepcopy(state))
 
     def keep(self) -> None:
         """Remember the weights and buffers, instead of what was kept before."""
-        self._kept = copy.deepcopy(self._search.training_module.state_dict())
+        self._best = copy.deepcopy(self._search.training_module.state_dict())
 
     def put_back(self) -> None:
         """Put back what was kept, if anything was."""
-        if self._kept is not None:
-            self._search.training_module.load_state_dict(self._kept)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed search must know."""
-        return {"saved": self._saved, "kept": self._kept, "strides": list(self._strides)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with :meth:`state_dict`."""
-        self._saved, self._kept, self._strides = state["saved"], state["kept"], list(state["strides"])
-
-    def _current(self) -> dict[str, Any]:
-        return {
-            "weights": self._search.training_module.state_dict(),
-            "optimizer": self._optimizer().state_dict(),
-            "schedulers": [
-                config.scheduler.state_dict() for config in self._search.trainer.lr_scheduler_configs
-            ],
-        }
-
-    def _optimizer(self) -> Any:
-        return self._search.trainer.optimizers[0]
+        if self._best is not None:
+            self._search.training_module.load_state_dict(self._best)

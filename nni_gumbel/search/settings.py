@@ -1,26 +1,65 @@
-"""The settings of a search: their defaults, their ranges, and how they depend on each other."""
+"""The settings of a search: their defaults, their ranges, how they depend on each other, and presets.
+
+A preset is a known method of the field, so that methods can be compared with one word changed. It sets what *defines*
+the method: how a sample is drawn and how its temperature runs, without the entropy term that is ours. What any method
+needs - learning rates, epochs, the weight of the cost - stays as it is, so that two presets differ in their method
+alone.
+"""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.search.presets import PRESETS
 from nni_gumbel.settings import Settings, setting
 
 Schedule = Literal["constant", "linear", "exponential", "cosine"]
 # Those of relaxation.estimators, and the noise-free probabilities themselves.
-Estimator = Literal["soft", "straight-through", "straight-through-gumbel", "reinmax", "probabilities"]
-SCHEDULES, ESTIMATORS = get_args(Schedule), get_args(Estimator)
-BUDGETS = ("max_params", "max_flops", "max_latency_ms")
+Estimator = Literal["soft", "straight-through", "straight-through-gumbel", "probabilities"]
+ESTIMATORS = get_args(Estimator)
 PRIORS = ("uniform", "cost")
-_PRIOR_WORDS = "uniform, cost, or a mapping label: {candidate: probability}"
 _ENDS = ("temperature_start", "temperature_end")
+
+_GRADIENT_ALONE = {
+    "stages": 0, "finalists": 0, "entropy_weight_start": 0.0, "entropy_weight_end": 0.0, "capacity_exponent": 0.0,
+}  # fmt: skip
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "none": {},
+    # What this project had before stages: explores by a negative weight of the entropy, then commits by a positive one.
+    "gradual": {
+        **_GRADIENT_ALONE, "temperature_start": 3.0, "temperature_end": 0.1, "entropy_weight_start": -1.0,
+        "entropy_weight_end": 2.0,
+    },
+    # arXiv 1806.09055, equation 2: the softmax itself, no noise. Its temperature is 1.
+    "darts": {
+        "estimator": "probabilities", "temperature_start": 1.0, "temperature_end": 1.0,
+        "temperature_schedule": "constant", **_GRADIENT_ALONE,
+    },
+    # arXiv 1812.09926: Gumbel-softmax. The paper gives no temperatures: these are those of NNI's GumbelDARTS.
+    "snas": {
+        "estimator": "soft", "temperature_start": 1.0, "temperature_end": 0.33,
+        "temperature_schedule": "exponential", **_GRADIENT_ALONE,
+    },
+    # arXiv 1910.04465, equations 3 and 4; temperatures of the authors' code.
+    "gdas": {
+        "estimator": "straight-through-gumbel", "temperature_start": 10.0, "temperature_end": 0.1,
+        "temperature_schedule": "linear", **_GRADIENT_ALONE,
+    },
+}  # fmt: skip
 
 # Which settings belong together, and how.
 COUPLINGS = {
@@ -32,10 +71,22 @@ COUPLINGS = {
     "the log says so",
     "temperature": "`temperature_start` is at least `temperature_end`; with schedule `constant` they are equal, and "
     "one of them is enough",
-    "step": "level `single` needs `samples_per_step: 1`",
     "cost": "with `cost_weight: 0` no `cost` is priced; a budget (`max_…`) is spent if there is no `cost_weight`",
     "prior": "a `prior` needs a `kl_weight` above 0; the prior `cost` is made from the setting `cost`",
 }
+
+
+def _some_above_0(weights: dict[str, float]) -> dict[str, float]:
+    if not any(weights.values()):
+        raise ValueError
+    return weights
+
+
+_Weight = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+_Weights = Annotated[dict[str, _Weight], AfterValidator(_some_above_0)]
+_BY_LABEL = TypeAdapter(
+    Annotated[dict[str, _Weights], Field(min_length=1)], config=ConfigDict(coerce_numbers_to_str=True)
+)
 
 
 def prior_text(prior: Any) -> Any:
@@ -51,33 +102,18 @@ def prior_text(prior: Any) -> Any:
     Raises:
         UsageError: an unknown word, or no such mapping.
     """
-    if isinstance(prior, str) and prior not in PRIORS:
-        try:
-            prior = json.loads(prior)
-        except ValueError:
-            raise UsageError(f"prior: {prior!r} is unknown; give {_PRIOR_WORDS}") from None
-    elif not isinstance(prior, Mapping):
+    if not isinstance(prior, (str, Mapping)) or prior in PRIORS:
         return prior
-    if not isinstance(prior, Mapping) or not prior:
-        raise UsageError(f"prior: {prior!r} is no mapping; give {_PRIOR_WORDS}")
-    for label, weights in prior.items():
-        if not isinstance(weights, Mapping):
-            raise UsageError(f"prior: {label!r} has {weights!r}; give a mapping candidate: probability")
-        for candidate, weight in weights.items():
-            number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-            if not number or not 0 <= weight < math.inf:
-                raise UsageError(
-                    f"prior: {label!r} gives candidate {candidate!r} {weight!r}; give a probability, at least 0"
-                )
-        if not sum(weights.values()) > 0:
-            raise UsageError(
-                f"prior: {label!r} has no candidate with a probability above 0; give at least one"
-            )
-    plain = {
-        str(label): {str(candidate): float(weight) for candidate, weight in weights.items()}
-        for label, weights in prior.items()
-    }
-    return json.dumps(plain, sort_keys=True)
+    try:
+        by_label = (_BY_LABEL.validate_json if isinstance(prior, str) else _BY_LABEL.validate_python)(prior)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = ", ".join(map(repr, (*first["loc"], first["input"])))
+        raise UsageError(
+            f"prior: {what} is no distribution; give uniform, cost, or a mapping label: {{candidate: probability}}, "
+            "with probabilities of at least 0 and one above 0 for each label"
+        ) from None
+    return json.dumps(by_label, sort_keys=True)
 
 
 Prior = Annotated[
@@ -103,13 +139,7 @@ class SearchSettings(Settings):
         "none", "known method that fills in its values where you give none", basic=True, coupled="preset"
     )
     estimator: Estimator = setting(
-        "soft",
-        "how a sample is drawn and its gradient taken; `probabilities` is without noise",
-        coupled="preset",
-    )
-    level: Literal["bilevel", "single"] = setting(
-        "bilevel", "structure learns on validation data, or with the weights on the training data (`single`)",
-        coupled="step",
+        "soft", "how a sample is drawn and its gradient taken; `probabilities` is without noise", coupled="preset",
     )  # fmt: skip
     stages: int = setting(
         5, "stages of a training of drawn networks with shared weights; behind each they are judged; 0, without "
@@ -133,21 +163,9 @@ class SearchSettings(Settings):
         "exponential", "how the temperature falls, step by step", coupled="preset temperature"
     )
     warmup_epochs: int = setting(
-        0,
-        "first epochs in which only weights learn, candidates equally likely",
-        ge=0,
-        basic=True,
-        coupled="epochs",
-    )
+        0, "first epochs in which only weights learn, candidates equally likely", ge=0, basic=True, coupled="epochs",
+    )  # fmt: skip
     arc_learning_rate: float = setting(0.05, "learning rate of the logits (Adam)", gt=0)
-    logits_weight_decay: float = setting(0.0, "weight decay of the logits", ge=0)
-    logits_clip_val: float = setting(0.0, "largest norm of the logits' gradient; 0 is no limit", ge=0)
-    samples_per_step: int = setting(
-        1, "samples whose gradients a structure step averages", ge=1, coupled="step"
-    )
-    batches_per_step: int = setting(
-        1, "batches whose gradients a structure step averages; it comes once in so many", ge=1
-    )
     cost: Literal["params", "flops", "latency"] = setting(
         "params", "what `cost_weight` prices: parameters, multiply-adds, or milliseconds of a table",
         basic=True, coupled="cost prior",
@@ -215,28 +233,20 @@ class SearchSettings(Settings):
                 f"finalists: {self.finalists} and stages: {self.stages} do not go together; give both above 0, or 0: "
                 "logits that follow their gradient at every step"
             )
-        if self.level == "single" and self.samples_per_step > 1:
-            raise UsageError(
-                f"samples_per_step: {self.samples_per_step} samples have no place in the joint step of "
-                "level 'single'; give 1, or level 'bilevel'"
-            )
         return self
 
 
 def without_effect(settings: SearchSettings, own_cost: bool) -> list[str]:
     """One line for each setting that is given and plays no part, for its weight is 0.
 
-    Args:
-        settings: of a search.
-        own_cost: whether a person's own cost stands in the place of the setting `cost`.
+    ``own_cost`` says whether a person's own cost stands in the place of the setting `cost`.
     """
     lines = []
     by_prior = settings.prior == "cost" and settings.kl_weight
     if (own_cost or settings.cost != "params") and not settings.cost_weight and not by_prior:
         what = "the function" if own_cost else repr(settings.cost)
         lines.append(
-            f"cost: {what} has no effect on the search, for cost_weight is 0; give one above 0, or leave cost "
-            "out"
+            f"cost: {what} has no effect on the search, for cost_weight is 0; give one above 0, or leave cost out"
         )
     if settings.prior != "uniform" and not settings.kl_weight:
         what = repr(settings.prior) if settings.prior in PRIORS else "that by label"

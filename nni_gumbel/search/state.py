@@ -1,8 +1,8 @@
-"""The state of a search beside its weights: random numbers, processes, and the checkpoint that it goes on from.
+"""The state of a search beside its weights: random numbers, processes, and what goes into a checkpoint.
 
 A search draws from the global generators (samples, dropout, the seeds of shuffles) and from the generators of its own
-that a loader may have: all of them together are the random state. It is made of plain numbers and tensors, so that a
-checkpoint that contains it is read without running code.
+that a loader may have: all of them together are the random state. What is saved is made of plain numbers and tensors,
+so that a checkpoint is read without running code.
 
 On several processes (Lightning's ``ddp``) there is one distribution, and a sample and a batch for each process. DDP
 averages the weights' gradients. The logits are kept out of it, because their step takes a gradient with respect to them
@@ -15,8 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,15 +27,52 @@ from torch.utils.data import DistributedSampler
 
 from nni_gumbel.errors import UsageError
 
+# -- what a resumed search must know ---------------------------------------------------------------
+
+
+class Resumable:
+    """What goes on from a checkpoint: ``_kept`` names the attributes that a resumed search must know.
+
+    They are resumable themselves, or lists and dicts of plain values and of tensors that nothing changes in place.
+    """
+
+    _kept: ClassVar[tuple[str, ...]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed search must know."""
+        values = {name: getattr(self, name) for name in self._kept}
+        return {
+            name: value.state_dict() if isinstance(value, Resumable) else _copied(value)
+            for name, value in values.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        for name in self._kept:
+            value = getattr(self, name)
+            if isinstance(value, Resumable):
+                value.load_state_dict(state[name])
+            else:
+                setattr(self, name, _copied(state[name]))
+
+
+def plain(network: Mapping[str, Any]) -> dict[str, Any]:
+    """A network with plain strings: NNI's labels are of a class that a checkpoint would need to be trusted for."""
+    return {str(label): value for label, value in network.items()}
+
+
+def _copied(value: Any) -> Any:
+    """A copy of lists and dicts, and of nothing in them."""
+    if type(value) is dict:
+        return {key: _copied(one) for key, one in value.items()}
+    return [_copied(one) for one in value] if type(value) is list else value
+
+
 # -- random numbers --------------------------------------------------------------------------------
 
 
 def random_state(loaders: Any) -> dict[str, Any]:
-    """The state of every generator: Python's, NumPy's, torch's on each device, and those of the loaders.
-
-    Args:
-        loaders: a loader, or loaders in nested lists and dicts.
-    """
+    """The state of every generator: Python's, NumPy's, torch's on each device, and those of (nested) loaders."""
     name, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -75,14 +111,9 @@ def unchanged_randomness(loaders: Any = None) -> Iterator[None]:
 
 
 def continue_randomness(trainer: Trainer, states: list[dict[str, Any]]) -> None:
-    """At the start of an epoch, draw from here on what the search that saved the states drew next.
+    """At the start of an epoch, draw from here on what the search drew that saved these states at the end of the last.
 
-    Args:
-        trainer: about to begin the epoch after the one at whose end the states were saved.
-        states: one for each process.
-
-    Raises:
-        UsageError: another number of processes saved them.
+    There is a state for each process; another number of processes is refused.
     """
     if len(states) != trainer.world_size:
         raise UsageError(
@@ -99,18 +130,12 @@ def continue_randomness(trainer: Trainer, states: list[dict[str, Any]]) -> None:
 
 def _generators(loaders: Any) -> list[torch.Generator]:
     """The loaders' own generators, each once, in the order of the loaders."""
-    found: dict[int, torch.Generator] = {}
+    found = []
     for loader in tree_leaves(loaders):
         batch_sampler = getattr(loader, "batch_sampler", None)
-        owners = (
-            loader,
-            getattr(loader, "sampler", None),
-            batch_sampler,
-            getattr(batch_sampler, "sampler", None),
-        )
-        generators = (getattr(owner, "generator", None) for owner in owners)
-        found.update((id(one), one) for one in generators if isinstance(one, torch.Generator))
-    return list(found.values())
+        samplers = (getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+        found += [getattr(owner, "generator", None) for owner in (loader, *samplers)]
+    return list(dict.fromkeys(one for one in found if isinstance(one, torch.Generator)))
 
 
 def _distributed_samplers(loaders: Any) -> list[DistributedSampler]:
@@ -123,12 +148,7 @@ def _distributed_samplers(loaders: Any) -> list[DistributedSampler]:
 
 
 def prepare_ddp(search: LightningModule, trainer: Trainer) -> None:
-    """Tell DDP, before it wraps the module, to leave the logits out and to expect candidates that did not run.
-
-    Args:
-        search: the module to be wrapped, with a child ``distribution`` that holds the logits.
-        trainer: with any strategy; only ``ddp`` is touched.
-    """
+    """Tell DDP, before it wraps the module, to leave the logits out and to expect candidates that did not run."""
     if isinstance(trainer.strategy, DDPStrategy):
         search._ddp_params_and_buffers_to_ignore = [
             f"distribution.{name}" for name, _ in search.distribution.named_parameters()
@@ -154,40 +174,3 @@ def of_all_ranks(value: object, trainer: Trainer) -> list:
     values: list = [None] * trainer.world_size
     torch.distributed.all_gather_object(values, value)
     return values
-
-
-# -- checkpoints -----------------------------------------------------------------------------------
-
-
-def checkpoints_of(trainer: Trainer, resumed_from: str | None) -> dict[str, Any]:
-    """A state that leads to the last checkpoint of a search, now and if the search is killed later.
-
-    The state of a search is in the checkpoints that a ``ModelCheckpoint`` callback writes; where they are is all that
-    NNI's experiment keeps.
-
-    Args:
-        trainer: of the search; not started, running or done.
-        resumed_from: the checkpoint that the search itself goes on from.
-
-    Returns:
-        ``ckpt_path``, the last checkpoint so far. Before the first one is written also ``folder``, where it will be,
-        and ``older``, the names of the files that are there already. Empty without a callback.
-    """
-    callback = trainer.checkpoint_callback
-    path = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
-    if path:
-        return {"ckpt_path": path}
-    state = {"ckpt_path": resumed_from} if resumed_from else {}
-    folder = getattr(callback, "dirpath", None)
-    if folder:
-        state |= {"folder": str(folder), "older": [file.name for file in Path(folder).glob("*.ckpt")]}
-    return state
-
-
-def last_checkpoint(state: Mapping[str, Any]) -> str | None:
-    """The newest checkpoint that a state leads to; ``None`` if it leads to none."""
-    files = Path(state["folder"]).glob("*.ckpt") if "folder" in state else ()
-    new = [file for file in files if file.name not in state["older"]]
-    if new:
-        return str(max(new, key=lambda file: file.stat().st_mtime_ns))
-    return state.get("ckpt_path")

@@ -2,22 +2,21 @@
 
 Lightning lets a step leave out the number of its batch. In a search, training steps also run on validation data, which
 a plain training only sees in evaluation mode: its last batch may have one example, which no BatchNorm can normalise
-in training mode. Dropout is off where networks are judged, numbers that the evaluator logs there have a name of their
-own, and one call alone of the model shows what it takes.
+in training mode. Where networks are judged, dropout is off and nothing is logged, and one call alone of the model shows
+what it takes.
 """
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import Any
 
 import torch
 from nni.nas.evaluator.pytorch import LightningModule
 from nni.nas.evaluator.pytorch.lightning import SupervisedLearningModule
-from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -28,19 +27,13 @@ from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.search.state import unchanged_randomness
 from nni_gumbel.supernet.arguments import MixedArguments
 
-Log = Callable[..., None]
-
 # Modules whose training mode means dropout and nothing else, with the argument that is its rate. Recurrent layers drop
 # out inside one operation, which is out of reach.
 _RATES = {_DropoutNd: "p", nn.MultiheadAttention: "dropout"}
 
 
 def check_module(module: LightningModule) -> None:
-    """Refuse an evaluator's module that does itself what a search has to do.
-
-    Raises:
-        UsageError: ``training_step`` asks for ``dataloader_iter``, or the module updates its weights by itself.
-    """
+    """Refuse an evaluator's module that does itself what a search has to do: draws batches or updates weights."""
     if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
         raise UsageError(
             "training_step: it takes its batches from dataloader_iter, which a search cannot share; "
@@ -54,24 +47,14 @@ def check_module(module: LightningModule) -> None:
 
 
 def training_step(module: LightningModule, batch: Any, batch_idx: int) -> Any:
-    """What an evaluator's training step returns for a batch.
-
-    Args:
-        module: the evaluator's module, in training mode.
-        batch: as its loader gives it, of training or of validation data.
-        batch_idx: number of the batch in its epoch; passed on to a step that takes it.
-    """
+    """What an evaluator's training step returns for a batch of training or of validation data."""
     takes_number = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
     with _misfits_told(module), _single_values_normalised(module, batch):
         return module.training_step(batch, *([batch_idx] if takes_number else []))
 
 
 def loss_of(result: Any) -> Tensor:
-    """The loss in what an evaluator's ``training_step`` returned: itself, or under ``loss`` in a dict.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """The loss in what an evaluator's ``training_step`` returned: itself, or under ``loss`` in a dict."""
     loss = result.get("loss") if isinstance(result, dict) else result
     if not isinstance(loss, Tensor):
         raise UsageError(
@@ -99,41 +82,51 @@ def validation_step(module: LightningModule) -> Callable[..., Any]:
 
 
 def inputs_of(model: nn.Module, run: Callable[[], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of the first call of a model, which itself does not take place.
+    """The positional and keyword arguments of the first call of a model, which itself does not take place.
 
     Nothing is computed with the model, learnt or logged, and the random state is as before.
 
     Args:
         model: the supernet.
-        run: lets the evaluator make a training step.
-
-    Returns:
-        Positional and keyword arguments.
-
-    Raises:
-        UsageError: the evaluator does not call the model. Whatever else ``run`` raises stays as it is.
+        run: lets the evaluator make a training step; one that does not call the model is refused.
     """
-    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     class Seen(Exception):
         pass
 
     def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append((args, kwargs))
-        raise Seen
+        raise Seen(args, kwargs)
 
     hook = model.register_forward_pre_hook(stop, with_kwargs=True)
     try:
         with unchanged_randomness():
             run()
-    except Seen:
-        return seen[0]
+    except Seen as seen:
+        return seen.args
     finally:
         hook.remove()
     raise UsageError(
         "training_step: it does not call its model as self.model(...), so what a network costs cannot be found; "
         "call it so, or price and limit params alone"
     )
+
+
+def muted(module: LightningModule) -> AbstractContextManager[None]:
+    """Within this context a module logs nothing: the numbers of a search are those of its weight steps.
+
+    A torchmetrics object that is logged itself still accumulates over all steps: it is one object.
+    """
+    return _replaced(module, "log", lambda *args, **kwargs: None)
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
 
 
 # -- a layer of fixed width behind a chosen one -----------------------------------------------------
@@ -147,12 +140,7 @@ def misfit(space: nn.Module, error: Exception) -> str | None:
         self.lin1, self.lin2 = MutableLinear(10, width), MutableLinear(width, 3)
         self.norm = nn.BatchNorm1d(self.lin2.in_features)     # takes the width that was the first candidate
 
-    Args:
-        space: a relaxed space, or a network.
-        error: what one of its modules raised.
-
-    Returns:
-        ``None`` if it was raised elsewhere, or if no size is chosen anywhere around the layer.
+    ``None`` if no module of the space raised the error, or if no size is chosen anywhere around the layer.
     """
     if not isinstance(error, (RuntimeError, ValueError)) or isinstance(error, torch.cuda.OutOfMemoryError):
         return None
@@ -164,7 +152,10 @@ def misfit(space: nn.Module, error: Exception) -> str | None:
     around = path = paths[raising[-1]]
     while around:
         around = around.rpartition(".")[0]
-        sizes = _chosen_sizes(space.get_submodule(around))
+        part = space.get_submodule(around)
+        mixed = (module for module in part.modules() if isinstance(module, MixedArguments))
+        labels = dict.fromkeys(label for module in mixed for label in module.variants.table.labels)
+        sizes = [label for label in labels if label not in dropout_rates(part)]
         if sizes:
             kind = type(raising[-1]).__name__
             return (
@@ -172,13 +163,6 @@ def misfit(space: nn.Module, error: Exception) -> str | None:
                 f"to choose from ({first_line(error)}); give it the chosen width (NNI's Mutable{kind}), or fix it"
             )
     return None
-
-
-def _chosen_sizes(part: nn.Module) -> list[str]:
-    """The labels in the arguments of its modules, without the rates of dropouts."""
-    mixed = (module for module in part.modules() if isinstance(module, MixedArguments))
-    labels = dict.fromkeys(label for module in mixed for label in module.variants.table.labels)
-    return [label for label in labels if label not in dropout_rates(part)]
 
 
 @contextmanager
@@ -190,45 +174,6 @@ def _misfits_told(module: LightningModule) -> Iterator[None]:
         if line is None:
             raise
         raise UsageError(line) from error
-
-
-# -- what is logged --------------------------------------------------------------------------------
-
-
-def logging_with(module: LightningModule, change: Callable[[Log], Log]) -> Any:
-    """Within this context a module's ``log`` (and so its ``log_dict``) is a changed one.
-
-    A torchmetrics object that is logged itself still accumulates over all steps: it is one object.
-    """
-    return _replaced(module, "log", change(module.log))
-
-
-def mute(log: Log) -> Log:
-    """Log nothing."""
-    return lambda *args, **kwargs: None
-
-
-def under_structure(trainer: Trainer) -> Callable[[Log], Log]:
-    """Log under ``structure/``, and not in the progress bar.
-
-    A number that only its step is told of, is logged in the steps in which the Trainer's loggers take numbers: in the
-    others it would be overwritten unseen, and to log costs more time than small networks take.
-
-    Args:
-        trainer: of the search.
-    """
-
-    def change(log: Log) -> Log:
-        # Which steps these are, with accumulated gradients too, Lightning tells nobody but itself.
-        seen = trainer.is_last_batch or trainer._logger_connector.should_update_logs
-
-        def renamed(name: str, value: Any, prog_bar: bool = False, *args: Any, **kwargs: Any) -> None:
-            if seen or args or kwargs.get("on_epoch"):
-                log("structure/" + name, value, False, *args, **kwargs)
-
-        return renamed
-
-    return change
 
 
 # -- dropout, and batches of one example ----------------------------------------------------------
@@ -286,13 +231,3 @@ def _single_values_normalised(network: nn.Module, batch: Any) -> Iterator[None]:
         for hook, norm in zip(hooks, norms):
             hook.remove()
             norm.training = True
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    original = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nni.nas.strategy  # noqa: F401  (first of all of NNI: see nni_gumbel.supernet)
@@ -29,7 +30,6 @@ from nni_gumbel.search.data import take_over
 from nni_gumbel.search.module import GumbelSearchModule
 from nni_gumbel.search.nni_arguments import Penalty, describe_penalty, settings_of
 from nni_gumbel.search.settings import SearchSettings, without_effect
-from nni_gumbel.search.state import checkpoints_of, last_checkpoint
 from nni_gumbel.search.steps import dropout_rates
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.mutation import relax
@@ -56,15 +56,7 @@ class GumbelSearch(DARTS):
             see :func:`~nni_gumbel.search.nni_arguments.settings_of`.
 
     Raises:
-        UsageError: an argument is unknown or out of its range, or the space has a choice that cannot be relaxed.
-
-    Example:
-        >>> from nni.nas.experiment import NasExperiment
-        >>> experiment = NasExperiment(MySpace(), evaluator, GumbelSearch(temperature=(1.0, 0.33)))
-        >>> experiment.run()
-        True
-        >>> samples = experiment.export_top_models(top_k=2, formatter="dict")
-        >>> experiment.stop()
+        UsageError: an argument is unknown or out of its range.
     """
 
     def __init__(
@@ -92,7 +84,7 @@ class GumbelSearch(DARTS):
             log_prob_every_n_step=self.settings.log_prob_every_n_step,
             warmup_epochs=self.settings.warmup_epochs,
         )
-        self._distribution: Distribution | None = None
+        self._distribution: Distribution | None = None  # until `mutate_model`, as the next two
         self._costs: SearchCosts | None = None
         self._penalty: Penalty | None = None
 
@@ -117,8 +109,8 @@ class GumbelSearch(DARTS):
                 f"space: {type(model).__name__} is no ModelSpace; let its class inherit nni.nas.nn.pytorch.ModelSpace"
             )
         of_the_space = model.extra_oneshot_hooks(self) if hasattr(model, "extra_oneshot_hooks") else []
-        hooks = _hooks_for_us([*self.extra_mutation_hooks, *of_the_space])
-        self._distribution = relax(model, hooks)
+        hooks = [hook for hook in (*self.extra_mutation_hooks, *of_the_space) if not _is_of_nni(hook)]
+        self._distribution = relax(model, [*map(_explained, hooks)])
         self._costs = SearchCosts(
             model, self._distribution, self.settings, self._own_cost, self._latency_table
         )
@@ -136,37 +128,47 @@ class GumbelSearch(DARTS):
         return model
 
     def configure_oneshot_module(self, training_module: LightningModule) -> GumbelSearchModule:
-        return GumbelSearchModule(
-            training_module, self.distribution, self._costs, self.settings, self._penalty
-        )
+        parts = self.distribution, self._costs, self.settings, self._penalty
+        return GumbelSearchModule(training_module, *parts)
 
     def mutate_evaluator(self, evaluator: Lightning) -> Lightning:
         """Wrap the evaluator for the search; see :func:`~nni_gumbel.search.data.take_over`."""
-        return take_over(evaluator, self.configure_oneshot_module, self.settings)
+        return take_over(evaluator, self.configure_oneshot_module, self.settings.validation_fraction)
 
     # -- resuming --------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """From where the search can be resumed: the checkpoints of the evaluator's ``ModelCheckpoint`` callback.
+        """Where the last checkpoint of the search is, or will be if it is killed later.
 
-        NNI saves this before the search and when it is stopped. A search that is killed cannot say which checkpoint
-        was its last; the state from before it names the folder where that one is.
+        NNI saves this before the search and when it is stopped. A search that has written no checkpoint names the
+        ``folder`` where its ``ModelCheckpoint`` will, with the ``older`` files that are there, and the checkpoint that
+        it goes on from itself.
         """
         if self._mutated_model_space is None:
             return {}
         evaluator = self._mutated_model_space.evaluator
-        return checkpoints_of(evaluator.trainer, evaluator.fit_kwargs.get("ckpt_path"))
+        callback, resumed_from = evaluator.trainer.checkpoint_callback, evaluator.fit_kwargs.get("ckpt_path")
+        path = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
+        if path:
+            return {"ckpt_path": path}
+        state = {"ckpt_path": resumed_from} if resumed_from else {}
+        if getattr(callback, "dirpath", None):
+            older = [file.name for file in Path(callback.dirpath).glob("*.ckpt")]
+            state |= {"folder": str(callback.dirpath), "older": older}
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Let the next ``run`` go on at the last checkpoint that a state leads to, if there is one."""
         if self._mutated_model_space is None:
             raise RuntimeError("the strategy has nothing to resume before initialize()")
         evaluator = self._mutated_model_space.evaluator
-        path = last_checkpoint(state_dict)
-        if evaluator.fit_kwargs.get("ckpt_path") is not None:
-            _logger.warning(
-                "ckpt_path is set in the evaluator already: %s", evaluator.fit_kwargs["ckpt_path"]
-            )
+        files = Path(state_dict["folder"]).glob("*.ckpt") if "folder" in state_dict else ()
+        new = [file for file in files if file.name not in state_dict["older"]]
+        latest = max(new, key=lambda file: file.stat().st_mtime_ns, default=None)
+        path = state_dict.get("ckpt_path") if latest is None else str(latest)
+        given = evaluator.fit_kwargs.get("ckpt_path")
+        if given is not None:
+            _logger.warning("ckpt_path is set in the evaluator already: %s", given)
         elif path is not None:
             # Not in place: a later training with the person's evaluator does not start from this checkpoint.
             evaluator.fit_kwargs = {**evaluator.fit_kwargs, "ckpt_path": path}
@@ -176,12 +178,11 @@ class GumbelSearch(DARTS):
     # -- after it --------------------------------------------------------------------------------
 
     def list_models(self, sort: bool = True, limit: int | None = 1) -> Iterator[RawFormatModelSpace]:
-        """Distinct networks within the budgets: first those that were trained alone, the best of them first.
+        """Distinct networks within the budgets: those that were trained alone, or else the one that is found, first.
 
-        The first of all is the one that the search returns. All others follow in the order of their probability.
-
-        Networks that differ in labels alone that they do not use are the same network. Each is found when it is
-        asked for, so ``limit=None`` is an iterator over the whole space.
+        The best is the first of them, and all others follow in the order of their probability. Networks that differ in
+        labels alone that they do not use are the same network. Each is found when it is asked for, so ``limit=None``
+        is an iterator over the whole space.
 
         Args:
             sort: has no effect: the best are always first.
@@ -193,19 +194,12 @@ class GumbelSearch(DARTS):
         """
         if limit is not None and limit < 1:
             raise UsageError(f"limit: {limit} is no number of networks; give at least 1, or None for all")
-        networks = _Networks(self.supernet, self.model_space.evaluator)
-        for sample in islice(self._ranked(), limit):
+        networks, module = _Networks(self.supernet, self.model_space.evaluator), self.oneshot_module
+        first = module.finalists() or [module.export()]
+        ranked = ranked_within(self.supernet, self.distribution, self._costs.limits)
+        others = (sample for sample, _ in ranked if sample not in first)
+        for sample in islice(chain(first, others), limit):
             yield networks.freeze(sample)
-
-    def _ranked(self) -> Iterator[dict[str, Any]]:
-        module = self._mutated_model_space.evaluator.module
-        first = module.finalists()
-        if not first and self._costs.limits:
-            first = [module.export()]
-        yield from map(dict, first)
-        for sample, _ in ranked_within(self.supernet, self.distribution, self._costs.limits):
-            if sample not in first:
-                yield sample
 
 
 class _Networks(RawFormatModelSpace):
@@ -216,16 +210,9 @@ class _Networks(RawFormatModelSpace):
         return copied(super().executable_model())
 
 
-def _hooks_for_us(hooks: list[MutationHook]) -> list[MutationHook]:
-    """Without NNI's own hooks, which build on the internals of NNI's DARTS: every module that they know has ours."""
-    ours = []
-    for hook in hooks:
-        owner = getattr(hook, "__self__", hook)
-        if getattr(owner, "__module__", "").split(".")[0] == "nni":
-            _logger.info("NNI's mutation hook of %s is left out: this search has one of its own", owner)
-        else:
-            ours.append(_explained(hook))
-    return ours
+def _is_of_nni(hook: MutationHook) -> bool:
+    """Whether a hook builds on the internals of NNI's DARTS: every module that it knows has a hook of ours."""
+    return getattr(getattr(hook, "__self__", hook), "__module__", "").split(".")[0] == "nni"
 
 
 def _explained(hook: MutationHook) -> MutationHook:

@@ -34,12 +34,11 @@ _HOOKS = (
 class WrappingModule(BaseOneShotLightningModule):
     """Looks like a module to Lightning, and like Lightning to the evaluator's module inside.
 
-    Args:
-        training_module: the evaluator's module.
-        clip_val: largest norm of the weights' gradient where the Trainer has no limit; 0 is none.
+    A hook that is overridden here or in a subclass is not passed on: it calls that of ``training_module`` itself.
 
-    Raises:
-        UsageError: the evaluator's module draws batches or updates its weights itself.
+    Args:
+        training_module: the evaluator's module; refused if it draws batches or updates its weights itself.
+        clip_val: largest norm of the weights' gradient where the Trainer has no limit; 0 is none.
     """
 
     automatic_optimization = True  # NNI's base class has it off
@@ -49,16 +48,13 @@ class WrappingModule(BaseOneShotLightningModule):
         check_module(training_module)
         self._clip_val = clip_val
         pass_on_batch_hooks(training_module, self)
+        classes = type(self).__mro__
+        own = {name for kind in classes[: classes.index(BaseOneShotLightningModule)] for name in vars(kind)}
         for name in _HOOKS:
-            if is_overridden(name, training_module, pl.LightningModule) and not self._has_own(name):
+            if is_overridden(name, training_module, pl.LightningModule) and name not in own:
                 setattr(self, name, getattr(training_module, name))
         if is_overridden("validation_step", training_module, pl.LightningModule):
             self.validation_step = validation_step(training_module)
-
-    def _has_own(self, hook: str) -> bool:
-        """Whether a hook does something for the search, and then calls that of the evaluator's module."""
-        bases = type(self).__mro__[: type(self).__mro__.index(BaseOneShotLightningModule)]
-        return any(hook in vars(base) for base in bases)
 
     def configure_callbacks(self) -> Any:
         self.training_module.trainer = self.trainer
@@ -74,14 +70,21 @@ class WrappingModule(BaseOneShotLightningModule):
         del self.training_module.log
 
     def on_train_start(self) -> None:
-        check_trainer(self.trainer)
+        """Refuse what cannot follow a search: a scheduler that follows the loss, and averages of weights."""
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+        if any(isinstance(config.scheduler, plateau) for config in self.trainer.lr_scheduler_configs):
+            raise UsageError(
+                "lr_scheduler: ReduceLROnPlateau cannot follow a search, whose loss changes with the temperature; "
+                "give a scheduler that follows steps or epochs"
+            )
+        if any(isinstance(callback, StochasticWeightAveraging) for callback in self.trainer.callbacks):
+            raise UsageError(
+                "callbacks: StochasticWeightAveraging would average the weights of different networks; leave it out"
+            )
         super().on_train_start()
 
     def on_train_batch_start(self, batch: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         return self.training_module.on_train_batch_start(batch["train"], *args, **kwargs)
-
-    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        self.training_module.on_train_batch_end(outputs, batch["train"], *args, **kwargs)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -90,18 +93,6 @@ class WrappingModule(BaseOneShotLightningModule):
         self.training_module.configure_gradient_clipping(
             optimizer, limit or None, gradient_clip_algorithm or "norm"
         )
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        self.training_module.lr_scheduler_step(scheduler, metric)
-
-    def on_validation_epoch_start(self) -> None:
-        self.training_module.on_validation_epoch_start()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.training_module.on_save_checkpoint(checkpoint)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.training_module.on_load_checkpoint(checkpoint)
 
     def on_fit_end(self) -> None:
         # A finished search that was resumed has trained nothing, and NNI's evaluators have no metric to report.
@@ -113,21 +104,3 @@ class WrappingModule(BaseOneShotLightningModule):
         named = {f"prob/{label}/{value}": p for label, ps in probs.items() for value, p in ps.items()}
         for logger in self.loggers:
             logger.log_metrics(named, step=self.trainer.global_step)
-
-
-def check_trainer(trainer: pl.Trainer) -> None:
-    """Refuse, when the training starts, what cannot follow a search.
-
-    Raises:
-        UsageError: a scheduler that follows the loss, or averages of weights.
-    """
-    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
-    if any(isinstance(config.scheduler, plateau) for config in trainer.lr_scheduler_configs):
-        raise UsageError(
-            "lr_scheduler: ReduceLROnPlateau cannot follow a search, whose loss changes with the temperature; "
-            "give a scheduler that follows steps or epochs"
-        )
-    if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):
-        raise UsageError(
-            "callbacks: StochasticWeightAveraging would average the weights of different networks; leave it out"
-        )

@@ -41,11 +41,10 @@ from torch.utils._pytree import tree_leaves
 from nni_gumbel.copies import copied, instance
 from nni_gumbel.errors import UnsupportedError, UsageError, first_line
 from nni_gumbel.supernet.joint_sample import JointSample
-from nni_gumbel.supernet.kept import additions, hand_over, keep_weights
 from nni_gumbel.supernet.mixture import is_float, mixture
 from nni_gumbel.supernet.sizes import Sizes, key_of_size
 from nni_gumbel.supernet.slicing import Features, features, fill_up, restrict, tensors_of
-from nni_gumbel.supernet.variants import Variants, choices_of, refuse_hidden_choices
+from nni_gumbel.supernet.variants import Variants, choices_of, refuse_hidden_choices, without_choices
 
 # A cooling distribution meets few sets of active variants; a bound for those that meet many.
 _PLANS_KEPT = 128
@@ -66,9 +65,7 @@ def mix_arguments(module: nn.Module, name: str, joint_sample: JointSample) -> nn
     choices = choices_of(module)
     if any(all(mutable is not choice for choice in choices.values()) for mutable in module.mutables):
         return None  # it has registered choices of its own, and only a hook of its author can mix them
-    if choices:
-        return MixedArguments.of(module, name, joint_sample)
-    return keep_weights(module)
+    return MixedArguments.of(module, name, joint_sample) if choices else without_choices(module)
 
 
 def parameter_sizes(module: nn.Module) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
@@ -80,14 +77,19 @@ def parameter_sizes(module: nn.Module) -> dict[str, tuple[tuple[str, ...], np.nd
     Returns:
         By name, as in the supernet's ``named_parameters()`` (a module that is not mutated yet may lack some):
         the labels that the parameter depends on, and integers with one axis per label, in the order of its
-        candidates; 0 where a network does not have the parameter. Those of submodules are included. Empty if
-        no argument of the module is a choice: its parameters are what they are.
+        candidates; 0 where a network does not have the parameter. Empty if no argument of the module is a choice.
     """
     if isinstance(module, MixedArguments):
-        return module.variants.parameter_sizes()
-    if isinstance(module, ParametrizedModule) and choices_of(module):
-        return Variants(module, type(module).__name__).parameter_sizes()
-    return {}
+        variants = module.variants
+    elif isinstance(module, ParametrizedModule) and choices_of(module):
+        variants = Variants(module, type(module).__name__)
+    else:
+        return {}
+    counts: dict[str, np.ndarray] = {}
+    for k, template in enumerate(variants.templates):
+        for name, parameter in template.named_parameters():
+            counts.setdefault(name, np.zeros(len(variants.templates), np.int64))[k] = parameter.numel()
+    return {name: (variants.table.labels, count[variants.table.index]) for name, count in counts.items()}
 
 
 # The groups of variants that are one operation, with their places among the active ones; and place and name of an
@@ -110,7 +112,6 @@ class MixedArguments(BaseSuperNetModule):
     keys: tuple[Hashable, ...]
     _joint_sample: JointSample
     _features: tuple[Features, ...]  # of each variant
-    _added: dict[str, list[str]]
     _built_momentum: float | None
     _runners: dict[int, nn.Module]
     _plans: dict[tuple[tuple[int, ...], torch.device], _Plan]
@@ -128,20 +129,17 @@ class MixedArguments(BaseSuperNetModule):
                 f"module {name!r}: {type(module).__name__} has choices in its arguments and choice "
                 f"{', '.join(map(repr, inner))} inside; keep the one or the other"
             )
-        variants = Variants(module, name)
-        templates, tensors = variants.templates, tensors_of(module)
-        added, base = additions(module, templates[variants.built_as(module)]), module
+        variants, tensors, base = Variants(module, name), tensors_of(module), module
         if any(name not in tensors or tensors[name].shape != shape for name, shape in variants.full.items()):
-            base = _like(variants.build(module), module)
-            hand_over(added, module, base)
+            base = variants.build(module)
+            _hand_over(module, base, variants)
         mixed = instance(_derived(variants.built_type), vars(base))
         mixed._mutables = list(choices_of(module).values())
         mixed._joint_sample = joint_sample
         mixed.variants = variants
-        keys = (key_of_size(template, variants.full) for template in templates)
-        mixed.keys = tuple(("alone", k) if key is None else key for k, key in enumerate(keys))
-        mixed._features = tuple(map(features, templates))
-        mixed._added = added
+        keys = (key_of_size(template, variants.full) for template in variants.templates)
+        mixed.keys = tuple(k if key is None else key for k, key in enumerate(keys))
+        mixed._features = tuple(map(features, variants.templates))
         mixed._built_momentum = getattr(base, "momentum", None)
         mixed._runners, mixed._plans = {}, {}
         return mixed
@@ -189,7 +187,7 @@ class MixedArguments(BaseSuperNetModule):
         """The module at a sample, of the type that NNI freezes it to, with its part of the weights."""
         k = self.variants.table.position(sample)
         frozen = self.variants.frozen(k, tensors_of(self)).train(self.training)
-        hand_over(self._added, self, frozen)
+        _hand_over(self, frozen, self.variants)
         return frozen
 
     def extra_repr(self) -> str:
@@ -206,13 +204,17 @@ class MixedArguments(BaseSuperNetModule):
         if len(self._plans) >= _PLANS_KEPT:
             self._plans.clear()
         places: dict[Hashable, list[int]] = {}
+        groups: list[tuple[Sizes, list[int]]] = []
         sizes: dict[tuple[int, str, int], int] = {}
         for i, k in enumerate(positions):
             places.setdefault(self.keys[k], []).append(i)
             for place, (name, read) in enumerate(self._features[k].inputs):
                 for dim, size in read:
                     sizes[place, name, dim] = max(size, sizes.get((place, name, dim), 0))
-        groups = [(Sizes(self.variants, [positions[i] for i in own], device), own) for own in places.values()]
+        for own in places.values():
+            one = Sizes(self.variants, [positions[i] for i in own], device)
+            alone = own if one.largest is None else []
+            groups += [(Sizes(self.variants, [positions[i]], device), [i]) for i in alone] or [(one, own)]
         self._plans[positions, device] = groups, [(*key, size) for key, size in sizes.items()]
         return self._plans[positions, device]
 
@@ -300,11 +302,15 @@ def _restored(kind: type[nn.Module]) -> MixedArguments:
     return object.__new__(_derived(kind))
 
 
-def _like(module: nn.Module, other: nn.Module) -> nn.Module:
-    """Give a module the device, dtype, mode and frozen parameters of another."""
-    tensors = tensors_of(other)
-    module.to(next(filter(is_float, tensors.values()), None))
-    for name, parameter in module.named_parameters():
-        if name in tensors:
-            parameter.requires_grad_(tensors[name].requires_grad)
-    return module.train(other.training)
+def hand_over_hooks(module: nn.Module, other: nn.Module) -> None:
+    """Give another module, which has none yet, the hooks of a module; a handle removes them from both."""
+    vars(other).update({key: value for key, value in vars(module).items() if "hook" in key and value})
+
+
+def _hand_over(module: nn.Module, other: nn.Module, variants: Variants) -> None:
+    """Give another module what was added to a module after it was built, and all hooks."""
+    for place in ("_parameters", "_buffers", "_modules"):
+        built = {name for template in variants.templates for name in vars(template)[place]}
+        added = {name: value for name, value in vars(module)[place].items() if name not in built}
+        vars(other)[place].update(added)
+    hand_over_hooks(module, other)

@@ -28,13 +28,13 @@ from nni_gumbel.supernet.kernels import (
     Frame,
     Kernel,
     Place,
+    WeightedKernel,
     canvas,
     convolve,
     full_precision,
     in_frame,
     kernel_and_bias,
     of_candidate,
-    weighted_kernel,
 )
 
 # With fewer, no vector instruction is filled: with 4 channels the conversions cost what they save.
@@ -52,7 +52,7 @@ class Plan:
 
     Args:
         operations: each instead of the candidates that it names.
-        alone: the other candidates, which run by themselves, and why.
+        alone: why each of the other candidates runs by itself.
     """
 
     operations: tuple[MergedLinear | ElementwiseMixture, ...]
@@ -78,24 +78,20 @@ class Plan:
 
 @torch.no_grad()  # nothing of a plan is differentiated, and checkpointing counts what is saved
 def plan(candidates: Mapping[Any, nn.Module]) -> Plan:
-    """How candidates are executed together, such that outputs and all gradients are those of their weighted sum.
-
-    Args:
-        candidates: those that run, by name.
-    """
+    """How candidates that run, by name, give together the outputs and all gradients of their weighted sum."""
     usable = {name: module for name, module in candidates.items() if all(map(is_untouched, module.modules()))}
     operations: list[MergedLinear | ElementwiseMixture] = [*merge(usable)]
-    replaced = {name for operation in operations for name in operation.names}
-    elementwise = {n: module for n, module in usable.items() if n not in replaced and is_elementwise(module)}
+    merged = {name for operation in operations for name in operation.names}
+    elementwise = {n: module for n, module in usable.items() if n not in merged and is_elementwise(module)}
     if len(elementwise) > 1 and not all(map(is_zero, elementwise.values())):
         operations.append(ElementwiseMixture(elementwise))
-        replaced |= set(elementwise)
-    alone = {
-        name: _reason(module) if name in usable else "hooked into"
-        for name, module in candidates.items()
-        if name not in replaced
-    }
-    return Plan(tuple(operations), alone)
+    alone = dict(candidates)
+    for operation in operations:
+        for name in operation.names:
+            del alone[name]
+    return Plan(
+        tuple(operations), {n: _reason(m) if n in usable else "hooked into" for n, m in alone.items()}
+    )
 
 
 def is_untouched(module: nn.Module) -> bool:
@@ -142,13 +138,7 @@ def _reason(module: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class MergedLinear:
-    """Linear candidates as one convolution or linear layer.
-
-    Args:
-        frame: of all of them.
-        canvas: the kernel that contains theirs.
-        members: the candidates and their kernels, by name.
-    """
+    """Linear candidates, with their kernels, in one frame on one canvas: one convolution or linear layer."""
 
     frame: Frame
     canvas: Kernel
@@ -166,20 +156,16 @@ class MergedLinear:
     def __call__(self, x: Tensor, weights: Mapping[Any, Tensor]) -> Tensor:
         """The candidates' weighted sum: ``(batch, out, *size)``, or ``(*, out)`` of a linear layer."""
         with full_precision(x.device.type):
-            own = {
-                name: kernel_and_bias(module)
-                for name, (module, kernel) in self.members.items()
-                if kernel.value is None
-            }
+            members = self.members.items()
+            own = {n: kernel_and_bias(module) for n, (module, kernel) in members if kernel.value is None}
             like = next(iter(own.values()))[0]
             kernels = [
                 own[name][0] if name in own else like.new_full(kernel.shape, kernel.value)
-                for name, (_, kernel) in self.members.items()
+                for name, (_, kernel) in members
             ]
             stacked = torch.stack([weights[name] for name in self.members])
-            whole = weighted_kernel(self.canvas, self._places, stacked, kernels)
-            biases = {name: bias for name, (_, bias) in own.items() if bias is not None}
-            bias = None
+            whole = WeightedKernel.apply(self.canvas.shape, self._places, stacked, *kernels)
+            bias, biases = None, {name: bias for name, (_, bias) in own.items() if bias is not None}
             if biases:
                 added = torch.stack([*biases.values()])
                 bias = torch.stack([weights[name] for name in biases]).to(added.dtype) @ added
@@ -219,10 +205,8 @@ def merge(candidates: Mapping[Any, nn.Module]) -> list[MergedLinear]:
     Starting from each by itself, the two that save most by becoming one become one, until no two of them save
     anything; two that cost the same as one do, too, because one pass is cheaper than two. So no merged kernel
     costs more than what it replaces. (Not always the optimum over all partitions, which only a kernel that
-    three, but no two, of the candidates repay would show.)
-
-    Candidates without parameters join those that have some, and are no merge among themselves: a convolution
-    with an average is slower than an average.
+    three, but no two, of the candidates repay would show.) Candidates without parameters join those that have some,
+    and are no merge among themselves: a convolution with an average is slower than an average.
 
     Args:
         candidates: by name.

@@ -26,9 +26,9 @@ from nni.nas.nn.pytorch import Cell, LayerChoice
 from nni.nas.nn.pytorch.base import recursive_freeze
 from nni.nas.nn.pytorch.cell import create_cell_op_candidates, preprocess_cell_inputs
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
-from nni.nas.space import model_context
 from torch import Tensor, nn
 
+from nni_gumbel.copies import instance
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.joint_sample import JointSample
@@ -53,33 +53,23 @@ class MixedCell(Cell, BaseSuperNetModule):
     def __init__(self, cell: Cell, joint_sample: JointSample, is_of_hub: bool = False) -> None:
         # Cell's own constructor would call the factories with inputs that are not known.
         super(Cell, self).__init__()
-        for name in (
-            "label_scope", "num_nodes", "num_ops_per_node", "num_predecessors", "concat_dim", "merge_op",
-            "output_node_indices", "op_candidates_factory", "preprocessor", "ops", "inputs", "postprocessor",
-        ):  # fmt: skip
-            setattr(self, name, getattr(cell, name))
+        vars(self).update(vars(cell), _modules=dict(cell._modules))
         self._joint_sample = joint_sample
         self.is_of_hub = self.is_full_width = is_of_hub
         # Node by node, the labels of the input and of the operation of each slot.
         self.labels = [
             [(source.label, op.label) for source, op in zip(*slots)] for slots in zip(cell.inputs, cell.ops)
         ]
-        self._op_names = list(cell.ops[0][0].names)
         if self.op_candidates_factory is not None:
             self.ops = self._built_for_every_input(cell)
-            unknown = set(self.simplify()) - set(cell.simplify())
-            if unknown:
+            if unknown := set(self.simplify()) - set(cell.simplify()):
                 raise UsageError(
                     f"choice {min(unknown)!r}: a factory of cell {cell.label!r} makes it for some inputs only; "
                     "let every candidate have the same choices whatever its input is"
                 )
 
     def forward(self, *inputs: Any) -> Any:
-        """Takes a list of ``num_predecessors`` tensors, or the tensors; returns what the postprocessor does.
-
-        Raises:
-            UsageError: see the layer and input choices.
-        """
+        """Takes a list of ``num_predecessors`` tensors, or the tensors; returns what the postprocessor does."""
         predecessors = preprocess_cell_inputs(self.num_predecessors, *inputs)
         # Like NNI's cell: where there is no preprocessor, the postprocessor sees the nodes among its inputs.
         states = self.preprocessor(predecessors)
@@ -91,41 +81,24 @@ class MixedCell(Cell, BaseSuperNetModule):
     def freeze(
         self, sample: Mapping[str, Any], freeze: Callable[[nn.Module], nn.Module] | None = None
     ) -> Cell:
-        """NNI's cell at a sample, with the weights of this one.
-
-        Args:
-            sample: an NNI sample.
-            freeze: freezes a module inside; NNI's own function if omitted.
-        """
+        """NNI's cell at a sample, with the weights of this one; ``freeze``, or NNI's own, freezes a module inside."""
         freeze = freeze or (lambda module: recursive_freeze(module, dict(sample))[0])
-        names = self._op_names
-        # NNI's own code chooses the inputs and finds the loose ends; the operations are put in afterwards.
-        stand_ins = [nn.Identity() for _ in names]
-        before, after = (
-            freeze(part) if isinstance(part, nn.Module) else part
-            for part in (self.preprocessor, self.postprocessor)
-        )
-        with model_context(dict(sample)), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            frozen = Cell(
-                dict(zip(names, stand_ins)) if isinstance(names[0], str) else lambda: stand_ins,
-                self.num_nodes,
-                self.num_ops_per_node,
-                self.num_predecessors,
-                self.merge_op,
-                before,
-                after,
-                self.concat_dim,
-                label=self.label,
+        own = ("_joint_sample", "labels", "is_of_hub", "is_full_width")
+        frozen = instance(Cell, {name: value for name, value in vars(self).items() if name not in own})
+        frozen._modules = dict(self._modules)
+        for name in frozen._modules.keys() - {"inputs", "ops"}:
+            frozen._modules[name] = freeze(self._modules[name])
+        frozen.inputs = nn.ModuleList(nn.ModuleList(map(freeze, slots)) for slots in self.inputs)
+        frozen.ops = nn.ModuleList(
+            nn.ModuleList(
+                freeze(op if self.op_candidates_factory is None else op[source.chosen[0]])
+                for op, source in zip(*slots)
             )
-        for node, slots in enumerate(self.labels):
-            for k in range(len(slots)):
-                choice = self.ops[node][k]
-                if self.op_candidates_factory is not None:
-                    choice = choice[frozen.inputs[node][k].chosen[0]]
-                frozen.ops[node][k] = freeze(choice)
-        frozen.op_candidates_factory = self.op_candidates_factory
-        frozen.training = self.training
+            for slots in zip(self.ops, frozen.inputs)
+        )
+        if self.merge_op == "loose_end":
+            taken = {index for slots in frozen.inputs for source in slots for index in source.chosen}
+            frozen.output_node_indices = [i for i in self.output_node_indices if i not in taken]
         return frozen
 
     def get_extra_state(self) -> Tensor:
@@ -138,12 +111,11 @@ class MixedCell(Cell, BaseSuperNetModule):
 
     def candidates_of_factories(self) -> Iterator[tuple[nn.Module, tuple[str, int], tuple[str, int]]]:
         """Every candidate built by a factory, with the (label, index) of its input and of its operation."""
-        if self.op_candidates_factory is not None:
-            for labels, slots in zip(self.labels, self.ops):
-                for (source, op), choices in zip(labels, slots):
-                    for j, choice in enumerate(choices):
-                        for o, candidate in enumerate(choice):
-                            yield candidate, (source, j), (op, o)
+        for labels, slots in zip(self.labels, self.ops):
+            for (source, op), choices in zip(labels, slots):
+                for j, choice in enumerate(choices):
+                    for o, candidate in enumerate(choice):
+                        yield candidate, (source, j), (op, o)
 
     def loose_weights(self) -> list[Tensor | None]:
         """Per node, the scalar weight that no later node takes it; ``None`` for the last, which is loose."""
@@ -181,13 +153,11 @@ class MixedCell(Cell, BaseSuperNetModule):
                 candidates, _ = create_cell_op_candidates(cell.op_candidates_factory, node, k, source)
             return LayerChoice(candidates, label=cell.ops[node - self.num_predecessors][k].label)
 
-        nodes = range(self.num_predecessors, self.num_predecessors + self.num_nodes)
         ops = nn.ModuleList(
             nn.ModuleList(
-                nn.ModuleList(built(node, k, source) for source in range(node))
-                for k in range(self.num_ops_per_node)
+                nn.ModuleList(built(node, k, source) for source in range(node)) for k in range(len(slots))
             )
-            for node in nodes
+            for node, slots in enumerate(self.labels, start=self.num_predecessors)
         )
         return ops.to(next(cell.parameters(), None)).train(cell.training)
 
@@ -196,10 +166,9 @@ def check_loose_ends(supernet: nn.Module, distribution: Distribution, run: Calla
     """Try whether what follows the cells with loose ends accepts every width.
 
     Every such cell in turn has each possible number of loose ends, all else being the noise-free mixture. One for
-    which that fails becomes a cell of full width, and a warning says so.
-
-    Nothing is learnt: ``run`` is called in ``eval()`` and without gradients, the modes and the random
-    state are as before, and so is the current sample, if it was the noise-free mixture.
+    which that fails becomes a cell of full width, and a warning says so. Nothing is learnt: ``run`` is called in
+    ``eval()`` and without gradients, the modes and the random state are as before, and so is the current sample, if
+    it was the noise-free mixture.
 
     Args:
         supernet: a relaxed space.
@@ -217,9 +186,9 @@ def check_loose_ends(supernet: nn.Module, distribution: Distribution, run: Calla
         return
     modes = {module: module.training for module in supernet.modules()}
     gpus = {parameter.device for parameter in supernet.parameters() if parameter.device.type == "cuda"}
-    try:
-        supernet.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=list(gpus)):
+    with torch.no_grad(), torch.random.fork_rng(devices=list(gpus)):
+        try:
+            supernet.eval()
             distribution.use_probabilities()
             run()
             for same in cells.values():
@@ -238,10 +207,9 @@ def check_loose_ends(supernet: nn.Module, distribution: Distribution, run: Calla
                         for cell in same:
                             cell.is_full_width = True
                         break
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        with torch.no_grad():
+        finally:
+            for module, training in modes.items():
+                module.training = training
             distribution.use_probabilities()
 
 

@@ -28,9 +28,6 @@ class MixedRepeat(Repeat, BaseSuperNetModule):
         joint_sample: where the current weights are read.
         transformation: of the first of two tensors that a network of a single block passes on: what NNI's hub puts
             behind a single cell.
-
-    Raises:
-        UsageError: the depth depends on more choices than can be tabulated.
     """
 
     def __init__(

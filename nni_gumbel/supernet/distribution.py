@@ -23,7 +23,7 @@ from nni_gumbel.relaxation import categorical, gates, subset
 from nni_gumbel.relaxation.estimators import check_supported, estimate
 from nni_gumbel.relaxation.law import Law
 from nni_gumbel.results.space import variables_of
-from nni_gumbel.supernet.joint_sample import JointSample, nonzero_rows
+from nni_gumbel.supernet.joint_sample import JointSample, nonzero
 
 # The logit of a candidate that is decided: its probability differs from 0 or 1 by 1e-13, and no sample sees that.
 SETTLED = 30.0
@@ -60,7 +60,7 @@ class Distribution(nn.Module):
         self.joint_sample = JointSample()
         # A list, not a ParameterDict: labels may contain dots, names of parameters may not.
         self._logits = nn.ParameterList(nn.Parameter(torch.zeros(law.size)) for law in self.laws.values())
-        self.refresh_rows()
+        self.refresh_active()
         with torch.no_grad():
             self.use_probabilities()
 
@@ -82,37 +82,21 @@ class Distribution(nn.Module):
 
     # -- what is decided -------------------------------------------------------------------------
 
-    def settle(self, label: str, candidate: int, chosen: bool) -> None:
-        """Decide for good whether a candidate is in every network; one that is not does not run any more.
-
-        Args:
-            label: of the choice.
-            candidate: its index.
-            chosen: whether it is in, or rejected.
-        """
-        with torch.no_grad():
-            self.logits[label][candidate] = SETTLED if chosen else -SETTLED
-        self.refresh_rows()
-
     def settle_at(self, architecture: Mapping[str, Any]) -> None:
-        """Decide every choice for good as an NNI sample has it that names every label."""
+        """Decide every choice for good as an NNI sample has it that names every label; nothing else runs any more."""
         self._put_at(architecture)
-        self.refresh_rows()
+        self.refresh_active()
 
     @contextmanager
     def certain_of(self, architecture: Mapping[str, Any]) -> Iterator[None]:
-        """Have all probability at one network for a while.
-
-        Args:
-            architecture: an NNI sample that names every label.
-        """
-        kept = [logits.detach().clone() for logits in self.logits.values()]
+        """Have all probability at one network for a while: an NNI sample that names every label."""
+        kept = [logits.detach().clone() for logits in self._logits]
         self._put_at(architecture)
         try:
             yield
         finally:
             with torch.no_grad():
-                for logits, before in zip(self.logits.values(), kept):
+                for logits, before in zip(self._logits, kept):
                     logits.copy_(before)
 
     @torch.no_grad()
@@ -121,10 +105,9 @@ class Distribution(nn.Module):
             self.logits[label].copy_(SETTLED * (2 * outcome - 1))
 
     @torch.no_grad()
-    def refresh_rows(self) -> None:
+    def refresh_active(self) -> None:
         """See anew which candidates have to run, after the logits were set from outside."""
-        exact = self._per_label(lambda law, logits: law.exact(logits))
-        self._all_rows = nonzero_rows({label: draw * (draw > NEGLIGIBLE) for label, draw in exact.items()})
+        self._all_active = nonzero({label: probs > NEGLIGIBLE for label, probs in self.probs().items()})
 
     # -- the current sample ----------------------------------------------------------------------
 
@@ -145,28 +128,23 @@ class Distribution(nn.Module):
         )
         # Of a hard draw with derivatives all candidates run: those of weight 0 have a derivative, too.
         is_network = estimator != "soft" and not any(draw.requires_grad for draw in draws.values())
-        self.joint_sample.set(draws, None if is_network else self._all_rows, is_network)
+        self.joint_sample.set(draws, None if is_network else self._all_active, is_network)
 
     def check_estimator(self, estimator: str) -> None:
-        """Refuse an estimator that is not derived for one of the choices.
-
-        Raises:
-            UsageError: names the choice and the estimators that it has.
-        """
+        """Refuse, by a ``UsageError`` that names it, a choice for which an estimator is not derived."""
         for label, law in self.laws.items():
             check_supported(law, estimator, label)
 
     def use_probabilities(self) -> None:
         """Make the probabilities themselves the current weights: the noise-free mixture."""
-        self.joint_sample.set(self._per_label(lambda law, logits: law.exact(logits)), self._all_rows)
+        self.joint_sample.set(self._per_label(lambda law, logits: law.exact(logits)), self._all_active)
 
     def use_architecture(self, architecture: Mapping[str, Any]) -> None:
-        """Make a single network the current sample: weights 0 and 1 at an NNI sample that names every label."""
-        draws, rows = {}, {}
-        for label, outcome in self._outcomes(architecture).items():
-            law, members = self.laws[label], self.members(label, architecture[label])
-            draws[label], rows[label] = law.hard(outcome), law.rows(list(members))
-        self.joint_sample.set(draws, rows, is_network=True)
+        """Make a single network, an NNI sample that names every label, the current sample: weights 0 and 1."""
+        outcomes = self._outcomes(architecture)
+        draws = {label: self.laws[label].hard(outcome) for label, outcome in outcomes.items()}
+        active = {label: list(self.members(label, architecture[label])) for label in draws}
+        self.joint_sample.set(draws, active, is_network=True)
 
     # -- what is reported ------------------------------------------------------------------------
 
@@ -215,14 +193,14 @@ class Distribution(nn.Module):
         return chosen if isinstance(variable, CategoricalMultiple) else chosen[0]
 
     def outcome(self, label: str, value: Any) -> Tensor:
-        """``(n,)`` of 0 and 1 in the logits' dtype: the outcome that an NNI sample's value stands for.
-
-        Raises:
-            UsageError: the value is none of the candidates, or not the right number of them.
-        """
+        """``(n,)`` of 0 and 1 in the logits' dtype: the :meth:`members` for an NNI sample's value."""
         outcome = torch.zeros_like(self.logits[label], requires_grad=False)
         outcome[list(self.members(label, value))] = 1
         return outcome
+
+    def outcome_index(self, label: str, value: Any) -> int:
+        """The position among :meth:`outcome_probs` of the :meth:`members` for an NNI sample's value."""
+        return self.laws[label].index_of(self.members(label, value))
 
     def members(self, label: str, value: Any) -> tuple[int, ...]:
         """The outcome that an NNI sample's value stands for: the ascending indices of its candidates.
@@ -244,14 +222,6 @@ class Distribution(nn.Module):
             raise UsageError(f"choice {label!r}: {value!r} does not choose {number} of {candidates}")
         return members
 
-    def outcome_index(self, label: str, value: Any) -> int:
-        """The position among :meth:`outcome_probs` of the outcome that an NNI sample's value stands for.
-
-        Raises:
-            UsageError: see :meth:`members`.
-        """
-        return self.laws[label].index_of(self.members(label, value))
-
     def _outcomes(self, architecture: Mapping[str, Any]) -> dict[str, Tensor]:
         missing = [label for label in self.variables if label not in architecture]
         if missing:
@@ -270,11 +240,7 @@ class Distribution(nn.Module):
 
 
 def check_float64(device: torch.device) -> None:
-    """Refuse a device that has no float64, in which all laws are computed.
-
-    Raises:
-        UsageError: it has none; names it.
-    """
+    """Refuse, as a ``UsageError``, a device that has no float64, in which all laws are computed."""
     try:
         torch.empty(0, dtype=torch.float64, device=device)
     except (TypeError, RuntimeError) as error:
@@ -285,20 +251,14 @@ def check_float64(device: torch.device) -> None:
 
 
 def law_of(label: str, variable: Any) -> Law:
-    """The law of an NNI variable.
-
-    Raises:
-        UsageError: it is not discrete.
-    """
-    if isinstance(variable, CategoricalMultiple):
-        if variable.n_chosen is None:
-            # An optional input: NNI's frozen module gives None without it.
-            return gates.OpenSubset(len(variable.values), least=0 if len(variable.values) == 1 else 1)
-        if variable.n_chosen == 1:
-            return categorical.Categorical(len(variable.values))
-        return subset.KSubset(len(variable.values), variable.n_chosen)
-    if isinstance(variable, Categorical):
-        return categorical.Categorical(len(variable.values))
-    raise UsageError(
-        f"choice {label!r}: {type(variable).__name__} is not discrete and cannot be relaxed; give nni.choice"
-    )
+    """The law of an NNI variable; a ``UsageError`` if it is not discrete."""
+    if not isinstance(variable, (Categorical, CategoricalMultiple)):
+        raise UsageError(
+            f"choice {label!r}: {type(variable).__name__} is not discrete and cannot be relaxed; give nni.choice"
+        )
+    size = len(variable.values)
+    number = variable.n_chosen if isinstance(variable, CategoricalMultiple) else 1
+    if number is None:
+        # An optional input: NNI's frozen module gives None without it.
+        return gates.OpenSubset(size, least=0 if size == 1 else 1)
+    return categorical.Categorical(size) if number == 1 else subset.KSubset(size, number)

@@ -3,9 +3,9 @@
 A mixture of K activations keeps, for the backward pass, what each of them keeps, and each output once more for
 its weight. Here the input is kept, and all else is computed again: the same function of the same numbers. This is
 faster, too, because the weighted sum takes one pass a candidate instead of two, forward and backward, and large
-tensors are worked through in parts that stay in the cache. A checkpointed sum of the candidates as they are would need
-no table of derivatives; a whole step of the MNIST space, of structure and of weights, then takes 1.5 times as long (one
-core, batch of 64, medians of 24 in turns).
+tensors are worked through in parts that stay in the cache. Without the table of derivatives a whole step of the MNIST
+space, of structure and of weights, takes 1.5 times as long by a checkpointed sum, and 1.08 times by autograd within
+each part (one core, batch of 64, medians of 24 and 34 in turns).
 """
 
 from __future__ import annotations

@@ -37,8 +37,7 @@ class Tabulated:
         candidates: of each label.
         told: the labels in the words of an error: ``'width', 'kernel'``.
         labels_of: of each expression the labels that it depends on.
-        distinct: the different values, each a dict with the keys of ``expressions``, in the order of
-            their first appearance in ``index``.
+        distinct: the different values, each a dict with the keys of ``expressions``, by first appearance.
         samples: per entry of ``distinct`` the first combination that gives it, as an NNI sample.
         index: integers, one axis per label over its candidates: position in ``distinct`` of each combination.
 
@@ -92,11 +91,7 @@ class Tabulated:
         return self  # nothing in it changes but what is kept from the latest step
 
     def position(self, sample: Mapping[str, Any]) -> int:
-        """Where the values at an NNI sample stand in ``distinct``.
-
-        Raises:
-            UsageError: the sample lacks a label, or names a candidate that is not there.
-        """
+        """Where the values at an NNI sample stand in ``distinct``; a ``UsageError`` where it names no candidate."""
         for label, candidates in self.candidates.items():
             if label not in sample or sample[label] not in candidates:
                 given = repr(sample[label]) if label in sample else "nothing"
@@ -107,24 +102,22 @@ class Tabulated:
         return int(self.index[chosen])
 
     def weighted(self, joint_sample: JointSample) -> tuple[list[int], Tensor]:
-        """The values that have to be computed with, each once, and their weights.
+        """The values of combinations whose candidates are all active, and their weights.
 
         ``weight(v) = sum over combinations c with value v of prod over labels l of weight_l(c_l)``
 
         Returns:
-            The positions in ``distinct`` of the values of combinations whose candidates are all active, ascending,
-            and ``(n,)`` in the dtype of the weights; differentiable.
+            Positions in ``distinct``, ascending, and ``(n,)`` in the dtype of the weights; differentiable.
         """
         if not self.labels:
             return [0], torch.ones(1)
+        chosen = list(map(joint_sample.active, self.labels))
         if joint_sample.is_network:
-            place = tuple(joint_sample.active(label)[0] for label in self.labels)
-            weights = joint_sample.weights(self.labels[0])[place[0]]
-            return [int(self.index[place])], weights.unsqueeze(0)
-        joint, chosen = None, []
-        for label, size in zip(self.candidates, self.index.shape):
-            active, weights = joint_sample.active(label), joint_sample.weights(label)
-            chosen.append(active)
+            place = tuple(active[0] for active in chosen)
+            return [int(self.index[place])], joint_sample.weights(self.labels[0])[place[0]].unsqueeze(0)
+        joint = None
+        for label, active, size in zip(self.labels, chosen, self.index.shape):
+            weights = joint_sample.weights(label)
             if len(active) < size:
                 weights = weights[active]
             joint = weights if joint is None else (joint[:, None] * weights).flatten()
@@ -147,15 +140,13 @@ class Tabulated:
 
     def _choices(self, name: str, expression: Any) -> dict[str, Categorical]:
         """The choices that one expression depends on."""
-        if not isinstance(expression, Mutable):
-            for hidden in _mutables_inside(expression):
-                labels = ", ".join(map(repr, hidden.simplify()))
-                raise UsageError(
-                    f"{self._owner}: {name!r} hides choice {labels} in a {type(expression).__name__}, where NNI "
-                    "does not see it; give nni.choice whole values, or a MutableList"
-                )
-            return {}
-        choices = expression.simplify()
+        choices = expression.simplify() if isinstance(expression, Mutable) else {}
+        for hidden in [] if isinstance(expression, Mutable) else _mutables_inside(expression):
+            labels = ", ".join(map(repr, hidden.simplify()))
+            raise UsageError(
+                f"{self._owner}: {name!r} hides choice {labels} in a {type(expression).__name__}, where NNI "
+                "does not see it; give nni.choice whole values, or a MutableList"
+            )
         for label, choice in choices.items():
             if not isinstance(choice, Categorical):
                 raise UsageError(

@@ -35,11 +35,7 @@ def parts_of_hub(space: ModelSpace) -> set[nn.Module]:
 
 
 def mix_of_hub(module: nn.Module, name: str, joint_sample: JointSample) -> nn.Module | None:
-    """What becomes of a stage or a cell of the hub's spaces; ``None`` for what is mixed as everywhere.
-
-    Raises:
-        UsageError: a stage may have no cell at all.
-    """
+    """What becomes of a stage or a cell of the hub's spaces; ``None`` for what is mixed as everywhere."""
     if type(module) is Cell and module.merge_op == "loose_end":
         return MixedCell(module, joint_sample, is_of_hub=True)
     if not (isinstance(module, NDSStage) and isinstance(module.depth_choice, Mutable)):
@@ -64,12 +60,7 @@ def mix_of_hub(module: nn.Module, name: str, joint_sample: JointSample) -> nn.Mo
 
 
 class ShortStage(nn.Module):
-    """A stage of a single cell, with the layer that gives what it passes on the shape of a cell of the stage.
-
-    Args:
-        cell: takes and returns two tensors, those before it and its own.
-        transformation: of the former.
-    """
+    """A stage of a single cell, with the layer that gives what the cell passes on the shape of its own output."""
 
     def __init__(self, cell: nn.Module, transformation: nn.Module) -> None:
         super().__init__()
@@ -85,11 +76,7 @@ class ShortStage(nn.Module):
 
 
 def fit_to_loose_ends(network: NDS) -> None:
-    """Narrow the layers after the cells of a frozen network to the nodes that are loose, in place.
-
-    Args:
-        network: an ``NDS`` whose choices have been replaced; it shares nothing with the supernet.
-    """
+    """Narrow the layers after the cells of a frozen network, a copy, to the nodes that are loose, in place."""
     if network.merge_op != "loose_end":
         return
     before: list[Cell | None] = [None, None]  # the stem gives both inputs of the first cell
@@ -101,20 +88,17 @@ def fit_to_loose_ends(network: NDS) -> None:
         if isinstance(stage, ShortStage):
             _narrow(stage.transformation, before[-2])
             before[-2] = None  # the transformation passes on all that it makes
-    classifier = network.classifier
-    classifier.weight, classifier.in_features = _read_only(before[-1], classifier.weight)
+    _narrow(network.classifier, before[-1])
 
 
 def _narrow(layer: nn.Module, source: Cell | None) -> None:
-    """Let the convolutions of a layer read the loose nodes of a cell alone; ``None`` is no such cell."""
-    for conv in layer.modules():
-        if source is not None and isinstance(conv, nn.Conv2d):
-            conv.weight, conv.in_channels = _read_only(source, conv.weight)
-
-
-def _read_only(source: Cell, weight: nn.Parameter) -> tuple[nn.Parameter, int]:
-    """The part of a weight, ``(out, in, ...)``, that reads the loose nodes of a cell, and its new ``in``."""
-    per_node = weight.detach().unflatten(1, (source.num_nodes, -1))
+    """Let the convolutions or the classifier read the loose nodes of a cell alone; ``None`` is no such cell."""
+    if source is None:
+        return
     loose = [index - source.num_predecessors for index in source.output_node_indices]
-    narrow = per_node[:, loose].flatten(1, 2).clone()
-    return nn.Parameter(narrow, requires_grad=weight.requires_grad), narrow.shape[1]
+    for part in layer.modules():
+        if isinstance(part, (nn.Conv2d, nn.Linear)):
+            per_node = part.weight.detach().unflatten(1, (source.num_nodes, -1))
+            narrow = per_node[:, loose].flatten(1, 2).clone()
+            part.weight = nn.Parameter(narrow, requires_grad=part.weight.requires_grad)
+            setattr(part, "in_channels" if isinstance(part, nn.Conv2d) else "in_features", narrow.shape[1])

@@ -14,20 +14,11 @@ from torch import Tensor
 
 _log = logging.getLogger(__name__)
 
-# Per row of a draw, the candidates that have to run; a draw of weights has one row, one of slots has k.
-Rows = list[list[int]]
 
-
-def nonzero_rows(draws: Mapping[str, Tensor]) -> dict[str, Rows]:
-    """Per label and row of its draw, the candidates whose weight is not 0; read from the device, all together."""
-    flat = torch.cat([draw.detach().flatten() for draw in draws.values()])
-    nonzero = iter(flat.ne(0).tolist())
-    return {
-        label: [
-            [k for k in range(draw.shape[-1]) if next(nonzero)] for _ in range(draw.numel() // draw.shape[-1])
-        ]
-        for label, draw in draws.items()
-    }
+def nonzero(weights: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """Per label, the candidates whose weight, of ``(n,)``, is not 0; read from the device, all together."""
+    is_in = iter(torch.cat([each.detach() for each in weights.values()]).ne(0).tolist())
+    return {label: [k for k in range(len(each)) if next(is_in)] for label, each in weights.items()}
 
 
 class JointSample:
@@ -44,83 +35,81 @@ class JointSample:
     def __init__(self) -> None:
         self._read: set[str] = set()
         self._is_told = False
-        self._draws: dict[str, Tensor] = {}
-        self._weights: dict[str, Tensor] = {}
-        self._rows: dict[str, Rows] = {}
-        self._active: dict[str, list[int]] = {}
-        self.is_network = False
+        self.set({}, {})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> JointSample:
         # Torch copies no tensors with a history; a copy has the numbers, and nothing that leads back to the logits.
         memo[id(self)] = twin = JointSample()
         draws = {label: draw.detach().clone() for label, draw in self._draws.items()}
-        twin.set(draws, self._rows, self.is_network)
+        twin.set(draws, self._active, self.is_network)
         return twin
 
     def set(
         self,
         draws: Mapping[str, Tensor],
-        rows: Mapping[str, Rows] | None = None,
+        active: Mapping[str, list[int]] | None = None,
         is_network: bool = False,
     ) -> None:
         """Make draws the current sample.
 
         Args:
             draws: per label ``(n,)`` weights or, for a choice of k of n inputs, ``(k, n)`` slots.
-            rows: per label and row of its draw, the candidates that have to run. Left out, they are those whose
-                weight is not 0, for which the draws are read: on a GPU that waits for the device.
+            active: per label, ascending, the candidates that have to run. Left out, they are those whose weight is
+                not 0, for which the draws are read: on a GPU that waits for the device.
             is_network: whether every weight is the constant 0 or 1.
         """
         self.tell_unread()
         self._draws = dict(draws)
         self._weights = {label: draw.sum(0) if draw.dim() == 2 else draw for label, draw in draws.items()}
-        self._rows = dict(nonzero_rows(draws) if rows is None else rows)
-        self._active = {label: sorted({k for row in rows for k in row}) for label, rows in self._rows.items()}
+        self._active = dict(nonzero(self._weights) if active is None else active)
         self.is_network = is_network
 
     def tell_unread(self) -> None:
         """Tell, once, of choices that no module has read in a pass in which all candidates ran."""
-        labels = [label for label in self._draws if label not in self._read]
-        everything = all(len(self._active[label]) == len(self._weights[label]) for label in self._draws)
-        if self._read and labels and everything and not self._is_told:
+        if not self._read:
+            return
+        if any(len(self._active[label]) < len(weights) for label, weights in self._weights.items()):
+            return
+        labels = [repr(label) for label in self._draws if label not in self._read]
+        self._read.clear()
+        if labels and not self._is_told:
             self._is_told = True
             _log.warning(
                 "choice %s: nothing that depends on it was called in a forward pass, so nothing can tell which of its "
                 "candidates is better; call it in forward(), or take it out of the space",
-                ", ".join(map(repr, labels)),
+                ", ".join(labels),
             )
-        if everything:
-            self._read.clear()
+
+    def draw(self, label: str) -> Tensor:
+        """What was set for ``label``: ``(n,)`` weights or ``(k, n)`` slots."""
+        return self._draws[label]
 
     def weights(self, label: str) -> Tensor:
         """``(n,)``, the weight of each candidate of ``label``."""
         self._read.add(label)
         return self._weights[label]
 
+    def active(self, label: str) -> list[int]:
+        """The candidates of ``label`` that have to run."""
+        self._read.add(label)
+        return self._active[label]
+
     def running(self, label: str) -> dict[int, Tensor | None]:
         """The candidates of ``label`` that have to run, with their weights; one that is not among them must not run.
 
         A weight is a scalar, or ``None`` where it is the constant 1 of a single network, which needs no multiplication.
         """
-        self._read.add(label)
-        return self._with_weights(self._active[label], self._weights[label])
-
-    def draw(self, label: str) -> Tensor:
-        """What was set for ``label``: ``(n,)`` weights or ``(k, n)`` slots."""
-        return self._draws[label]
-
-    def active(self, label: str) -> list[int]:
-        """The candidates of ``label`` that have to run."""
-        self._read.add(label)
-        return self._active[label]
+        return self._with_weights(self.active(label), self._weights[label])
 
     def slots(self, label: str) -> list[dict[int, Tensor | None]]:
         """For a choice of k of n inputs, per place j: the inputs that may stand there, as :meth:`running` has them.
 
         The j-th of the chosen inputs, in the order of the inputs, stands at place j.
         """
-        self._read.add(label)
-        return list(map(self._with_weights, self._rows[label], self._draws[label]))
+        active, draw = self.active(label), self._draws[label]
+        # Input i is never after place i, nor with fewer inputs behind it than places.
+        last = len(active) - len(draw)
+        return [self._with_weights(active[j : last + j + 1], weights) for j, weights in enumerate(draw)]
 
     def _with_weights(self, active: list[int], weights: Tensor) -> dict[int, Tensor | None]:
         if self.is_network:

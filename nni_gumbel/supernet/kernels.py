@@ -7,12 +7,10 @@ described by the *taps* of its kernel: along each dimension, the places that it 
 window. Those of a convolution are ``range(-padding, -padding + dilation * size, dilation)``, those of an identity
 ``range(0, 1)``; those of a canvas are the smallest range that contains all of them.
 
-- *Candidates* of a choice (:mod:`~nni_gumbel.supernet.candidates`) have kernels of their own, which are weighted and
-  added on the canvas: ``Conv1d`` to ``Conv3d`` with zero padding, a depthwise convolution followed by a pointwise one,
-  ``Linear``, ``Identity``, average pooling that divides by a constant, and NNI's ``Zero``. Types are compared exactly:
-  a subclass computes what it likes.
-- *Sizes* of one module (:mod:`~nni_gumbel.supernet.sizes`) are nested parts of one kernel, which is weighted entry by
-  entry.
+Linear *candidates* of a choice (:mod:`~nni_gumbel.supernet.candidates`) are ``Conv1d`` to ``Conv3d`` with zero padding,
+a depthwise convolution followed by a pointwise one, ``Linear``, ``Identity``, average pooling that divides by a
+constant, and NNI's ``Zero``. Types are compared exactly: a subclass computes what it likes. (The sizes of one module
+are nested parts of one kernel, which needs no canvas: :mod:`~nni_gumbel.supernet.sizes`.)
 """
 
 from __future__ import annotations
@@ -46,13 +44,11 @@ class Frame:
         stride: per dimension; empty for ``Linear``.
         growth: per dimension, padding on both sides minus ``dilation * (kernel size - 1)``. With equal strides it
             decides the size of the output, whatever the size of the input.
-        padding_mode: as torch names them.
     """
 
     channels: tuple[int, int]
     stride: tuple[int, ...] = ()
     growth: tuple[int, ...] = ()
-    padding_mode: str = "zeros"
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,7 @@ def of_layer(layer: nn.Module) -> tuple[Frame, Kernel]:
     else:
         pads = [(n, n) for n in (layer.padding if layer.padding != "valid" else (0,) * len(size))]
     taps, growth = _placed(size, pads, dilation)
-    frame = Frame((layer.in_channels, layer.out_channels), tuple(layer.stride), growth, layer.padding_mode)
+    frame = Frame((layer.in_channels, layer.out_channels), tuple(layer.stride), growth)
     return frame, Kernel(shape, taps, layer.groups, math.prod(shape))
 
 
@@ -115,7 +111,7 @@ def of_candidate(module: nn.Module) -> tuple[Frame, Kernel] | None:
     is_depthwise = kernel.groups == channels == frame.channels[1]
     is_pointwise = (pointwise.groups, pointwise.shape[2:], then.stride) == (1, ones, ones)
     # With a padding of its own it would not add the first one's bias to every place of the output.
-    is_unpadded = not any(then.growth) and frame.padding_mode == then.padding_mode == "zeros"
+    is_unpadded = not any(then.growth) and all(layer.padding_mode == "zeros" for layer in module)
     if not (is_depthwise and is_pointwise and is_unpadded):
         return None
     shape = (*pointwise.shape[:2], *kernel.shape[2:])
@@ -199,31 +195,18 @@ class Place:
         return whole[(..., *self._entries)]
 
 
-def weighted_kernel(
-    whole: Kernel, places: Sequence[Place], weights: Tensor, kernels: Sequence[Tensor]
-) -> Tensor:
-    """``sum_k w_k W_k`` on a canvas.
+class WeightedKernel(torch.autograd.Function):
+    """``sum_k w_k W_k`` on a canvas; differentiable, also twice.
 
     It is built in every step, forward and backward, so that its own cost counts for small images. It is one node of
     autograd, which stores nothing but the kernels themselves. Four layers of convolutions 1, 3, 5, 7 on 16 channels,
     batch 32 of 28 x 28, one thread, relative to four 7 x 7 convolutions, on a busy machine: 8 candidates 1.06 to 1.16,
     32 candidates 1.12 to 1.19 (once 1.36), and 8 that run each by itself 3.8 to 5.1.
-
-    Args:
-        whole: the canvas.
-        places: of the kernels on it.
-        weights: ``(len(kernels),)``.
-        kernels: ``(out, in / groups, *size)`` each, of one dtype.
-
-    Returns:
-        ``whole.shape``, in the dtype of the kernels; differentiable, also twice.
     """
-    return _WeightedKernel.apply(whole.shape, places, weights, *kernels)
 
-
-class _WeightedKernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shape: Shape, places: Sequence[Place], weights: Tensor, *kernels: Tensor) -> Tensor:
+        """``weights``: ``(len(kernels),)``; ``kernels``: ``(out, in / groups, *size)`` each, of one dtype."""
         ctx.places = places
         ctx.save_for_backward(weights, *kernels)
         whole = kernels[0].new_zeros(shape)
@@ -253,9 +236,8 @@ def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, frame: Frame, whole
         return functional.linear(x, kernel, bias)
     pads = [(-t.start, growth + t[-1]) for t, growth in zip(whole.taps, frame.growth)]
     padding = tuple(left for left, _ in pads)
-    if frame.padding_mode != "zeros" or any(left != right for left, right in pads):
-        mode = "constant" if frame.padding_mode == "zeros" else frame.padding_mode
-        x = functional.pad(x, [side for pair in reversed(pads) for side in pair], mode)
+    if any(left != right for left, right in pads):
+        x = functional.pad(x, [side for pair in reversed(pads) for side in pair])
         padding = (0,) * len(pads)
     convolution = (functional.conv1d, functional.conv2d, functional.conv3d)[len(pads) - 1]
     dilation = tuple(taps.step for taps in whole.taps)

@@ -37,8 +37,7 @@ class MixedLayer(LayerChoice, BaseSuperNetModule):
         self._plans: dict[tuple[Any, ...], Plan] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy plans with its own modules.
-        return {**self.__dict__, "_plans": {}}
+        return {**self.__dict__, "_plans": {}}  # a copy plans with its own modules
 
     def plan(self) -> Plan:
         """How all candidates together are executed on one tensor."""
@@ -82,6 +81,6 @@ class MixedLayer(LayerChoice, BaseSuperNetModule):
         key = active, *((id(part), type(part), is_untouched(part)) for part in parts)
         if key not in self._plans:
             if len(self._plans) >= _PLANS_KEPT:
-                self._plans.pop(next(iter(self._plans)))
+                self._plans.clear()
             self._plans[key] = plan(candidates)
         return self._plans[key]

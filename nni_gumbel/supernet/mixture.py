@@ -74,9 +74,6 @@ def unchanged(inputs: Sequence[Any], owner: str) -> Iterator[None]:
     Args:
         inputs: what the candidate is given, tensors among it; nothing nested.
         owner: the candidate, in the words of the error.
-
-    Raises:
-        UsageError: a tensor has been written to.
     """
     # Tensors of torch's inference mode count no writes; a step of training finds the candidate all the same.
     tensors = [value for value in inputs if isinstance(value, Tensor) and not value.is_inference()]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nni.mutable import Mutable, frozen_context
@@ -20,13 +20,12 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from nni_gumbel.errors import UnsupportedError, UsageError
-from nni_gumbel.supernet.arguments import MixedArguments, mix_arguments
+from nni_gumbel.supernet.arguments import MixedArguments, hand_over_hooks, mix_arguments
 from nni_gumbel.supernet.cell import MixedCell
 from nni_gumbel.supernet.depth import MixedRepeat
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.hub import mix_of_hub, parts_of_hub
 from nni_gumbel.supernet.inputs import MixedInput
-from nni_gumbel.supernet.kept import hand_over_hooks
 from nni_gumbel.supernet.layer import MixedLayer
 from nni_gumbel.supernet.refusals import refuse_what_cannot_be_relaxed
 from nni_gumbel.supernet.structure import freeze_with_weights
@@ -87,28 +86,18 @@ def relax(space: ModelSpace, hooks: Sequence[MutationHook] = (), merged: bool = 
         # What one candidate changes in place, the next one would take for its input.
         if getattr(module, "inplace", False) is True:
             module.inplace = False
-    _log_executions(space)
+    layers = [module for module in space.modules() if isinstance(module, MixedLayer)]
+    for line, number in Counter(
+        f"choice {layer.label!r}: {layer.plan().describe()}" for layer in layers
+    ).items():
+        _log.info("%s%s", line, f" ({number} modules)" if number > 1 else "")
     # NNI's own copies every candidate at every level, and some spaces build their networks anew.
     space.freeze = functools.partial(freeze_with_weights, space)
     return distribution
 
 
-def _log_executions(space: ModelSpace) -> None:
-    """A line a layer choice, however many modules have its label."""
-    layers = [module for module in space.modules() if isinstance(module, MixedLayer)]
-    lines = Counter(f"choice {layer.label!r}: {layer.plan().describe()}" for layer in layers)
-    for line, number in lines.items():
-        _log.info("%s%s", line, f" ({number} modules)" if number > 1 else "")
-
-
 class _Walk:
-    """From the outside in, every module below a space is replaced by what a hook, or this project, makes of it.
-
-    Args:
-        space: an NNI model space.
-        hooks: NNI mutation hooks of a person's own.
-        arguments: what they are given.
-    """
+    """From the outside in, every module below a space is replaced by what a hook, or this project, makes of it."""
 
     def __init__(
         self, space: ModelSpace, hooks: Sequence[MutationHook], arguments: Mapping[str, Any]
@@ -184,8 +173,7 @@ def _parsed(result: MutationHookReturnType | None) -> tuple[nn.Module | None, bo
 
 
 def _labels(module: MutableModule) -> str:
-    labels: Iterator[str] = (label for mutable in module.mutables for label in mutable.simplify())
-    return ", ".join(map(repr, labels))
+    return ", ".join(repr(label) for mutable in module.mutables for label in mutable.simplify())
 
 
 def _refuse_call(path: str, module: MutableModule, *_: Any, **__: Any) -> None:

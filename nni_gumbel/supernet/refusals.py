@@ -24,22 +24,12 @@ from torch import nn
 from nni_gumbel.errors import UsageError
 
 # Attributes in which modules of torch and of NNI keep what they know of others; nothing is called from there.
-_OF_TORCH_AND_NNI = {
-    *vars(nn.Module()),
-    "trace_args",
-    "trace_kwargs",
-    "_mutables",
-    "_frozen_context",
-    "_label_scope",
-}
+_OF_NNI = ("trace_args", "trace_kwargs", "_mutables", "_frozen_context", "_label_scope")
+_OF_TORCH_AND_NNI = {*vars(nn.Module()), *_OF_NNI}
 
 
 def refuse_what_cannot_be_relaxed(space: nn.Module) -> None:
-    """Refuse what the module names.
-
-    Raises:
-        UsageError: names the modules, the choice and the remedy.
-    """
+    """Refuse what the module names, by a ``UsageError`` that names the modules, the choice and the remedy."""
     modules = dict(space.named_modules())
     labels = {module: label for module in modules.values() if (label := _first_label(module)) is not None}
     for path, holder in modules.items():

@@ -1,9 +1,9 @@
-"""Sizes of one module that run as one operation: nested parts of one kernel, on one canvas.
+"""Sizes of one module that run as one operation: nested parts of one kernel, each entry with its weight.
 
-A mixture of convolutions, each with its part ``W_v`` of one kernel ``W``, is one convolution
-(:mod:`nni_gumbel.supernet.kernels`) with the expected kernel ``sum_v P(v) pad(W_v) = W * S``, where ``S`` is the weight
-of the sizes that contain an entry. The same holds for biases, for linear layers, and for a batch norm's scale and
-shift: it normalises each channel by itself, whatever the number of channels.
+A mixture of convolutions, each with its part ``W_v`` of one kernel ``W``, is one convolution with the expected kernel
+``sum_v P(v) pad(W_v) = W * S``, where ``S`` is the weight of the sizes that contain an entry: the largest of them runs,
+with its tensors times ``S``. The same holds for biases, for linear layers, and for a batch norm's scale and shift: it
+normalises each channel by itself, whatever the number of channels.
 
 Masks on a shared kernel are those of FBNetV2 (2004.05565) for channels and of Single-Path NAS (1904.02877) for kernels.
 Here the weights are masked, not the outputs, which is exact in the width of the input, in biases and at borders, too.
@@ -11,19 +11,18 @@ Here the weights are masked, not the outputs, which is exact in the width of the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nni_gumbel.supernet.kernels import CONVOLUTIONS, Frame, Kernel, canvas, convolve, of_layer
-from nni_gumbel.supernet.slicing import Shape, is_centred, offset, part, restrict
+from nni_gumbel.supernet.kernels import CONVOLUTIONS, of_layer
+from nni_gumbel.supernet.slicing import Shape, features, is_centred, offset, part, restrict
 from nni_gumbel.supernet.variants import Variants
 
+_WEIGHTED = ("weight", "bias")
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -32,17 +31,13 @@ def key_of_size(template: nn.Module, full: Mapping[str, Shape]) -> Hashable | No
 
     Convolutions differ in sizes alone: in their number of channels, or of groups of channels if all groups are equally
     large; and in kernels that are aligned, which means padded so that their centres stand on the same entries of the
-    input.
-
-    Args:
-        template: a variant.
-        full: shapes of the supernet's tensors.
+    input. ``full`` has the shapes of the supernet's tensors.
     """
     kind = type(template)
     if kind is nn.Linear:
         return kind
-    if kind in _BATCH_NORMS:
-        return kind, template.eps, template.momentum, template.affine, template.track_running_stats
+    if kind in _BATCH_NORMS and template.affine:
+        return kind, template.eps, template.momentum, template.track_running_stats
     if kind not in CONVOLUTIONS:
         return None
     frame, kernel = of_layer(template)
@@ -51,7 +46,7 @@ def key_of_size(template: nn.Module, full: Mapping[str, Shape]) -> Hashable | No
     starts = tuple(
         taps.start - step * offset(whole, size, centred=True) for taps, step, whole, size in extents
     )
-    return kind, frame.stride, frame.growth, frame.padding_mode, template.dilation, grouping, starts
+    return kind, frame.stride, frame.growth, template.padding_mode, template.dilation, grouping, starts
 
 
 class Sizes:
@@ -61,6 +56,10 @@ class Sizes:
         variants: all variants of a module.
         members: the positions of those to mix.
         device: that of their weights.
+
+    Attributes:
+        largest: the member that can run with the tensors of all, as it has the largest kernel, the most groups, and a
+            bias if others have one; ``None`` if there is no such member, and they cannot run as one.
     """
 
     def __init__(self, variants: Variants, members: Sequence[int], device: torch.device) -> None:
@@ -68,12 +67,12 @@ class Sizes:
         self._variants, self._device = variants, device
         self._templates = [variants.templates[k] for k in members]
         self._shares: dict[str, Shares | None] = {}
-        self._is_norm = isinstance(self._templates[0], _BATCH_NORMS)
-        if self._is_norm:
-            widths = [(template.num_features,) for template in self._templates]
-            self._of_channels = Shares(widths, max(widths), [False], device)
-        elif len(members) > 1:
-            self._canvas = _canvas(self._templates)
+        self.largest: int | None = members[0]
+        if len(members) > 1:
+            extents = list(map(_extent, self._templates))
+            whole = tuple(map(max, zip(*extents)))
+            self.largest = members[extents.index(whole)] if whole in extents else None
+            self._read = max(features(template).inputs[0][1] for template in self._templates)
 
     def __call__(
         self, weights: Tensor, state: Mapping[str, Tensor], x: Tensor, runner: Callable[[int], nn.Module]
@@ -86,27 +85,21 @@ class Sizes:
             x: the input.
             runner: a variant without weights, as it runs now: in ``train()`` or ``eval()``.
         """
-        if self._is_norm:
-            return self._norm(weights, state, x, runner)
-        frame, whole = self._canvas
-        x = restrict(x, [(-len(whole.taps) - 1, frame.channels[0])])
-        expected: dict[str, Tensor | None] = {"weight": None, "bias": None}
-        for name in expected:
-            shares = self.shares(name)
-            if shares is not None:
-                tensor = self.part(name, state[name])
-                expected[name] = tensor * shares(weights).to(tensor)
-        return convolve(x, expected["weight"], expected["bias"], frame, whole)
+        tensors = {}
+        for name in self._variants.shapes[self.largest]:
+            tensor = self.part(name, state[name])
+            tensors[name] = tensor * self.shares(name)(weights).to(tensor) if name in _WEIGHTED else tensor
+        return functional_call(runner(self.largest), tensors, (restrict(x, self._read),))
 
     def shares(self, name: str) -> Shares | None:
         """The weights of the entries of one of the supernet's tensors; ``None`` if no member has it."""
         if name not in self._shares:
             shapes = [self._variants.shapes[k].get(name) for k in self.members]
-            owner = next((t for t, shape in zip(self._templates, shapes) if shape is not None), None)
+            owners = [template for template, shape in zip(self._templates, shapes) if shape is not None]
             self._shares[name] = None
-            if owner is not None:
+            if owners:
                 full = self._variants.full[name]
-                centred = [is_centred(owner, name, dim) for dim in range(len(full))]
+                centred = [is_centred(owners[0], name, dim) for dim in range(len(full))]
                 self._shares[name] = Shares(shapes, full, centred, self._device)
         return self._shares[name]
 
@@ -114,26 +107,11 @@ class Sizes:
         """The part of one of the supernet's tensors that the largest members use."""
         return part(self._templates[0], name, tensor, self.shares(name).shape)
 
-    def _norm(
-        self, weights: Tensor, state: Mapping[str, Tensor], x: Tensor, runner: Callable[[int], nn.Module]
-    ) -> Tensor:
-        largest = max(self.members, key=lambda k: self._variants.templates[k].num_features)
-        template, tensors = runner(largest), self._variants.parts(largest, state)
-        share = self._of_channels(weights)
-        if template.affine:
-            tensors |= {name: tensors[name] * share.to(tensors[name]) for name in ("weight", "bias")}
-        y = functional_call(template, tensors, (restrict(x, [(1, template.num_features)]),))
-        return y if template.affine else y * share.to(y).view(-1, *[1] * (y.dim() - 2))
 
-
-def _canvas(layers: Sequence[nn.Module]) -> tuple[Frame, Kernel]:
-    """The frame and the canvas of convolutions or linear layers with one key."""
-    frames, kernels = zip(*map(of_layer, layers))
-    inputs, outputs = (max(frame.channels[side] for frame in frames) for side in (0, 1))
-    shape = tuple(map(max, zip(*(kernel.shape for kernel in kernels))))
-    groups = max(kernel.groups for kernel in kernels)
-    whole = Kernel(shape, canvas(kernels).taps, groups, math.prod(shape))
-    return replace(frames[0], channels=(inputs, outputs)), whole
+def _extent(template: nn.Module) -> tuple[int, ...]:
+    """What an operation does not take from its tensors: size of the kernel, groups, whether there is a bias."""
+    counts = (getattr(template, name, 1) for name in ("groups", "num_features"))
+    return *getattr(template, "kernel_size", ()), *counts, getattr(template, "bias", None) is not None
 
 
 class Shares:
@@ -143,13 +121,10 @@ class Shares:
     300 sizes of a few extents in each dimension have few cells.
 
     Args:
-        shapes: of each size the shape of its part; ``None`` for one without this tensor.
+        shapes: of each size the shape of its part; ``None`` for one without this tensor. ``shape`` is the largest.
         full: shape of the tensor.
         centred: per dimension whether the parts are its centre, not its beginning.
         device: that of the weights.
-
-    Attributes:
-        shape: of the largest parts, along every dimension.
     """
 
     # Its tensors serve all steps; those made in inference mode, if the first one is, autograd would refuse.

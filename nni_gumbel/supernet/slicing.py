@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd
 
@@ -36,16 +37,13 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def part(template: nn.Module, name: str, full: Tensor, shape: Shape) -> Tensor:
-    """The part of a supernet's tensor that a smaller module uses.
+    """The part of a supernet's tensor that a smaller module uses: a view of ``full`` except where blocks are stacked.
 
     Args:
         template: the smaller module.
         name: of the tensor, as in the module's state dict.
         full: the supernet's tensor, at least as large as ``shape`` in every dimension.
-        shape: of the smaller module's tensor.
-
-    Returns:
-        A tensor of this shape; a view of ``full`` except where blocks are stacked.
+        shape: of the smaller module's tensor, and of the result.
     """
     return full if full.shape == shape else _view(template, name, full, shape).reshape(shape)
 
@@ -85,13 +83,11 @@ def _blocks(template: nn.Module, name: str, dim: int) -> int:
     owner = template.get_submodule(owner_name)
     if isinstance(owner, nn.MultiheadAttention) and entry.startswith("in_proj"):
         return 3 if dim == 0 else 1
-    if isinstance(owner, nn.RNNBase) and not entry.startswith("weight_hr"):
-        if dim == 0:
-            return {"LSTM": 4, "GRU": 3}.get(owner.mode, 1)
-        upper_layer = entry.startswith("weight_ih") and not entry.startswith("weight_ih_l0")
-        return 2 if owner.bidirectional and upper_layer else 1
-    if isinstance(owner, nn.RNNCellBase):
-        return {nn.LSTMCell: 4, nn.GRUCell: 3}.get(type(owner), 1) if dim == 0 else 1
+    if isinstance(owner, (nn.RNNBase, nn.RNNCellBase)) and dim == 0 and not entry.startswith("weight_hr"):
+        kind = getattr(owner, "mode", type(owner).__name__)
+        return 4 if kind.startswith("LSTM") else 3 if kind.startswith("GRU") else 1
+    if isinstance(owner, nn.RNNBase) and owner.bidirectional and dim == 1:
+        return 2 if entry.startswith("weight_ih") and not entry.startswith("weight_ih_l0") else 1
     return 1
 
 
@@ -176,13 +172,7 @@ def fill_up(outputs: Sequence[Any], dims: Sequence[int]) -> list[Any]:
     if not all(map(is_float, outputs)) or len({tensor.shape for tensor in outputs}) == 1:
         return list(outputs)
     for dim in dims:
-        largest = max(tensor.shape[dim] for tensor in outputs)
-        outputs = [
-            tensor if tensor.shape[dim] == largest else _padded(tensor, dim, largest) for tensor in outputs
-        ]
+        after = [0, 0] * (first.dim() - 1 - dim % first.dim())
+        missing = [max(other.shape[dim] for other in outputs) - tensor.shape[dim] for tensor in outputs]
+        outputs = [pad(tensor, [*after, 0, n]) if n else tensor for tensor, n in zip(outputs, missing)]
     return list(outputs)
-
-
-def _padded(tensor: Tensor, dim: int, size: int) -> Tensor:
-    after_dim = tensor.dim() - 1 - dim % tensor.dim()
-    return nn.functional.pad(tensor, [0, 0] * after_dim + [0, size - tensor.shape[dim]])

@@ -29,12 +29,7 @@ from nni_gumbel.supernet.hub import ShortStage, fit_to_loose_ends
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """Some combinations of the candidates of some labels.
-
-    Args:
-        candidates: by label.
-        holds: truth values, one axis per label over its candidates.
-    """
+    """Some combinations of the candidates of some labels: truth values, with one axis per label."""
 
     candidates: Mapping[str, Sequence[Any]]
     holds: np.ndarray
@@ -71,20 +66,14 @@ def children(module: nn.Module) -> Iterator[tuple[nn.Module, Condition | None]]:
             candidates = {label: variables[label].values for label, _ in choices}
             chosen = (np.arange(len(candidates[label])) == place for label, place in choices)
             yield candidate, Condition(candidates, np.logical_and.outer(*chosen))
-        for part in (module.preprocessor, module.postprocessor):
-            if isinstance(part, nn.Module):
-                yield part, None
+        parts = (module.preprocessor, module.postprocessor)
+        yield from ((part, None) for part in parts if isinstance(part, nn.Module))
     else:
-        for child in module.children():
-            yield child, None
+        yield from ((child, None) for child in module.children())
 
 
 def depths_of(repeat: Repeat) -> tuple[Mapping[str, Sequence[Any]], np.ndarray]:
-    """The depth of a ``Repeat`` for every combination of the choices that it depends on, if any.
-
-    Returns:
-        The candidates by label, and integers with one axis per label.
-    """
+    """The depth of a ``Repeat`` for every combination of its choices: candidates by label, integers by combination."""
     table = Tabulated({"depth": repeat.depth_choice})
     return table.candidates, np.array([values["depth"] for values in table.distinct])[table.index]
 
@@ -94,8 +83,8 @@ class Place:
     """What always comes together in the networks of a space.
 
     Args:
-        labels: used by the networks that have the place.
-        inner: places that some of these networks have. Labels that are used in any case are not named again.
+        labels: used by the networks that have the place, but for those that are used in any case.
+        inner: places that some of these networks have.
     """
 
     labels: tuple[str, ...]
@@ -113,20 +102,17 @@ class Place:
 
 
 def structure_of(module: nn.Module, known: Set[str] = frozenset()) -> Place:
-    """The places of a space.
+    """The places of a space or a module of one, mutated or not; labels that are ``known`` are used in any case.
 
     Where NNI's ``freeze`` builds a module anew - a cell from factories, a ``ParametrizedModule`` - it looks up all
     labels inside, also those of candidates that are not chosen: they are used.
-
-    Args:
-        module: a space or a module of one, mutated or not.
-        known: labels that are used in any case.
     """
     labels: dict[str, None] = {}
     conditional: list[tuple[Condition, nn.Module]] = []
     always = [module]
     for part in always:  # which grows
-        is_built_anew = _is_built_anew(part)
+        is_made = isinstance(part, Cell) and part.op_candidates_factory is not None
+        is_built_anew = is_made or isinstance(part, ParametrizedModule)
         if isinstance(part, MutableModule):
             mutables = [part] if is_built_anew else part.mutables
             labels.update(dict.fromkeys(label for mutable in mutables for label in mutable.simplify()))
@@ -143,27 +129,14 @@ def structure_of(module: nn.Module, known: Set[str] = frozenset()) -> Place:
     return Place(tuple(label for label in labels if label not in known), inner)
 
 
-def _is_built_anew(module: nn.Module) -> bool:
-    is_made = isinstance(module, Cell) and module.op_candidates_factory is not None
-    return is_made or isinstance(module, ParametrizedModule)
-
-
 class UsedPart:
-    """The entries of a sample that the network frozen at it uses; the space is walked once, for many samples.
-
-    Args:
-        space: the model space, mutated to a supernet or not.
-    """
+    """The entries of a sample that the network frozen at it uses; the space is walked once, for many samples."""
 
     def __init__(self, space: ModelSpace) -> None:
         self._place, self._order = structure_of(space), tuple(space.simplify())
 
     def __call__(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """The entries, in the order of the space.
-
-        Args:
-            sample: an NNI sample that names at least the labels that the network uses.
-        """
+        """The entries, in the order of the space, of an NNI sample that names at least the labels of its network."""
         used = self._place.used_at(sample)
         return {label: sample[label] for label in self._order if label in used}
 
@@ -177,11 +150,8 @@ def freeze_with_weights(space: MutableModule, sample: Mapping[str, Any]) -> nn.M
     """The network of a sample, with a copy of the supernet's weights: each choice is replaced by what was chosen.
 
     What is one tensor or one module in the supernet is one in the network. A space, or a module of it, with a
-    ``freeze`` of its own has that build the network, which then gets the weights that the replacement keeps.
-
-    Args:
-        space: a supernet.
-        sample: an NNI sample that names the labels it uses.
+    ``freeze`` of its own has that build the network, which then gets the weights that the replacement keeps. The
+    sample names at least the labels that its network uses.
 
     Raises:
         RuntimeError: a ``freeze`` builds another network than the replacement of the choices gives.
@@ -198,8 +168,6 @@ def freeze_with_weights(space: MutableModule, sample: Mapping[str, Any]) -> nn.M
 # a module anew without its weights: of a person's own ``ParametrizedModule``, which has no choice any more, and of the
 # hub's ``NDS``, which builds its own class, whatever a person derived from it.
 _REPLACING = (MutableModule.freeze, Cell.freeze, ParametrizedModule.freeze, NDS.freeze)
-
-
 _OF_CONTAINERS = (LayerChoice.freeze, Repeat.freeze)
 
 

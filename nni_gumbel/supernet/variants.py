@@ -4,25 +4,30 @@
 Each is kept once as a *template*: a module built from the arguments that NNI would freeze it with,
 without weights of its own (on PyTorch's meta device). A template says what shapes its tensors have, and
 computes with the parts of the supernet's tensors (:mod:`nni_gumbel.supernet.slicing`).
+
+NNI's ``freeze`` builds every ``ParametrizedModule`` anew, also where it has nothing to choose. Here what was done to
+its tensors after it was built stays done: :meth:`Variants.build` keeps them as a part of the supernet's, and
+:func:`without_choices` as they are.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from nni.mutable import Mutable
 from nni.nas.nn.pytorch import ParametrizedModule
 from nni.nas.space import model_context
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
-from nni_gumbel.copies import copied
+from nni_gumbel.copies import copied, instance
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.supernet.expressions import Tabulated
+from nni_gumbel.supernet.mixture import is_float
 from nni_gumbel.supernet.slicing import Shape, part, paste, tensors_of
 
 
@@ -73,15 +78,6 @@ class Variants:
         """The tensors of variant ``k``: parts of the supernet's; views of them wherever possible."""
         return {name: part(self.templates[k], name, state[name], own) for name, own in self.shapes[k].items()}
 
-    def parameter_sizes(self) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-        """See :func:`nni_gumbel.supernet.arguments.parameter_sizes`."""
-        counts: dict[str, np.ndarray] = {}
-        for k, template in enumerate(self.templates):
-            for name, parameter in template.named_parameters():
-                count = counts.setdefault(name, np.zeros(len(self.templates), dtype=np.int64))
-                count[k] = parameter.numel()
-        return {name: (self.table.labels, count[self.table.index]) for name, count in counts.items()}
-
     def frozen(self, k: int, state: Mapping[str, Tensor]) -> nn.Module:
         """Variant ``k`` as a module of its own, with its parts of the supernet's tensors."""
         module = copied(self.templates[k])
@@ -107,48 +103,34 @@ class Variants:
         )
 
     def build(self, module: nn.Module) -> nn.Module:
-        """A module that holds the supernet's tensors, initialised as another one is.
+        """A module that holds the supernet's tensors, initialised as another one is, in its device, dtype and mode.
 
-        Args:
-            module: of some size. Tensors of it that were changed after it was built are kept as parts of the
-                supernet's; the entries that only larger variants have are drawn from theirs, so that zeros stay
-                zeros, and a normal distribution stays what it was.
+        Tensors are those of the largest variant that has them, or of ``module`` if they were changed after it was
+        built. The entries that only other variants have are drawn from theirs, so that zeros stay zeros, and a normal
+        distribution stays what it was.
         """
-        whole, default = self._built(), self.built_as(module)
+        default, own, construct = self.built_as(module), tensors_of(module), functools.cache(self._construct)
+        sizes = [sum(map(math.prod, shapes.values())) for shapes in self.shapes]
+        descending = sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)
+        whole = construct(descending[0])
         with torch.random.fork_rng([]):
-            built = tensors_of(self._construct(default))
-        state = tensors_of(whole)
-        for name, value in tensors_of(module).items():
-            if name in built and _was_changed(value, built[name]):
-                with torch.no_grad():
-                    if value.shape != state[name].shape:
-                        entries = torch.randint(value.numel(), state[name].shape, device=value.device)
-                        state[name].copy_(value.flatten()[entries])
-                    paste(self.templates[default], name, state[name], value)
-        return whole
-
-    def _built(self) -> nn.Module:
-        """A module that holds the supernet's tensors, freshly initialised.
-
-        It is the variant with the most entries. Where that is not the largest in every dimension, the
-        rest comes from the variants that are larger there, and is 0 where no variant has anything.
-        """
-        numels = [sum(map(math.prod, shapes.values())) for shapes in self.shapes]
-        ascending = sorted(range(len(numels)), key=numels.__getitem__)
-        base = self._construct(ascending[-1])
-        if _shapes(base) == self.full:
-            return base
-        state: dict[str, Tensor] = {}
-        makers: dict[str, nn.Module] = {}
-        for variant in map(self._construct, ascending):
-            for name, value in tensors_of(variant).items():
-                if name not in state:
-                    state[name] = value.detach().new_zeros(self.full[name])
-                    makers[name] = variant
-                paste(variant, name, state[name], value.detach())
-        for name, value in state.items():
-            _put(base, name, value, makers[name])
-        return base
+            fresh = tensors_of(self._construct(default))
+        for name, shape in self.full.items():
+            k = next(k for k in descending if name in self.shapes[k])
+            if name in fresh and _was_changed(own[name], fresh[name]):
+                k, value = default, own[name].detach()
+            elif k == descending[0] and self.shapes[k][name] == shape:
+                continue
+            else:
+                value = tensors_of(construct(k))[name].detach()
+            tensor = value.flatten()[torch.randint(value.numel(), shape, device=value.device)]
+            paste(self.templates[k], name, tensor, value)
+            _put(whole, name, tensor, self.templates[k])
+        whole.to(next(filter(is_float, own.values()), None))
+        for name, parameter in whole.named_parameters():
+            if name in own:
+                parameter.requires_grad_(own[name].requires_grad)
+        return whole.train(module.training)
 
     def _construct(self, k: int, meta: bool = False) -> nn.Module:
         """Variant ``k`` as NNI would build it; as a template without storage."""
@@ -169,20 +151,57 @@ class Variants:
                 f"{self.owner}: {self.built_type.__name__} cannot be built with {self.describe(k)} "
                 f"({first_line(error)}); give the choices candidates that fit together in every combination"
             ) from error
-        if any(map(is_lazy, module.parameters())):
-            raise UsageError(
-                f"{self.owner}: {self.built_type.__name__} cannot be relaxed; give its input size"
-            )
         return module
 
 
-def _was_changed(value: Tensor, built: Tensor) -> bool:
-    """Whether a tensor was initialised anew after its module was built.
+def choices_of(module: ParametrizedModule) -> dict[str, Mutable]:
+    """The arguments of a module that NNI's freeze gives other values."""
+    arguments = _arguments(module).items()
+    return {key: v for key, v in arguments if isinstance(v, Mutable) and not isinstance(v, nn.Module)}
 
-    Args:
-        value: of the module.
-        built: that of another module, which was built in the same way. Where both are random they are compared by
-            their means and their spreads: a difference that shows in neither does not matter.
+
+def refuse_hidden_choices(module: ParametrizedModule, name: str) -> None:
+    """Refuse choices that NNI does not find: inside a tuple, list or dict, or in a module that is an argument."""
+    owner = f"module {name!r}"
+    for key, value in _arguments(module).items():
+        if isinstance(value, nn.Module):
+            if isinstance(value, Mutable) and value.simplify():
+                raise UsageError(
+                    f"{owner}: argument {key!r} is a {type(value).__name__} with choices, which NNI freezes to their "
+                    "defaults; build it inside the module"
+                )
+        elif not isinstance(value, Mutable):
+            Tabulated({key: value}, owner)
+
+
+def without_choices(module: ParametrizedModule) -> nn.Module:
+    """What NNI would freeze a module without choices in its arguments to, with this module's weights.
+
+    ``MutableConv2d`` becomes ``nn.Conv2d``. Its attributes are those that it was built with from its arguments: an
+    ``eps`` that was changed on it afterwards is not in NNI's frozen module either. A module of a person's own class
+    stays, and so do choices in submodules.
+    """
+    kind = module._bound_type
+    if kind is None:
+        return module
+    state, of_modules = dict(vars(module)), vars(nn.Module())
+    if _is_of_torch(kind):
+        fresh = vars(_template(kind, module.trace_args, module.trace_kwargs))
+        simple = (bool, int, float, str, tuple, type(None))
+        state |= {k: v for k, v in fresh.items() if k not in of_modules and isinstance(v, simple)}
+    if is_parametrized(module):
+        # Torch gave it a class of its own, whose properties compute what the parametrizations say.
+        own = vars(type(module))
+        copying = ("__getstate__", "__deepcopy__")
+        names = [name for name in own if isinstance(own[name], property) or name in copying]
+        kind = type(f"Parametrized{kind.__name__}", (kind,), {name: own[name] for name in names})
+    return instance(kind, state)
+
+
+def _was_changed(value: Tensor, built: Tensor) -> bool:
+    """Whether a tensor was initialised anew after its module was built, seen from that of one just built.
+
+    Where both are random their means and spreads are compared: a difference that shows in neither does not matter.
     """
     if value._version > built._version:
         return True
@@ -196,41 +215,6 @@ def _was_changed(value: Tensor, built: Tensor) -> bool:
     error = 6 * math.sqrt(2 / value.numel()) * usual
     is_constant = (spread == 0) != (usual == 0)
     return is_constant or abs(mean - expected) > error or abs(spread - usual) > error / 2
-
-
-def choices_of(module: ParametrizedModule) -> dict[str, Mutable]:
-    """The arguments of a module that NNI's freeze gives other values."""
-    arguments = _arguments(module).items()
-    return {key: v for key, v in arguments if isinstance(v, Mutable) and not isinstance(v, nn.Module)}
-
-
-def refuse_hidden_choices(module: ParametrizedModule, name: str) -> None:
-    """Refuse arguments in which NNI does not find a choice.
-
-    Raises:
-        UsageError: a choice is inside a tuple, list or dict, or a module with choices is an argument.
-    """
-    owner = f"module {name!r}"
-    for key, value in _arguments(module).items():
-        if isinstance(value, nn.Module):
-            if isinstance(value, Mutable) and value.simplify():
-                raise UsageError(
-                    f"{owner}: argument {key!r} is a {type(value).__name__} with choices, which NNI freezes to their "
-                    "defaults; build it inside the module"
-                )
-        elif not isinstance(value, Mutable):
-            Tabulated({key: value}, owner)
-
-
-def plain_attributes(module: ParametrizedModule) -> dict[str, Any]:
-    """The numbers, words and flags that a module of ``torch.nn`` has when it is built from its arguments."""
-    kind = module._bound_type
-    if kind is None or not _is_of_torch(kind):
-        return {}
-    fresh = vars(_template(kind, module.trace_args, module.trace_kwargs))
-    simple = (bool, int, float, str, tuple, type(None))
-    own = fresh.keys() - vars(nn.Module()).keys()
-    return {key: value for key, value in fresh.items() if key in own and isinstance(value, simple)}
 
 
 def _arguments(module: ParametrizedModule) -> dict[str, Any]:

@@ -12,6 +12,7 @@ FULL = TrialCommand(
     "/data",
     "tasks:evaluator",
     "tasks:cost",
+    ("csv", "wandb"),
 )
 
 
@@ -34,7 +35,7 @@ def test_the_command_is_found_in_a_shell_line(text):
 def test_every_word_of_the_command_is_read():
     text = (
         "nni-gumbel trial --space spaces.mnist:Space width=16 deep=true --data 'npz:my file.npz' "
-        "--data-dir /data --evaluator tasks:evaluator --cost tasks:cost"
+        "--data-dir /data --evaluator tasks:evaluator --cost tasks:cost --logger csv wandb"
     )
     assert TrialCommand.from_trial_command(text) == FULL
 

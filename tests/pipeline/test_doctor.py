@@ -164,8 +164,8 @@ def test_outputs_that_are_not_finite_are_told_before_the_search(folder):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"class_args": {"estimator": "reinmax"}},
-        {"searchSpace": {"preset": {"_type": "choice", "_value": ["snas", "reinmax"]}}},
+        {"class_args": {"estimator": "straight-through-gumbel"}},
+        {"searchSpace": {"preset": {"_type": "choice", "_value": ["snas", "gdas"]}}},
     ],
 )
 def test_an_estimator_that_a_choice_does_not_have_is_told(folder, changes):

@@ -1,6 +1,7 @@
 """Evaluators by name: what a person's function is given, and what is refused in one line."""
 
 import sys
+from typing import get_args
 
 import pytest
 import pytorch_lightning as pl
@@ -10,15 +11,22 @@ from torch import nn
 
 from nni_gumbel.data import build_data
 from nni_gumbel.errors import UsageError
-from nni_gumbel.pipeline.evaluator import build_evaluator
+from nni_gumbel.pipeline.evaluator import RECIPES, build_evaluator
+from nni_gumbel.pipeline.settings import ExperimentSettings
 
-ARGUMENTS = {"epochs": 3, "batch_size": 8, "learning_rate": 0.1, "weight_decay": 0.0, "seed": 1}
+ARGUMENTS = {
+    "epochs": 3, "batch_size": 8, "learning_rate": 0.1, "weight_decay": 0.0, "seed": 1, "optimizer": "adamw",
+    "precision": "32-true", "trainer": {},
+}  # fmt: skip
 MODULE = """
 from nni.nas.evaluator.pytorch import Regression
 def good(epochs, learning_rate):
     return Regression(learning_rate=learning_rate, max_epochs=epochs, train_dataloaders=[], val_dataloaders=[])
 def anything(**arguments):
     return good(arguments["epochs"], arguments["learning_rate"])
+def heeds(precision, trainer):
+    assert (precision, trainer) == ("bf16-mixed", {"accumulate_grad_batches": 2})
+    return good(1, 1.0)
 def greedy(epochs, width):
     return good(epochs, 1.0)
 def needs_data(data):
@@ -65,6 +73,18 @@ def test_a_function_that_does_not_fit_is_refused_in_one_line(evaluators, functio
     assert str(caught.value).startswith("--evaluator: ") and "\n" not in str(caught.value)
 
 
+OF_THE_TRAINER = {"precision": "bf16-mixed", "trainer": {"accumulate_grad_batches": 2}}
+
+
+def test_a_function_is_given_the_settings_of_the_trainer_that_it_has_parameters_for(evaluators):
+    build_evaluator(f"{evaluators}:heeds", data=None, **{**ARGUMENTS, **OF_THE_TRAINER})
+    for name, value in {**OF_THE_TRAINER, "optimizer": "sgd"}.items():
+        with pytest.raises(
+            UsageError, match=f"{name}: --evaluator {evaluators}:good has no parameter '{name}'"
+        ):
+            build_evaluator(f"{evaluators}:good", data=None, **{**ARGUMENTS, name: value})
+
+
 class Scores(nn.Module):
     """Scores of 10 classes, and what a training needs to be seen from outside."""
 
@@ -105,6 +125,46 @@ def test_the_built_in_evaluator_trains_by_adamw_under_a_one_cycle_learning_rate(
     assert len(rates) == 20 and rates[0] == pytest.approx(0.1 / 25) and 4 <= top <= 6
     assert max(rates) == pytest.approx(0.1, rel=0.02) and rates[-1] < 2e-3
     assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
+
+
+def test_the_built_in_evaluator_heeds_precision_and_flags_of_the_trainer():
+    flags = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.5, "limit_train_batches": 3}
+    trainer = built_in(precision="bf16-mixed", trainer=flags).trainer
+    assert {name: getattr(trainer, name) for name in flags} == flags and trainer.precision == "bf16-mixed"
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (
+            {"acumulate_grad_batches": 2},
+            "has no flag 'acumulate_grad_batches'; did you mean accumulate_grad_batches",
+        ),
+        ({"accelerator": "abacus"}, "trainer: Lightning refuses these flags: .*abacus"),
+    ],
+)
+def test_a_flag_that_the_trainer_does_not_take_is_told_in_one_line(flags, line):
+    with pytest.raises(UsageError, match=line) as caught:
+        built_in(trainer=flags)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kind", "rates"),
+    [
+        ("sgd", torch.optim.SGD, lambda r: r[0] == 0.1 and r == sorted(r, reverse=True) and r[-1] < 0.01),
+        ("adam", torch.optim.Adam, lambda r: set(r) == {0.1}),
+    ],
+)
+def test_a_recipe_is_an_optimiser_and_its_learning_rate_over_the_steps(recipe, kind, rates):
+    evaluator, watching = built_in(epochs=2, optimizer=recipe), Watching()
+    evaluator.trainer.callbacks.append(watching)
+    evaluator.evaluate(Scores())
+    assert watching.optimizers == {kind} and len(watching.rates) == 20 and rates(watching.rates)
+
+
+def test_every_recipe_is_a_word_of_the_setting():
+    assert get_args(ExperimentSettings.model_fields["optimizer"].annotation) == tuple(RECIPES)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 4])

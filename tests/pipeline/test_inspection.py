@@ -3,6 +3,7 @@
 import itertools
 import sys
 import textwrap
+from functools import partialmethod
 
 import nni
 import pytest
@@ -69,7 +70,7 @@ class Everything(ModelSpace):
 def inspection():
     reference = SpaceReference(__name__, "Everything")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SpaceReference, "build", lambda self: self.construct(Everything))
+        patch.setattr(SpaceReference, "build", partialmethod(SpaceReference.build, Everything))
         return inspect_space(reference, EXAMPLE)
 
 

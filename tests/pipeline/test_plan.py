@@ -447,7 +447,7 @@ def test_the_last_trial_that_a_limit_allows_is_an_export_of_what_there_is(failed
     plan = Plan(SETTINGS.with_values({"attempts": 5, "search_seeds": 1}), NOTHING_VARIED)
     trials = play_in_turn(plan, plan.trial_count, ["failed"] * failed)
     exported = failed < 2  # of 4 trials one is a search and one the export
-    assert finished(trials) is exported
+    assert (finished(trials) is not None) is exported
     assert (plan.failure(trials, plan.trial_count) is None) is exported
 
 
@@ -475,7 +475,7 @@ def test_a_mistake_is_not_tried_again():
     "values",
     [
         {"log_prob_every_n_step": 3}, {"optimize_mode": "minimize"}, {"cost": "flops"}, {"prior": "cost"},
-        {"preset": "gradual"},
+        {"preset": "gradual"}, {"trainer": {"enable_progress_bar": True}},
     ],
 )  # fmt: skip
 def test_what_changes_no_result_makes_no_other_task(values):
@@ -487,8 +487,12 @@ def test_what_changes_no_result_makes_no_other_task(values):
 
 
 @pytest.mark.parametrize(
-    "values", [{"cost": "flops", "cost_weight": 1.0}, {"kl_weight": 1.0}, {"metric": "loss"}]
-)
+    "values",
+    [
+        {"cost": "flops", "cost_weight": 1.0}, {"kl_weight": 1.0}, {"metric": "loss"}, {"optimizer": "sgd"},
+        {"precision": "bf16-mixed"}, {"trainer": {"accumulate_grad_batches": 2, "profiler": "simple"}},
+    ],
+)  # fmt: skip
 def test_what_changes_a_result_makes_another_task(values):
     one, other = (
         Plan(each, NOTHING_VARIED).next_tasks([])[0] for each in (SETTINGS, SETTINGS.with_values(values))

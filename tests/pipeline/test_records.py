@@ -7,6 +7,7 @@ import pytest
 
 import nni_gumbel
 from nni_gumbel.errors import UsageError
+from nni_gumbel.pipeline.compare import compare
 from nni_gumbel.pipeline.export import export_of
 from nni_gumbel.pipeline.plan import Plan
 from nni_gumbel.pipeline.records import Records
@@ -49,6 +50,22 @@ def test_the_mistake_of_a_failed_trial_is_read(database, tmp_path):
     (trial,) = Records.of(tmp_path).trials
     assert (trial.state, trial.mistake) == ("failed", "--space: correct it")
     assert nni_gumbel.results(tmp_path).loc["abcde"].mistake == "--space: correct it"
+
+
+def test_an_id_that_is_also_a_folder_here_is_looked_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("nni_gumbel.pipeline.manager._listed", lambda: {"known": {"startTime": 0}})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "EXP").mkdir()
+    with pytest.raises(UsageError, match="ID: there is no experiment 'EXP'; the newest are known"):
+        Records.of("EXP")
+    with pytest.raises(UsageError, match="holds no db"):
+        Records.of(tmp_path / "EXP")
+
+
+def test_an_experiment_is_not_compared_with_itself(database, tmp_path):
+    for experiments in ([tmp_path], [tmp_path, tmp_path]):
+        with pytest.raises(UsageError, match="are not several experiments"):
+            compare(experiments)
 
 
 @pytest.mark.parametrize("write", [export_of, report])

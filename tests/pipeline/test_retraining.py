@@ -1,6 +1,7 @@
 """A network that was found is trained again without NNI's manager, and ends as an export does."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import torch
 from real_experiments import fill_folder
 
 from nni_gumbel.errors import UsageError
+from nni_gumbel.pipeline import retraining
+from nni_gumbel.pipeline.reporting import Progress
 from nni_gumbel.pipeline.retraining import train_again
 from nni_gumbel.results.bundle import README, load, write_bundle
 from nni_gumbel.results.example import Example
@@ -36,7 +39,9 @@ def bundle(tmp_path, monkeypatch):
 
 def test_each_seed_is_a_bundle_and_the_best_is_exported_with_the_mean_over_them(bundle, tmp_path):
     done = train_again(bundle, "again", data=DATA, seeds=2, train_epochs=2)
-    assert {path.name for path in (tmp_path / "again").iterdir()} == {"seed-0", "seed-1", "export"}
+    assert {path.name for path in (tmp_path / "again").glob("[!.]*")} == {
+        "seed-0", "seed-1", "export", "training.json", "checkpoints"
+    }  # fmt: skip
     assert done.choice.network.validation_mean > 0.8 and done.choice.network.test_mean > 0.8
     text = (tmp_path / "again" / "export" / README).read_text()
     assert "trained again from new weights" in text and "mean ± std over 2 seeds" in text
@@ -55,6 +60,48 @@ def test_a_training_begins_with_the_weights_of_the_bundle_where_that_is_asked_fo
     before, after = (load(path).state_dict() for path in (bundle, done.folders[0]))
     alike = all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
     assert alike is from_weights
+
+
+class Stops(Progress):
+    """Gets a signal in the second epoch of the second training."""
+
+    made = 0
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        Stops.made += 1
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if (Stops.made, trainer.current_epoch, batch_idx) == (2, 1, 1):
+            Stops.made += 1
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_one_that_was_interrupted_goes_on_and_ends_with_the_same_numbers(bundle, tmp_path, monkeypatch):
+    asked = {"data": DATA, "seeds": 2, "train_epochs": 3}
+    whole = train_again(bundle, "whole", **asked)
+    monkeypatch.setattr(retraining, "Progress", Stops)
+    with pytest.raises(SystemExit):
+        train_again(bundle, "cut", **asked)
+    first = (tmp_path / "cut" / "seed-0" / "result.json").stat().st_mtime_ns
+    assert (tmp_path / "cut" / "checkpoints" / "seed-1" / "interrupted.ckpt").is_file()
+    with pytest.raises(UsageError, match="-o: .*cut' is of another training"):
+        train_again(bundle, "cut", **{**asked, "train_epochs": 4})
+    done = train_again(bundle, "cut", **asked)
+    assert (tmp_path / "cut" / "seed-0" / "result.json").stat().st_mtime_ns == first
+    assert done.choice.network.runs == whole.choice.network.runs
+    for name in ("seed-0/bundle", "seed-1/bundle", "export"):
+        one, other = (load(tmp_path / folder / name).state_dict() for folder in ("whole", "cut"))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_metric_that_the_evaluator_does_not_log_is_told_before_the_training(bundle, tmp_path):
+    path = bundle / "bundle.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({**facts, "settings": {**facts["settings"], "metric": "auc"}}))
+    with pytest.raises(UsageError, match="metric: the evaluator logs no val_auc, it logs val_acc"):
+        train_again(bundle, "again", data=DATA)
+    assert not (tmp_path / "again").exists()
 
 
 def test_what_does_not_fit_is_told_before_the_training(bundle, tmp_path):

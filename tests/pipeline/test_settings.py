@@ -17,8 +17,7 @@ from nni_gumbel.pipeline.settings import (
     settings_markdown,
 )
 from nni_gumbel.pipeline.task import Task
-from nni_gumbel.search.presets import PRESETS
-from nni_gumbel.search.settings import COUPLINGS, SearchSettings
+from nni_gumbel.search.settings import COUPLINGS, PRESETS, SearchSettings
 
 DEFAULTS = ExperimentSettings()
 ROOT = Path(__file__).parent.parent.parent
@@ -62,6 +61,11 @@ def test_names_of_the_search_reach_the_search():
         ({"temperature_end": 0}, ["temperature_end:", "0", "greater than 0"]),
         ({"temperature_start": 0.01}, ["temperature_start:", "0.01", "temperature_end", "0.4"]),
         ({"warmup_epochs": 3, "search_epochs": 3}, ["warmup_epochs:", "3", "at most 2"]),
+        ({"optimizer": "lion"}, ["optimizer:", "lion", "adamw"]),
+        ({"trainer": "fast"}, ["trainer:", "fast", "accumulate_grad_batches"]),
+        ({"trainer": {"callbacks": []}}, ["trainer:", "callbacks", "--evaluator"]),
+        ({"trainer": {"max_epochs": 3}}, ["trainer:", "max_epochs", "search_epochs"]),
+        ({"trainer": {"logger": False}}, ["trainer:", "logger", "--logger"]),
     ],
 )
 def test_a_wrong_setting_is_one_line_with_field_value_and_remedy(values, words):
@@ -130,14 +134,14 @@ def test_settings_that_refuse_each_others_values_share_the_word_of_a_coupling():
         row[0]: set(row[4].split(", ")) - {""} for basic in (True, False) for row in setting_rows(basic)
     }
     assert set().union(*coupled.values()) == set(COUPLINGS)
-    values = ["single", "constant", "probabilities", "gdas", "darts", 0.05, 2, 8, 9]
+    values = ["constant", "probabilities", "gdas", "darts", 0.05, 2, 8, 9]
     alone = [(name, value) for name in coupled for value in values if settings_or_none({name: value})]
     refused = {
         frozenset((one, other))
         for (one, value), (other, other_value) in itertools.combinations(alone, 2)
         if one != other and settings_or_none({one: value, other: other_value}) is None
     }
-    assert {"level", "samples_per_step"} in refused and {"search_epochs", "warmup_epochs"} in refused
+    assert {"search_epochs", "warmup_epochs"} in refused
     assert [pair for pair in refused if not set.intersection(*(coupled[name] for name in pair))] == []
 
 
@@ -147,9 +151,9 @@ def test_what_a_preset_fills_in_is_coupled_with_it():
 
 
 def test_a_preset_that_is_varied_fills_in_its_own_values():
-    settings = ExperimentSettings.from_flat({"preset": "reinmax", "temperature_end": 1.0})
+    settings = ExperimentSettings.from_flat({"preset": "gdas", "temperature_end": 1.0})
     varied = settings.with_values({"preset": "darts", "temperature_end": 1.0})
-    assert settings.search.estimator == "reinmax" and settings.search.temperature_end == 1.0
+    assert settings.search.estimator == "straight-through-gumbel" and settings.search.temperature_end == 1.0
     assert varied.search.estimator == "probabilities"
     assert ExperimentSettings.from_flat(settings.flat()).search == settings.search
 

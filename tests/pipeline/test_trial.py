@@ -20,7 +20,7 @@ from nni_gumbel.pipeline.task import Task, Trial
 from nni_gumbel.results.bundle import FACTS, README, load, write_bundle
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference
-from nni_gumbel.results.stability import Stability, curve_of, read_stability
+from nni_gumbel.results.stability import Stability, curve_of
 
 COMMAND = TrialCommand("spaces_of_trials:Widths", data="npz:tiny.npz")
 # 64 n + n of the first layer, 2 n + 2 of the second.
@@ -127,7 +127,7 @@ def test_a_training_keeps_the_stability_of_its_network_after_its_report(folder, 
 
     monkeypatch.setattr(trial, "measure_stability_of", measured)
     output = train(folder, COMMAND, {"width": 1, "activation": "relu"}, {"stability": level})
-    found = read_stability(output / "stability.json")
+    found = Stability.read(output)
     # One of ten of the 40 training examples is for validation.
     assert found.metric == "acc" and found.examples == 4
     assert found.curves[0].values[0] == pytest.approx(reported["default"])
@@ -149,6 +149,53 @@ def test_a_training_whose_stability_cannot_be_measured_is_reported_and_warns(
     assert "stability of the network is not known: RuntimeError: no memory" in caplog.text
 
 
+def test_whatever_fails_after_a_training_is_a_warning_of_its_report(folder, reported, monkeypatch):
+    from nni_gumbel.pipeline import trial
+
+    told = []
+    monkeypatch.setattr("nni.report_intermediate_result", told.append)
+
+    def failing(what):
+        def fails(*_, **__):
+            assert told[-1]["default"] >= 0  # the metric is told before
+            raise RuntimeError(f"{what} fails")
+
+        return fails
+
+    for name in ("prune", "count_flops", "write_bundle", "result_on_test_part", "measure_latency"):
+        monkeypatch.setattr(trial, name, failing(name))
+    output = train(folder, COMMAND, {"width": 1, "activation": "relu"}, LATENCY)
+    report = Trial("t", 0, "succeeded", result=reported).report
+    assert report.default == told[-1]["default"] and report.parameters == report.pruned_parameters == SIZES[1]
+    assert (report.flops, report.test, report.latency_ms) == (
+        None,
+        None,
+        None,
+    ) and report.table_latency_ms > 0
+    assert report.warning.split("; ") == [
+        "the network is not pruned: RuntimeError: prune fails",
+        "FLOPs are not known: RuntimeError: count_flops fails",
+        "FLOPs as exported are not known: RuntimeError: count_flops fails",
+        "the weights could not be written: RuntimeError: write_bundle fails",
+        "the test result is not known: RuntimeError: result_on_test_part fails",
+        "latency_ms is not known: RuntimeError: measure_latency fails",
+    ]
+    assert not (output / "bundle").exists()
+
+
+def test_an_export_takes_the_weights_of_the_best_run_that_has_them_and_shows_counts_that_are_not_known(
+    folder, reported
+):
+    class_args = {"train_seeds": 3}
+    manager, task, output = before_the_export(folder, class_args)
+    search, best, *rest = manager.trials()
+    (folder / "trials" / best.id / "bundle").rename(folder / "lost")
+    trained = [replace(trial, result={**trial.result, "flops": None}) for trial in (best, *rest)]
+    run_export(task, COMMAND, Manager(class_args, [search, *trained]), output)
+    text = (folder / "gumbel-export" / "EXP" / README).read_text()
+    assert "of seed 1, the best of 3" in text and "FLOPs | not known" in text
+
+
 def test_without_stability_nothing_is_measured(folder, reported):
     output = train(folder, COMMAND, {"width": 1, "activation": "relu"}, {"stability": "none"})
     assert reported["key"] and not (output / "stability.json").exists()
@@ -157,7 +204,7 @@ def test_without_stability_nothing_is_measured(folder, reported):
 def test_an_export_keeps_the_stability_of_the_exported_network_on_the_test_part(experiment, reported):
     manager, task, output = experiment
     run_export(task, COMMAND, manager, output)
-    found = read_stability(output / "stability.json")
+    found = Stability.read(output)
     assert found.examples == 20 and len(found.curves) == 4
 
 

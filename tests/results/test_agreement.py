@@ -71,7 +71,7 @@ def test_each_label_is_said_to_be_determined_arbitrary_or_not_shown():
     networks = [
         {"op": "conv", "act": n, "skip": [0], "depth": 2 if n else 1} for n in ("relu", "elu", "silu", "")
     ]
-    rows = agreements([networks], {"op": 3, "act": 4, "skip": 2, "depth": 9, "inner": 2}, [])
+    rows = agreements([networks], {"op": 3, "act": 4, "skip": 2, "depth": 9, "inner": 2})
     verdicts = {row.label: row.verdict for row in rows}
     assert verdicts["op"] == "determined by the data: conv"
     assert verdicts["act"].startswith("arbitrary")
@@ -80,7 +80,7 @@ def test_each_label_is_said_to_be_determined_arbitrary_or_not_shown():
 
 
 def test_without_a_second_seed_nothing_is_said():
-    (row,) = agreements([[{"op": "conv"}], [{"op": "pool"}]], {"op": 2}, [])
+    (row,) = agreements([[{"op": "conv"}], [{"op": "pool"}]], {"op": 2})
     assert row.agreement is None and row.verdict.startswith("not known")
     assert row.chosen == (("conv", 1), ("pool", 1))
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -167,6 +168,19 @@ def test_an_older_bundle_is_replaced_and_nothing_is_left_beside_it(bundle):
     assert json.loads((bundle / "architecture.json").read_text()) == SKIP
     assert not (bundle / "README.md").exists()
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_of_writers_of_one_folder_at_once_each_writes_it_whole_and_none_fails(bundle, tmp_path):
+    export = tmp_path / "exports" / "export"
+
+    def write(number):
+        copy_bundle(bundle, export, str(number))
+        return number
+
+    with ThreadPoolExecutor(8) as writers:
+        assert list(writers.map(write, range(100))) == list(range(100))
+    load(export)
+    assert [path.name for path in export.parent.iterdir()] == ["export"]
 
 
 def test_a_write_that_fails_leaves_the_older_bundle(bundle):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nni_gumbel.results.choice import Network, TrainedRun, choose
-from nni_gumbel.results.front import front, front_figure, write_table
+from nni_gumbel.results.front import Front, front_figure, fronts_figure, write_table
 
 MODES = st.sampled_from(["maximize", "minimize"])
 
@@ -60,7 +60,7 @@ def test_the_front_is_what_no_network_found_dominates(found, mode):
         )
         return one.parameters <= other.parameters and better
 
-    names = {each.name for each in front(found, mode)}
+    names = {each.name for each in Front(found, found[0], "acc", mode).best}
     assert names == {
         each.name for each in found if all(as_good(each, other) for other in found if as_good(other, each))
     }
@@ -68,7 +68,7 @@ def test_the_front_is_what_no_network_found_dominates(found, mode):
 
 @given(POINTS, MODES)
 def test_the_best_and_the_smallest_networks_are_on_the_front_which_rises(found, mode):
-    best = front(found, mode)
+    best = Front(found, found[0], "acc", mode).best
     pick = max if mode == "maximize" else min
     assert best[0].parameters == min(each.parameters for each in found)
     assert best[-1].validation_mean == pick(each.validation_mean for each in found)
@@ -78,11 +78,14 @@ def test_the_best_and_the_smallest_networks_are_on_the_front_which_rises(found, 
 
 def test_random_networks_are_never_on_the_front():
     better = replace(TWO, baseline=(network("network-2-random-1", [1.0], 1),))
-    assert [each.name for each in front([better, ONE], "maximize")] == ["network-2", "network-1"]
+    assert [each.name for each in Front([better, ONE], ONE, "acc", "maximize").best] == [
+        "network-2",
+        "network-1",
+    ]
 
 
 def test_the_table_has_a_row_for_every_network_and_the_random_ones_after_theirs(tmp_path):
-    write_table(tmp_path / "front.csv", FOUND, TWO, "acc", "maximize")
+    write_table(tmp_path / "front.csv", Front(FOUND, TWO, "acc", "maximize"))
     rows = rows_of(tmp_path / "front.csv")
     assert list(rows) == [
         "network-1", "network-1-random-1", "network-1-random-2", "network-2", "network-3",
@@ -98,13 +101,13 @@ def test_the_table_has_a_row_for_every_network_and_the_random_ones_after_theirs(
 
 def test_the_table_says_how_near_a_random_network_is_in_size_to_the_one_it_is_compared_with(tmp_path):
     found = replace(TWO, baseline=(network("network-2-random-1", [0.9], 4500),))
-    write_table(tmp_path / "front.csv", [found, WORSE], found, "acc", "maximize")
+    write_table(tmp_path / "front.csv", Front([found, WORSE], found, "acc", "maximize"))
     ratios = {name: row["size_ratio"] for name, row in rows_of(tmp_path / "front.csv").items()}
     assert ratios == {"network-2": "", "network-2-random-1": "1.5", "network-3": ""}
 
 
 def test_the_table_has_every_number_and_leaves_empty_what_is_not_known(tmp_path):
-    write_table(tmp_path / "front.csv", FOUND, TWO, "acc", "maximize")
+    write_table(tmp_path / "front.csv", Front(FOUND, TWO, "acc", "maximize"))
     rows = rows_of(tmp_path / "front.csv")
     one, two = rows["network-1"], rows["network-2"]
     assert (one["parameters"], one["pruned_parameters"]) == ("9000", "8000")
@@ -120,7 +123,7 @@ def test_the_table_has_every_number_and_leaves_empty_what_is_not_known(tmp_path)
 
 
 def test_the_table_says_by_which_varied_settings_a_network_was_found(tmp_path):
-    write_table(tmp_path / "front.csv", FOUND, TWO, "acc", "maximize")
+    write_table(tmp_path / "front.csv", Front(FOUND, TWO, "acc", "maximize"))
     rows = rows_of(tmp_path / "front.csv")
     assert [rows[name]["max_params"] for name in ("network-1", "network-1-random-1", "network-2")] == [
         "none/9000", "none/9000", "4000",
@@ -129,7 +132,7 @@ def test_the_table_says_by_which_varied_settings_a_network_was_found(tmp_path):
 
 def drawn(path, found, chosen, metric="acc", mode="maximize", priced="params"):
     """Draw it, and return matplotlib's axes."""
-    figure = front_figure(found, chosen, metric, mode, priced)
+    figure = front_figure(Front(found, chosen, metric, mode, priced))
     figure.savefig(path)
     assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
     return figure.axes[0]
@@ -166,7 +169,22 @@ def test_the_picture_is_of_what_the_experiment_prices(tmp_path):
     # A network whose latency is not known is not in it.
     points = {line.get_gid(): list(line.get_xdata()) for line in axes.lines if line.get_gid()}
     assert points == {"network-1": [2.0], "network-2": [3.0]}
-    assert [each.name for each in front(found, "maximize", "latency")] == ["network-1"]
+    assert [each.name for each in Front(found, found[0], "acc", "maximize", "latency").best] == ["network-1"]
+
+
+def test_the_fronts_of_experiments_are_told_apart_without_colour(tmp_path):
+    other = network("network-1", [0.99], 5000)
+    fronts = [Front(FOUND, TWO, "acc", "maximize", name="one (A)")]
+    fronts.append(Front([other], other, "acc", "maximize", name="two (B)"))
+    figure = fronts_figure(fronts)
+    (axes,) = figure.axes
+    assert legend_of(axes) == ["one (A)", "two (B)"]
+    fronts = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
+    assert list(fronts["one (A)"].get_xdata()) == [3000, 8000] and list(fronts["two (B)"].get_xdata()) == [
+        5000
+    ]
+    assert fronts["one (A)"].get_marker() != fronts["two (B)"].get_marker()
+    assert [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "*"] == [[3000], [5000]]
 
 
 def test_a_single_network_is_drawn_without_a_front(tmp_path):
@@ -206,7 +224,7 @@ def test_only_the_picture_needs_matplotlib_and_nothing_needs_torch():
         "print('matplotlib' in sys.modules)\n"
         "from nni_gumbel.results.choice import Network, TrainedRun\n"
         "one = Network('n', {}, {}, 1, 1, (TrainedRun('t', 0, 0.5, None),), 1)\n"
-        "front.front_figure([one], one, 'acc', 'maximize').savefig(io.BytesIO())\n"
+        "front.front_figure(front.Front([one], one, 'acc', 'maximize')).savefig(io.BytesIO())\n"
         "print('torch' in sys.modules)\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

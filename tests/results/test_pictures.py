@@ -3,9 +3,12 @@
 import pytest
 
 from nni_gumbel.results.agreement import agreements
+from nni_gumbel.results.neighbours import Neighbour, Neighbours
 from nni_gumbel.results.pictures import (
     SearchHistory,
     draw_agreement,
+    draw_importance,
+    draw_neighbours,
     draw_probabilities,
     draw_search,
     draw_stability,
@@ -62,10 +65,31 @@ def test_stability_is_the_mean_over_the_seeds_a_panel_for_each_disturbance():
     assert draw_stability({"one": []}) is None
 
 
-def test_agreement_and_importance_are_bars_with_their_number_and_chance():
+def test_agreement_is_bars_with_their_number_and_chance():
     networks = [{"op": "conv"}, {"op": "conv"}, {"op": "pool"}]
-    rows = agreements([networks], {"op": 4}, [])
-    left, right = draw_agreement(rows, "acc").axes
-    assert [text.get_text() for text in left.texts] == ["0.33"]
-    assert [text.get_text() for text in right.texts] == ["not known"]
-    assert list(left.lines[0].get_xdata()) == [1 / 4, 1 / 4]
+    (axes,) = draw_agreement(agreements([networks], {"op": 4})).axes
+    assert [text.get_text() for text in axes.texts] == ["0.33"]
+    assert list(axes.lines[0].get_xdata()) == [1 / 4, 1 / 4]
+
+
+def test_importance_is_a_bar_for_each_kind_of_networks_told_apart_without_colour():
+    figure = draw_importance({"4 trained": {"op": 0.5, "act": None}, "64 sampled": {"op": 0.25, "act": 0.75}})
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["op", "act"]
+    assert [text.get_text() for text in axes.texts] == ["0.50", "not known", "0.25", "0.75"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["4 trained", "64 sampled"]
+    assert [bars.patches[0].get_hatch() for bars in axes.containers] == [None, "////"]
+
+
+def test_neighbours_are_points_beside_the_line_of_the_network():
+    found = [("op", "pool", 0.7), ("op", "none", None), ("act", "elu", 0.9)]
+    neighbours = Neighbours(
+        name="network-1", retrained=False, examples=9, value=0.8,
+        found=[Neighbour(label=label, choice=choice, parameters=1, value=value) for label, choice, value in found],
+    )  # fmt: skip
+    (axes,) = draw_neighbours(neighbours, "acc", 0.05).axes
+    points = {line.get_gid(): list(line.get_xdata()) for line in axes.lines if line.get_gid()}
+    assert points == {"op=pool": [0.7], "act=elu": [0.9]}
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["op", "act"]
+    assert axes.get_xlabel() == "validation acc, with the trained weights"
+    assert draw_neighbours(neighbours.model_copy(update={"found": ()}), "acc", 0.05) is None

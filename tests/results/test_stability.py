@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nni_gumbel.errors import UsageError
-from nni_gumbel.results.stability import Stability, curve_of, read_stability
+from nni_gumbel.results.stability import Stability, curve_of
 
 
 def stability(*curves, minimize=False, chance=0.0, strengths=(0.0, 1.0, 2.0)):
@@ -55,15 +54,14 @@ def test_an_index_is_between_0_and_1(values, minimize):
     assert index is None or 0 <= index <= 1 + 1e-12
 
 
-def test_a_record_comes_back_from_its_file_and_none_from_where_there_is_none(tmp_path):
+def test_a_record_comes_back_from_its_folder_and_none_from_where_there_is_none(tmp_path):
     kept = stability([0.8, float("nan"), 0.3])
-    (tmp_path / "stability.json").write_text(kept.model_dump_json())
-    assert read_stability(tmp_path / "stability.json") == kept
-    assert read_stability(tmp_path / "other.json") is None
+    kept.write(tmp_path)
+    assert Stability.read(tmp_path) == kept
+    assert Stability.read(tmp_path / "other") is None
 
 
-def test_a_damaged_file_is_told_in_one_line(tmp_path):
+def test_a_damaged_file_is_a_warning(tmp_path, caplog):
     (tmp_path / "stability.json").write_text("{}")
-    with pytest.raises(UsageError, match="holds no stability") as caught:
-        read_stability(tmp_path / "stability.json")
-    assert "\n" not in str(caught.value)
+    assert Stability.read(tmp_path) is None
+    assert "holds no stability" in caplog.text

@@ -26,9 +26,7 @@ def temperatures(**arguments):
         ((1.0, 0.33), (1.0, 0.33, "linear")),
         ([2, 1], (2.0, 1.0, "linear")),
         ({"init": 1.0, "min": 0.33}, (1.0, 0.33, "linear")),
-        ({"init": 1.0, "min": 0.33, "schedule": "cosine"}, (1.0, 0.33, "cosine")),
         (LinearTemperatureScheduler(4.0, 0.1), (4.0, 0.1, "linear")),
-        ("cosine", (1.0, 0.4, "cosine")),
         (None, (1.0, 0.4, "exponential")),
     ],
 )
@@ -42,27 +40,27 @@ class Steps(LinearTemperatureScheduler):
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    "given",
     [
-        (0.0, "0 is not above 0"),
-        ((1.0, 0), "0 is not above 0"),
-        (LinearTemperatureScheduler(1.0, 0.0), "0 is not above 0"),
-        ((0.5, 1.0), "it would rise from 0.5 to 1"),
-        ((1.0, 0.5, 0.1), "is no temperature"),
-        ((1.0, "low"), "is no temperature"),
-        (True, "is no temperature"),
-        (float("nan"), "is no temperature"),
-        ({"init": 1.0}, "a dict with init"),
-        ({"init": 1.0, "min": 0.1, "max": 2.0}, "a dict with init, min, max"),
-        ("cubic", "'cubic' is no schedule"),
-        (Steps(1.0, 0.5), "Steps has a step of its own"),
+        0.0,
+        (1.0, 0),
+        LinearTemperatureScheduler(1.0, 0.0),
+        (0.5, 1.0),
+        (1.0, 0.5, 0.1),
+        (1.0, "low"),
+        True,
+        float("nan"),
+        {"init": 1.0},
+        {"init": 1.0, "min": 0.1, "max": 2.0},
+        "cosine",
+        Steps(1.0, 0.5),
     ],
 )
-def test_a_wrong_temperature_is_refused_in_one_line(given, words):
+def test_a_wrong_temperature_is_refused_in_one_line(given):
     with pytest.raises(UsageError) as caught:
         GumbelSearch(temperature=given)
     line = str(caught.value)
-    assert line.startswith("temperature: ") and words in line and "\n" not in line
+    assert line.startswith(f"temperature: {given!r} is no temperature") and "\n" not in line
 
 
 def test_a_temperature_said_twice_is_refused():

@@ -185,4 +185,4 @@ def test_the_network_found_is_the_most_probable_one_with_a_budget_and_without(bu
         distribution.logits["outer"].copy_(torch.tensor([0.0, 0.2]))
     settings = SearchSettings(**budget)
     objective = StructureObjective(distribution, SearchCosts(space, distribution, settings), settings, None)
-    assert objective.best(space) == {"outer": 0} == next(ranked_within(space, distribution, []))[0]
+    assert objective.best() == {"outer": 0} == next(ranked_within(space, distribution, []))[0]

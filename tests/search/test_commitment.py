@@ -36,7 +36,7 @@ def sample(first, second):
 
 def test_before_the_last_quarter_no_network_is_chosen(distribution):
     commitment = commitment_of(distribution, [])
-    assert not commitment.has_begun(0.75) and commitment.used(0.75) == float("inf")
+    assert commitment.used(0.75) == float("inf")
 
 
 def test_its_strength_rises_from_0_to_1_in_the_last_quarter(distribution):

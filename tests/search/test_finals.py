@@ -16,7 +16,7 @@ def trained(finals, loss, number):
     """Train networks alone, each judged by a function of it."""
     for _ in range(number):
         finals.begin()
-        finals.judge(loss(finals.current))
+        finals.judge([loss(finals.likely)])
         finals.end(lambda mean, network: mean)
     return finals
 
@@ -35,7 +35,7 @@ def test_the_first_network_is_the_best_one_by_shared_weights():
     finals = finals_of(population := seeded(0))
     finals.begin()
     best = min(planted(network) for network in population.judged)
-    assert planted(finals.current) <= best
+    assert planted(finals.likely) <= best
 
 
 def test_trainings_alone_overrule_what_shared_weights_lean_to():
@@ -73,7 +73,7 @@ def test_the_loss_of_a_network_is_the_mean_over_its_batches_and_what_it_costs_is
     finals, told = finals_of(seeded(0)), []
     finals.begin()
     for loss in (1.0, 2.0, 6.0):
-        finals.judge(loss)
+        finals.judge([loss])
     finals.end(lambda mean, network: told.append((mean, network)) or mean)
     assert told == [(3.0, finals.networks[0])]
 
@@ -89,7 +89,7 @@ def test_without_any_judgement_the_most_probable_network_is_found():
     population = population_of(distribution := Distribution(Several()))
     finals = finals_of(population)
     finals.begin()
-    assert finals.current == distribution.mode() == finals.decide()
+    assert finals.likely == distribution.mode() == finals.decide()
 
 
 def test_every_choice_is_decided_as_the_network_found_has_it():
@@ -108,7 +108,7 @@ def test_the_end_of_a_training_says_whether_it_was_the_best_so_far():
     finals, told = finals_of(seeded(0)), []
     for loss in (2.0, 3.0, 1.0):
         finals.begin()
-        finals.judge(loss)
+        finals.judge([loss])
         told.append(finals.end(lambda mean, network: mean))
     finals.begin()
     told.append(finals.end(lambda mean, network: mean))  # cut before it was judged
@@ -121,11 +121,11 @@ def test_resumed_in_the_middle_of_a_training_they_go_on_as_if_never_interrupted(
         population = seeded(3)
         finals = trained(finals_of(population), planted, 2)
         finals.begin()
-        finals.judge(2.0)
+        finals.judge([2.0])
         if interrupted:
             saved, finals = finals.state_dict(), finals_of(population)
             finals.load_state_dict(saved)
-        finals.judge(1.0)
+        finals.judge([1.0])
         finals.end(lambda mean, network: mean)
         trained(finals, planted, 2)
         results.append((finals.networks, finals.objectives))

@@ -85,9 +85,8 @@ class Short(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-@pytest.mark.parametrize("level", ["bilevel", "single"])
-def test_steps_may_leave_out_the_number_of_the_batch(level):
-    module = search(evaluator(Short()), level=level)
+def test_steps_may_leave_out_the_number_of_the_batch():
+    module = search(evaluator(Short()))
     assert "val_loss" in module.trainer.callback_metrics
 
 

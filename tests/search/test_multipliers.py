@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from nni_gumbel.errors import UsageError
-from nni_gumbel.search.budgets import SLACK, Multipliers
+from nni_gumbel.search.budgets import Multipliers
 
 
 def optimum(pull, budget=1.0, steps=400):
@@ -76,34 +75,3 @@ def test_its_state_goes_on_where_it_was():
     for multipliers in (first, second):
         multipliers.follow({"a": 0.4, "b": 0.6}, 0.03)
     assert first.state_dict() == second.state_dict()
-
-
-@pytest.mark.parametrize(
-    ("saved", "present", "line"),
-    [
-        (
-            ("max_params", SLACK),
-            ("max_params", "max_flops", SLACK),
-            "max_flops: the checkpoint is of a search with max_params without a cost weight or penalty, this one has "
-            "max_params and max_flops without a cost weight or penalty; give it the settings of the checkpoint, or "
-            "start anew without it",
-        ),
-        (
-            (),
-            ("max_params",),
-            "max_params: the checkpoint is of a search with no budget, this one has max_params",
-        ),
-        (("max_flops",), (), "max_flops: the checkpoint is of a search with max_flops beside a cost weight"),
-        (
-            ("max_params", SLACK),
-            ("max_params",),
-            "cost_weight: the checkpoint is of a search with max_params without",
-        ),
-    ],
-)
-def test_multipliers_of_other_budgets_are_refused_with_the_remedy(saved, present, line):
-    multipliers = Multipliers(present)
-    with pytest.raises(UsageError) as refused:
-        multipliers.load_state_dict(Multipliers(saved).state_dict())
-    assert str(refused.value).startswith(line)
-    assert multipliers.weights == dict.fromkeys(present, 0.0)

@@ -109,14 +109,6 @@ def test_what_a_network_costs_is_added_to_what_it_reaches():
     assert sum(population.networks[0][f"layer{i}"] for i in range(4)) <= 1
 
 
-def test_a_rejected_candidate_is_in_no_network():
-    torch.manual_seed(0)
-    distribution = Distribution(Several())
-    distribution.settle("layer0", 1, chosen=False)
-    population = staged(population_of(distribution), planted, 2)
-    assert all(network["layer0"] != 1 for network in population.judged)
-
-
 def test_a_stage_that_was_cut_before_anything_was_judged_does_not_count():
     population = population_of(Distribution(Several()))
     population.begin(1.0)

@@ -74,8 +74,8 @@ def same(first, second):
     [
         ("plain", {}),
         ("noisy", {"warmup_epochs": 1, "estimator": "straight-through"}),
-        ("plain", {"temperature_schedule": "cosine", "samples_per_step": 2}),
-        ("own generator", {"level": "single", "batches_per_step": 2}),
+        ("plain", {"temperature_schedule": "cosine"}),
+        ("own generator", {"preset": "gdas"}),
         ("plain", {"max_params": 30, "max_flops": 40, "kl_weight": 0.5, "prior": "cost", "cost": "flops"}),
     ],
 )
@@ -127,7 +127,7 @@ def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path):
 def test_a_checkpoint_of_a_search_with_other_budgets_is_refused(tmp_path):
     run("plain", [saving(tmp_path)], max_params=30)
     with pytest.raises(
-        UsageError, match="max_flops, max_params: the checkpoint is of a search with max_params"
+        UsageError, match="max_params: the checkpoint is of a search with 30, this one has None; give"
     ):
         run("plain", resume_from=tmp_path / "epoch=0.ckpt", max_flops=40)
 

@@ -11,7 +11,6 @@ from torch.utils.data import IterableDataset, TensorDataset, WeightedRandomSampl
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.search.data import split_training_data, take_over
-from nni_gumbel.search.settings import SearchSettings
 
 
 class Data(pl.LightningDataModule):
@@ -60,10 +59,10 @@ class Marks(pl.Callback):
         self.validated.append(float(batch[0][0, 0]))
 
 
-def seen(datamodule=None, level="bilevel", **loaders):
+def seen(datamodule=None, **loaders):
     marks = Marks()
     trainer = evaluator(max_epochs=1, callbacks=[marks]).trainer
-    search(Lightning(Minimal(), trainer, datamodule=datamodule, **loaders), level=level)
+    search(Lightning(Minimal(), trainer, datamodule=datamodule, **loaders))
     return marks
 
 
@@ -79,11 +78,6 @@ def test_the_structure_learns_on_validation_data_and_the_weights_on_training_dat
 def test_the_shorter_of_two_loaders_starts_again():
     marks = seen(train_dataloaders=marked(0, 24), val_dataloaders=marked(1, 8))
     assert marks.pairs == [{"train": 0, "val": 1}] * 3
-
-
-def test_at_a_single_level_both_learn_on_training_data():
-    marks = seen(Data(), level="single")
-    assert marks.pairs == [{"train": 0}] * 2 and marks.validated == [1, 1]
 
 
 @pytest.mark.parametrize("loaders", [[marked(1), marked(2)], {"a": marked(1), "b": marked(2)}])
@@ -111,11 +105,6 @@ def test_without_validation_data_the_training_set_is_split_and_the_split_is_logg
     assert len(marks.pairs) == 2 and len(marks.validated) == 2
     (line,) = [r.getMessage() for r in caplog.records if r.name == "nni_gumbel.search.data"]
     assert "16 of its 32 training examples become validation data" in line
-
-
-def test_at_a_single_level_nothing_is_split():
-    marks = seen(train_dataloaders=marked(0, 32), level="single")
-    assert len(marks.pairs) == 4 and marks.validated == []
 
 
 @pytest.mark.parametrize(("fraction", "sizes"), [(0.5, (16, 16)), (0.25, (24, 8))])
@@ -175,7 +164,7 @@ def test_the_evaluator_that_was_given_can_train_afterwards():
 )
 def test_what_is_no_evaluator_of_a_training_is_refused(wrong, words):
     with pytest.raises(UsageError, match=words):
-        take_over(wrong, None, SearchSettings())
+        take_over(wrong, None, 0.5)
 
 
 class Halving(Minimal):

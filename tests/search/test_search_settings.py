@@ -7,8 +7,7 @@ from pydantic import ValidationError
 from small_searches import OneCandidate
 
 from nni_gumbel.errors import UsageError
-from nni_gumbel.search.presets import PRESETS
-from nni_gumbel.search.settings import SearchSettings, without_effect
+from nni_gumbel.search.settings import PRESETS, SearchSettings, without_effect
 from nni_gumbel.search.strategy import GumbelSearch
 
 
@@ -32,13 +31,9 @@ def test_the_defaults_are_valid():
         ("cost_weight", -0.1, "at least 0"),
         ("entropy_weight_end", float("inf"), "any"),
         ("gradient_clip_val", -1.0, "at least 0"),
-        ("preset", "enas", "one of none, gradual, darts, snas, gdas, reinmax"),
+        ("preset", "enas", "one of none, gradual, darts, snas, gdas"),
         ("preset", ["darts"], "not a word"),
         ("estimator", "hard", "one of soft, straight-through"),
-        ("level", "trilevel", "one of bilevel, single"),
-        ("samples_per_step", 0, "at least 1"),
-        ("batches_per_step", 0, "at least 1"),
-        ("logits_weight_decay", -0.1, "at least 0"),
         ("validation_fraction", 1.0, "at most 0.9"),
         ("cost", "time", "one of params, flops, latency"),
         ("max_params", 0, "at least 1"),
@@ -47,14 +42,14 @@ def test_the_defaults_are_valid():
         ("max_latency_ms", 0.0, "greater than 0"),
         ("max_latency_ms", "1e-1", "YAML reads 1e-1 as text; write 0.1 instead"),
         ("kl_weight", -1.0, "at least 0"),
-        ("prior", "flat", "give uniform, cost, or a mapping"),
+        ("prior", "flat", "'flat' is no distribution; give uniform, cost, or a mapping"),
         ("prior", 3, "not a word"),
-        ("prior", {}, "is no mapping; give uniform, cost"),
-        ("prior", "[1]", "is no mapping; give uniform, cost"),
-        ("prior", {"layer": 0.5}, "'layer' has 0.5; give a mapping candidate: probability"),
-        ("prior", {"layer": {"conv": -0.5}}, "candidate 'conv' -0.5; give a probability, at least 0"),
-        ("prior", {"layer": {"conv": float("nan")}}, "candidate 'conv' nan; give a probability, at least 0"),
-        ("prior", {"layer": {"conv": 0, "pool": 0}}, "'layer' has no candidate with a probability above 0"),
+        ("prior", {}, "{} is no distribution; give uniform, cost"),
+        ("prior", "[1]", "[1] is no distribution; give uniform, cost"),
+        ("prior", {"layer": 0.5}, "'layer', 0.5 is no distribution"),
+        ("prior", {"layer": {"conv": -0.5}}, "'layer', 'conv', -0.5 is no distribution"),
+        ("prior", {"layer": {"conv": float("nan")}}, "'layer', 'conv', nan is no distribution"),
+        ("prior", {"layer": {"conv": 0, "pool": 0}}, "one above 0 for each label"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(name, value, words):
@@ -90,9 +85,15 @@ def test_an_unknown_name_is_refused_with_the_nearest_one():
         SearchSettings(temperature_stat=1.0)
 
 
+@pytest.mark.parametrize("gone", ["level", "samples_per_step", "batches_per_step", "logits_clip_val"])
+def test_a_setting_of_an_earlier_version_is_refused_as_any_unknown_name(gone):
+    with pytest.raises(UsageError, match=f"^{gone}: there is no such setting"):
+        SearchSettings(**{gone: 1})
+
+
 def test_a_preset_fills_in_what_is_not_given():
-    known = SearchSettings(preset="reinmax")
-    assert known.estimator == "reinmax"
+    known = SearchSettings(preset="darts")
+    assert known.estimator == "probabilities"
     assert (known.temperature_start, known.temperature_end, known.temperature_schedule) == (
         1.0,
         1.0,
@@ -108,7 +109,7 @@ def test_what_is_given_wins_over_a_preset_even_where_it_is_the_default():
         "estimator": "soft",
         "entropy_weight_end": 0.1,
     }
-    given = SearchSettings(preset="reinmax", **values)
+    given = SearchSettings(preset="darts", **values)
     assert values.items() <= vars(given).items() and given.temperature_schedule == "constant"
 
 
@@ -116,11 +117,6 @@ def test_what_is_given_wins_over_a_preset_even_where_it_is_the_default():
 def test_settings_made_from_all_values_of_others_are_the_same(preset):
     settings = SearchSettings(preset=preset, warmup_epochs=2)
     assert SearchSettings(**vars(settings)) == settings
-
-
-def test_several_samples_have_no_place_in_a_joint_step():
-    with pytest.raises(UsageError, match="samples_per_step: 2 samples have no place"):
-        SearchSettings(level="single", samples_per_step=2)
 
 
 def test_a_latency_may_be_whole_and_a_budget_may_be_left_out():
@@ -138,7 +134,7 @@ def test_a_prior_by_label_is_kept_as_text_that_means_the_same_everywhere():
 
 def test_settings_cannot_be_changed():
     with pytest.raises(ValidationError, match="frozen"):
-        SearchSettings().level = "single"
+        SearchSettings().estimator = "probabilities"
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
-"""What a search does in its steps: levels, estimators, presets, warm-up, several samples and batches."""
+"""What a search does in its steps: estimators, presets, warm-up, and what is reported."""
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace
-from small_searches import Minimal, Records, evaluator, loader, search
+from small_searches import Records, evaluator, loader, search
 from torch import nn
 
 from nni_gumbel.errors import UsageError
@@ -57,26 +57,22 @@ def plain_sgd(monkeypatch):
     monkeypatch.setattr(GumbelSearchModule, "_logits_optimizer", configure)
 
 
-def logits_after(batches=1, module=None, space=Factors, trainer=None, val=None, **settings):
-    """The logits after each batch of noise-free steps with ordered data, nothing but the loss in the objective."""
+def logits_after(trainer=None, **settings):
+    """The logits after one noise-free step with ordered data, nothing but the loss in the objective."""
     gradients = Gradients()
     given = evaluator(
-        module, train=loader(shuffle=False), val=val or loader(seed=1, shuffle=False), max_epochs=1,
-        limit_train_batches=batches, callbacks=[gradients], **(trainer or {}),
+        train=loader(shuffle=False), val=loader(seed=1, shuffle=False), max_epochs=1, limit_train_batches=1,
+        callbacks=[gradients], **(trainer or {}),
     )  # fmt: skip
     plain = {"preset": "darts", "cost_weight": 0.0, "gradient_clip_val": 0.0}
-    search(given, space, **{**plain, **settings})
-    return gradients.logits
+    search(given, Factors, **{**plain, **settings})
+    (after,) = gradients.logits
+    return after
 
 
-def half_precision():
-    """fp16 on a CPU, which Lightning offers only as a plugin."""
-    return {"plugins": [pl.plugins.MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", 256.0))]}
-
-
-def moment(seed, batch=0):
-    """Mean over a batch of the squared sum of the inputs: the loss is this times (sum_k z_k w_k - 1)^2."""
-    return loader(seed=seed).dataset.tensors[1][8 * batch : 8 * batch + 8].square().mean()
+def moment(seed):
+    """Mean over the first batch of the squared sum of the inputs: the loss is this times (sum_k z_k w_k - 1)^2."""
+    return loader(seed=seed).dataset.tensors[1][:8].square().mean()
 
 
 def gradient_of(function, alpha):
@@ -87,114 +83,13 @@ def gradient_of(function, alpha):
 W = torch.tensor([0.5, 2.0])
 
 
-def test_the_structure_step_follows_the_validation_loss(plain_sgd):
+@pytest.mark.parametrize("trainer", [{}, {"accumulate_grad_batches": 3}])
+def test_the_structure_step_follows_the_validation_loss(plain_sgd, trainer):
     expected = -gradient_of(lambda z: moment(seed=1) * (z @ W - 1) ** 2, torch.zeros(2))
-    assert torch.allclose(logits_after()[0], expected, atol=1e-6)
+    assert torch.allclose(logits_after(trainer), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("trainer", [{}, {"accumulate_grad_batches": 3}, half_precision])
-def test_the_joint_step_follows_the_training_loss(plain_sgd, trainer):
-    expected = -gradient_of(lambda z: moment(seed=0) * (z @ W - 1) ** 2, torch.zeros(2))
-    (after,) = logits_after(level="single", trainer=trainer() if callable(trainer) else trainer)
-    # fp16 keeps three digits.
-    assert torch.allclose(after, expected, rtol=1e-2 if callable(trainer) else 1e-5)
-
-
-def test_a_penalty_counts_in_the_joint_step_as_in_the_structure_step(plain_sgd):
-    penalty = {"profiler": "params", "baseline": 1.0, "scale": 0.5, "aggregate": "mul"}
-    bilevel, single = (
-        logits_after(level=level, space=Biased, penalty=penalty, val=loader(shuffle=False))[0]
-        for level in ("bilevel", "single")
-    )
-    assert torch.allclose(bilevel, single, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "terms",
-    [
-        {"cost_weight": 2.0, "entropy_weight_start": 0.7, "entropy_weight_end": 0.7},
-        {"kl_weight": 2.0, "prior": "cost"},
-        {"max_params": 4},
-    ],
-)
-def test_cost_entropy_prior_and_budget_count_in_the_joint_step_as_in_the_structure_step(plain_sgd, terms):
-    bilevel, single = (
-        logits_after(level=level, module=Silent(), space=Biased, **terms)[0]
-        for level in ("bilevel", "single")
-    )
-    assert torch.allclose(bilevel, single, atol=1e-6) and bilevel.abs().max() > 0.1
-
-
-class Biased(Factors):
-    """The second candidate has more parameters."""
-
-    def __init__(self):
-        super().__init__()
-        self.factor[1].unused = nn.Parameter(torch.zeros(9))
-
-
-class Silent(Minimal):
-    """A loss that does not depend on the structure."""
-
-    def training_step(self, batch, batch_idx):
-        return sum((p**2).sum() for p in self.parameters())
-
-
-class Inputs(ModelSpace):
-    """A subset of inputs behind a choice of layers."""
-
-    def __init__(self, n_chosen, reduction):
-        super().__init__()
-        self.factor = LayerChoice([nn.Linear(4, 4), nn.Tanh()], label="factor")
-        self.inputs = InputChoice(3, n_chosen=n_chosen, reduction=reduction, label="inputs")
-        self.head = nn.Linear(8 if reduction == "concat" else 4, 1)
-
-    def forward(self, x):
-        return self.head(self.inputs([x, self.factor(x), -x]))
-
-
-class SameNoise(pl.Callback):
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        torch.manual_seed(3)
-
-
-@pytest.mark.parametrize("estimator", ["soft", "straight-through"])
-@pytest.mark.parametrize(
-    ("n_chosen", "reduction"), [(1, "sum"), (2, "mean"), (2, "concat"), (None, "sum"), (None, "mean")]
-)
-def test_all_levels_have_the_same_gradient_on_the_same_data_while_the_weights_rest(
-    plain_sgd, n_chosen, reduction, estimator
-):
-    penalty = {"profiler": "params", "baseline": 10.0, "scale": 0.3, "aggregate": "mul"}
-    data = {
-        "train": loader(shuffle=False),
-        "val": loader(shuffle=False),
-        "max_epochs": 1,
-        "limit_train_batches": 1,
-    }
-    moved = []
-    for level in ("bilevel", "single"):
-        resting = Minimal(lambda parameters: torch.optim.SGD(parameters, lr=0.0))
-        module = search(
-            evaluator(resting, callbacks=[SameNoise()], **data), lambda: Inputs(n_chosen, reduction),
-            level=level, estimator=estimator, penalty=penalty,
-        )  # fmt: skip
-        moved.append(torch.cat([logits.detach() for logits in module.distribution.logits.values()]))
-    assert torch.allclose(moved[0], moved[1], atol=1e-6)
-    assert moved[0].abs().max() > 0.1
-
-
-def test_several_batches_are_averaged_into_one_step(plain_sgd):
-    frozen = Minimal(lambda parameters: torch.optim.SGD(parameters, lr=0.0))
-    after = logits_after(batches=3, module=frozen, batches_per_step=2)
-    mean = (moment(seed=1) + moment(seed=1, batch=1)) / 2
-    expected = -gradient_of(lambda z: mean * (z @ W - 1) ** 2, torch.zeros(2))
-    assert torch.equal(after[0], torch.zeros(2)) and torch.allclose(after[1], expected, atol=1e-6)
-    # The epoch's last batch is a step of its own.
-    assert not torch.equal(after[2], after[1])
-
-
-def test_several_samples_are_averaged_into_one_step(plain_sgd, monkeypatch):
+def test_with_noise_it_has_the_derivative_of_the_sample(plain_sgd, monkeypatch):
     drawn, sample = [], Distribution.sample
 
     def recorded(self, *args):
@@ -204,23 +99,11 @@ def test_several_samples_are_averaged_into_one_step(plain_sgd, monkeypatch):
 
     monkeypatch.setattr(Distribution, "sample", recorded)
     no_entropy_term = {"entropy_weight_start": 0.0, "entropy_weight_end": 0.0}
-    (after,) = logits_after(
-        preset="gradual", samples_per_step=3, temperature_start=1.0, temperature_end=0.5, **no_entropy_term
-    )
-    assert len(drawn) == 3 and not torch.equal(drawn[0], drawn[1])
+    after = logits_after(preset="gradual", temperature_start=1.0, temperature_end=0.5, **no_entropy_term)
+    (z,) = drawn
     # z = softmax((theta + noise) / tau), so dz/dtheta = (diag(z) - z z^T) / tau.
-    gradients = [
-        (torch.diag(z) - torch.outer(z, z)) / 0.5 @ (moment(seed=1) * 2 * (z @ W - 1) * W) for z in drawn
-    ]
-    assert torch.allclose(after, -torch.stack(gradients).mean(0), atol=1e-5)
-
-
-def test_the_logits_gradient_is_limited_and_their_weight_decays():
-    free, limited = (logits_after(logits_clip_val=clip, arc_learning_rate=0.1)[0] for clip in (0.0, 1e-12))
-    # Adam divides by the gradient's size, unless that is below its epsilon.
-    assert free.abs().max() > 0.05 and limited.abs().max() < 1e-3
-    decayed = search(evaluator(max_epochs=1), Factors, logits_weight_decay=0.5)
-    assert decayed._update.optimizer.param_groups[0]["weight_decay"] == 0.5
+    expected = (torch.diag(z) - torch.outer(z, z)) / 0.5 @ (moment(seed=1) * 2 * (z @ W - 1) * W)
+    assert torch.allclose(after, -expected, atol=1e-5)
 
 
 # -- warm-up ----------------------------------------------------------------------------------
@@ -267,7 +150,7 @@ def test_every_estimator_can_be_chosen_by_its_word():
     assert {*ESTIMATORS, "probabilities"} == set(WORDS)
 
 
-@pytest.mark.parametrize("preset", ["darts", "snas", "gdas", "reinmax"])
+@pytest.mark.parametrize("preset", ["darts", "snas", "gdas"])
 def test_a_preset_makes_the_known_method(preset, monkeypatch):
     drawn = []
     for name in ("sample", "use_probabilities"):
@@ -289,8 +172,6 @@ def test_a_preset_makes_the_known_method(preset, monkeypatch):
         assert first[:3] == ("sample", 1.0, "soft") and last[1] == 0.33 and not is_path
     if preset == "gdas":
         assert first[:3] == ("sample", 10.0, "straight-through-gumbel") and last[1] == 0.1 and is_path
-    if preset == "reinmax":
-        assert first[:3] == ("sample", 1.0, "reinmax") and last[1] == 1.0 and is_path
 
 
 def test_an_estimator_that_is_not_derived_for_a_choice_is_refused_before_the_search():
@@ -302,8 +183,8 @@ def test_an_estimator_that_is_not_derived_for_a_choice_is_refused_before_the_sea
         def forward(self, x):
             return self.factor(self.inputs([x, x, x]))
 
-    with pytest.raises(UsageError, match="estimator: 'reinmax' .* choice 'inputs'"):
-        search(space=Subset, estimator="reinmax")
+    with pytest.raises(UsageError, match="estimator: 'straight-through-gumbel' .* choice 'inputs'"):
+        search(space=Subset, estimator="straight-through-gumbel")
     search(evaluator(max_epochs=1, limit_train_batches=1), Subset, preset="darts")
 
 
@@ -325,4 +206,4 @@ def test_probabilities_are_logged_as_often_as_the_settings_say(every, count):
 
 def test_the_defaults_are_those_of_the_main_job():
     changed = dict(SearchSettings())
-    assert changed["estimator"] == "soft" and changed["level"] == "bilevel" and changed["preset"] == "none"
+    assert changed["estimator"] == "soft" and changed["preset"] == "none"

@@ -6,7 +6,8 @@ import torch
 from nni.nas.experiment import NasExperiment
 from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace
 from nni.nas.strategy import DARTS
-from small_searches import regression
+from small_searches import Minimal, regression
+from small_searches import evaluator as small_evaluator
 from small_searches import search as small_search
 from torch import nn
 
@@ -121,9 +122,17 @@ def test_validation_runs_on_the_noise_free_mixture():
     assert all(torch.equal(weights, probabilities) for weights, probabilities in validated.pairs)
 
 
-def test_the_metrics_of_the_two_steps_do_not_mix():
-    logged = search().trainer.callback_metrics
-    assert {"train_mse", "structure/train_mse"} <= set(logged)
+def test_what_the_evaluator_logs_is_of_its_weight_steps():
+    told = []
+
+    class Telling(Minimal):
+        def training_step(self, batch, batch_idx):
+            self.log("inputs", batch[0].sum(), on_epoch=True)
+            told.append(float(batch[0].sum()))
+            return super().training_step(batch, batch_idx)
+
+    given = small_evaluator(Telling(), max_epochs=1, limit_train_batches=1)
+    assert float(search(given).trainer.callback_metrics["inputs_epoch"]) == told[-1] != told[-2]
 
 
 def test_a_scheduler_that_follows_the_loss_is_refused():

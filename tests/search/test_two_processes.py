@@ -44,10 +44,9 @@ def run(name, make=evaluator, resume_from=None, seed=0, **settings):
         json.dump(result, file)
 
 run("soft", warmup_epochs=1)
-run("path", estimator="straight-through", samples_per_step=2)
-run("resumed", estimator="straight-through", samples_per_step=2, resume_from=folder + "/path/epoch=0.ckpt", seed=7)
+run("path", estimator="straight-through")
+run("resumed", estimator="straight-through", resume_from=folder + "/path/epoch=0.ckpt", seed=7)
 run("course", preset="none")
-run("single", level="single", estimator="straight-through")
 run("metric", estimator="straight-through", make=regression)
 """
 
@@ -74,7 +73,7 @@ def results(tmp_path_factory):
     }
 
 
-SEARCHES = ["soft", "path", "single", "metric"]
+SEARCHES = ["soft", "path", "metric"]
 
 
 @pytest.mark.slow

@@ -110,10 +110,9 @@ def test_a_space_with_one_candidate_is_trained_as_lightning_trains_it(optimizer,
         assert torch.allclose(ours, plain, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("settings", [{"level": "single"}, {"preset": "none"}])
-def test_it_is_so_at_the_other_levels_and_in_a_course_too(settings):
+def test_it_is_so_in_a_course_too():
     trainer = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.5}
-    module = searched(adam, trainer, **settings)
+    module = searched(adam, trainer, preset="none")
     for ours, plain in zip(module.training_module.parameters(), trained_plainly(adam, trainer)):
         assert torch.allclose(ours, plain, rtol=0, atol=1e-6)
 
@@ -145,14 +144,9 @@ def test_the_trainers_limit_on_gradients_wins_over_that_of_the_search(trainer):
     assert norms == pytest.approx([trainer.get("gradient_clip_val", 0.1)] * 4, rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("trainer", "settings", "words"),
-    [({"accumulate_grad_batches": 2}, {}, "accumulate_grad_batches: 2 batches belong together, and Sam asks"),
-     ({}, {"level": "single"}, "level: 'single' takes one pass a step, and Sam asks")],
-)  # fmt: skip
-def test_an_optimiser_that_needs_several_passes_is_refused_where_there_is_one(trainer, settings, words):
-    with pytest.raises(UsageError, match=words):
-        searched(sam, trainer, **settings)
+def test_an_optimiser_that_needs_several_passes_is_refused_where_batches_belong_together():
+    with pytest.raises(UsageError, match="accumulate_grad_batches: 2 batches belong together, and Sam asks"):
+        searched(sam, {"accumulate_grad_batches": 2})
 
 
 def test_an_optimizer_step_of_ones_own_gets_a_closure_as_from_lightning():

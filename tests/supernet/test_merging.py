@@ -329,7 +329,7 @@ def test_statistics_of_channels_that_a_hard_sample_lacks_stay():
     supernet, distribution = supernet_of(lambda: MutableBatchNorm2d(width()))
     before = supernet.net.running_mean.clone()
     draw = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
-    distribution.joint_sample.set({"width": draw}, {"width": [[0, 1, 2]]})
+    distribution.joint_sample.set({"width": draw}, {"width": [0, 1, 2]})
     supernet(IMAGE)
     assert torch.equal(supernet.net.running_mean[4:], before[4:])
     assert (supernet.net.running_mean[:4] != before[:4]).all()

@@ -40,12 +40,7 @@ def descend(
         ``(number, 6, 5)``, the logits at the end.
     """
     logits = torch.zeros(number, 6, 5, requires_grad=True)
-    optimizer = torch.optim.Adam(
-        [logits],
-        settings["arc_learning_rate"],
-        betas=(0.5, 0.999),
-        weight_decay=settings["logits_weight_decay"],
-    )
+    optimizer = torch.optim.Adam([logits], settings["arc_learning_rate"], betas=(0.5, 0.999))
     if bias is not None:
         bias = torch.as_tensor(bias, dtype=torch.float32)[torch.arange(number) % len(bias)]
     for step in range(steps):
@@ -58,14 +53,9 @@ def descend(
         entropy = -(probabilities * logits.log_softmax(-1)).sum(-1) / math.log(logits.shape[-1])
         objective = entropy_weight * entropy.mean(-1)
         objective = objective + settings["cost_weight"] * (probabilities * prices).sum((-2, -1))
-        samples = settings["samples_per_step"]
-        for _ in range(samples):
-            weights = (
-                probabilities
-                if settings["estimator"] == "probabilities"
-                else relaxed_categorical(logits, temperature)
-            )
-            objective = objective + extended(losses, weights) / samples
+        without_noise = settings["estimator"] == "probabilities"
+        weights = probabilities if without_noise else relaxed_categorical(logits, temperature)
+        objective = objective + extended(losses, weights)
         (logits.grad,) = torch.autograd.grad(objective.sum(), logits)
         if noise:
             logits.grad += noise * torch.randn_like(logits)

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 DEFAULT = (
-    "default", "default:cost_weight=0", "darts", "snas", "gdas", "reinmax",
+    "default", "default:cost_weight=0", "darts", "snas", "gdas",
     *strategies.GRADIENT, *strategies.SAMPLING, *strategies.MULTI_TRIAL,
 )  # fmt: skip
 # What tells cells apart in minutes: deep networks, small images, and nearly all of them; see RESULTS.md.

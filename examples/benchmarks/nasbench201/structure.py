@@ -40,7 +40,7 @@ from nni_gumbel import UsageError
 _ESTIMATORS = ("soft", "probabilities")
 _USED = (
     "preset", "estimator", "temperature_start", "temperature_end", "temperature_schedule", "arc_learning_rate",
-    "logits_weight_decay", "samples_per_step", "cost_weight", "entropy_weight_start", "entropy_weight_end",
+    "cost_weight", "entropy_weight_start", "entropy_weight_end",
 )  # fmt: skip
 CHANNELS = 16  # of the network that is priced
 
