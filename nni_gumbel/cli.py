@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--optimizer", metavar="NAME", help="a recipe of `nni-gumbel settings`")
     train.add_argument("--precision", metavar="WORD", help="32-true, bf16-mixed or 16-mixed")
     train.add_argument("--trainer", metavar="JSON", help="further flags of Lightning's Trainer")
-    train.add_argument(LOGGER_FIELD, nargs="+", choices=LOGGERS, metavar="NAME", default=(), help=LOGGER_HELP)
+    train.add_argument(LOGGER_FIELD, metavar="NAME", nargs="+", choices=LOGGERS, default=(), help=LOGGER_HELP)
     train.add_argument("--seeds", metavar="N", type=int, default=1, help="trainings (default: %(default)s)")
     train.add_argument("--from-weights", action="store_true", help="go on from the weights of the bundle")
     compare = add("compare", "write experiments side by side as one page", _compare)

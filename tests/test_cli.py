@@ -128,8 +128,9 @@ def test_the_help_of_a_trial_explains_every_word_that_it_takes(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for action in words_parser()._actions:
         (word,) = action.option_strings
-        several = {"--space": "module:Class [key=value ...]", "--logger": "NAME [NAME ...]"}
-        form = several.get(word, action.metavar)
+        form = {"--space": "module:Class [key=value ...]", "--logger": "NAME [NAME ...]"}.get(
+            word, action.metavar
+        )
         assert f" {word} {form} {(action.help % vars(action))[:20]}" in text, word
     assert all(name in text for name in (PACKAGED, *DOWNLOADED, "npz:FILE", "LightningDataModule"))
 

@@ -11,19 +11,24 @@ import torch
 
 from nni_gumbel.pipeline.doctor import config_findings, read_config
 from nni_gumbel.pipeline.machine import FAIL
+from nni_gumbel.testing import assert_supernet_equals_frozen
 from search_spaces.cifar10 import Cifar10Space
 from search_spaces.mnist import MnistSpace
+from search_spaces.tiny import TinySpace
 
 ROOT = Path(__file__).parent.parent
-EXPERIMENTS = [ROOT / "experiment.yml", *sorted((ROOT / "examples").glob("*.yml"))]
+EXPERIMENTS = [ROOT / "experiment.yml", *sorted((ROOT / "examples").rglob("*.yml"))]
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_doctor_finds_nothing_to_mend_in_an_experiment(path):
     assert [finding for finding in config_findings(read_config(path)) if finding.level == FAIL] == []
 
 
-@pytest.mark.parametrize(("space", "shape"), [(MnistSpace, (2, 1, 28, 28)), (Cifar10Space, (2, 3, 32, 32))])
+@pytest.mark.parametrize(
+    ("space", "shape"),
+    [(MnistSpace, (2, 1, 28, 28)), (Cifar10Space, (2, 3, 32, 32)), (TinySpace, (2, 1, 28, 28))],
+)
 def test_a_space_takes_the_images_it_is_written_for(space, shape):
     assert space()(torch.zeros(shape)).shape == (2, 10)
 
@@ -60,6 +65,11 @@ def test_the_space_of_hello_nas_is_the_tutorials():
     candidates = {label: list(variable.values) for label, variable in space.simplify().items()}
     assert candidates == {"conv2": [0, 1], "dropout": [0.25, 0.5, 0.75], "feature": [64, 128, 256]}
     assert space(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+@pytest.mark.slow
+def test_the_supernet_of_the_tiny_space_computes_what_its_networks_compute():
+    assert_supernet_equals_frozen(TinySpace(width=16, blocks=2), torch.randn(4, 1, 28, 28), samples=3)
 
 
 @pytest.mark.slow

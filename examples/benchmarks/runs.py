@@ -87,15 +87,15 @@ def train_in(
     return {"validation": validation, "test": test, "parameters": count_parameters(network)}
 
 
-def main_evaluator(seed: int, epochs: int, name: str = MNIST) -> Any:
-    """The evaluator of the main job with its defaults, on a data set; seeds everything."""
+def main_evaluator(seed: int, epochs: int, name: str = MNIST, **settings: Any) -> Any:
+    """The evaluator of the main job with its defaults, or other ``settings``, on a data set; seeds everything."""
     import pytorch_lightning as pl
 
     from nni_gumbel.data import build_data
     from nni_gumbel.pipeline.evaluator import build_evaluator
 
     pl.seed_everything(seed, verbose=False)
-    common = main_settings()
+    common = {**main_settings(), **settings}
     data = build_data(name, data_dir="data", batch_size=common["batch_size"], seed=seed)
     return build_evaluator(None, data=data, epochs=epochs, seed=seed, **common)
 
@@ -120,7 +120,7 @@ def rows_of(
         jobs: keyword arguments of ``run``.
         run: does one job: :func:`search`, :func:`train`, or another function that a new process can import.
         path: one row a job: its arguments and the defaults that it leaves alone as JSON, then what ``run`` returned.
-        workers: processes at a time.
+        workers: processes at a time; 0 runs nothing.
         beside: what rows of another function depend on beside its arguments.
 
     Yields:
@@ -132,6 +132,8 @@ def rows_of(
         if key in done:
             yield {**job, **done[key]}
     missing = [key for key in keys if key not in done]
+    if not missing or workers == 0:
+        return
     with ProcessPoolExecutor(workers, get_context("spawn"), _on_one_thread) as pool:
         running = {pool.submit(run, **keys[key]): key for key in missing}
         for number, future in enumerate(as_completed(running), start=1):

@@ -235,18 +235,15 @@ class _Interpreter(JointValues):
         )
 
     def _cell(self, module: MixedCell, *inputs: Any) -> Any:
-        conditions = {candidate: where(condition) for candidate, condition in children(module)}
+        conditions = {child: where(condition) for child, condition in children(module)}
         predecessors = preprocess_cell_inputs(module.num_predecessors, *inputs)
         states = module.preprocessor(predecessors)
 
         def slot(node: int, k: int) -> Any:
             if module.op_candidates_factory is None:
                 return module.ops[node][k](module.inputs[node][k](states))
-            return self.cases(
-                (conditions[candidate], partial(candidate, state))
-                for state, candidates in zip(states, module.ops[node][k])
-                for candidate in candidates
-            )
+            choices = zip(module.ops[node][k], states)
+            return self.cases((conditions[choice], partial(choice, state)) for choice, state in choices)
 
         def concatenated(nodes: Sequence[int]) -> Tensor:
             return torch.cat([states[node] for node in nodes], module.concat_dim)

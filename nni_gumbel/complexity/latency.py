@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
@@ -97,66 +98,43 @@ def expected_latency(
     distribution: Distribution,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-    table: LatencyTable,
-) -> ExpectedSum:
-    """The expected milliseconds of one forward pass, exact for the table and differentiable.
+    table: LatencyTable | None = None,
+) -> tuple[ExpectedSum, LatencyTable]:
+    """The expected milliseconds of one forward pass, exact for the table and differentiable, and the table.
+
+    What is not known is measured: every layer and every size of its inputs once.
 
     Args:
         supernet: a relaxed space; it is not run, and nothing in it changes.
         distribution: its distribution.
         args, kwargs: what its forward takes: a batch.
-        table: has all layers, see :func:`measure_missing`.
-
-    Raises:
-        UsageError: the table lacks a layer; also see :func:`~nni_gumbel.complexity.calls.prices_of_calls`.
-    """
-
-    def price(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any], output: Any) -> float:
-        signature = signature_of(layer, args, kwargs)
-        if signature not in table.milliseconds:
-            raise UsageError(f"latency table: it lacks {signature}; measure it with measure_missing")
-        return table.milliseconds[signature]
-
-    return ExpectedSum(prices_of_calls(supernet, distribution, args, kwargs, _is_layer, price, "latency"))
-
-
-def measure_missing(
-    supernet: nn.Module,
-    distribution: Distribution,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    table: LatencyTable | None = None,
-) -> LatencyTable:
-    """A table of all layers of a space: what is not known is measured, every layer and every size of its inputs once.
-
-    Args:
-        supernet, distribution, args, kwargs: see :func:`expected_latency`.
-        table: what is known; nothing if omitted.
+        table: what is known, which stays as it is; nothing if omitted.
 
     Raises:
         UsageError: a layer cannot be run on its own; also see :func:`~nni_gumbel.complexity.calls.prices_of_calls`.
     """
-    known = dict(table.milliseconds) if table else {}
+    numbers: dict[str, int] = {}  # by signature, from 1 on: calls that a network does not make have 0
     missing: dict[str, _Call] = {}
+    milliseconds = dict(table.milliseconds) if table else {}
 
-    def collect(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any], output: Any) -> float:
+    def number(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any], output: Any) -> int:
         signature = signature_of(layer, args, kwargs)
-        if signature not in known:
+        if signature not in milliseconds:
             missing.setdefault(signature, (layer, args, kwargs))
-        return 0.0
+        return numbers.setdefault(signature, len(numbers) + 1)
 
-    prices_of_calls(supernet, distribution, args, kwargs, _is_layer, collect, "latency")
+    tables = prices_of_calls(supernet, distribution, args, kwargs, _is_layer, number, "latency")
     calls: list[_Call] = []
     inputs: dict[Any, Tensor] = {}
     for signature, call in missing.items():
-        with (
-            user_code(f"latency: {signature} cannot be measured on its own", "price flops or params"),
-            torch.no_grad(),
-        ):
+        refusal = user_code(f"latency: {signature} cannot be measured on its own", "price flops or params")
+        with refusal, torch.no_grad():
             layer, given, named = _made_real(*call, inputs)
             layer(*given, **named)
         calls.append((layer, given, named))
-    return LatencyTable(known | dict(zip(missing, _median_ms(calls))))
+    milliseconds |= zip(missing, _median_ms(calls))
+    of_number = np.array([0.0, *(milliseconds[signature] for signature in numbers)])
+    return ExpectedSum(one.map(of_number.__getitem__) for one in tables), LatencyTable(milliseconds)
 
 
 def measure_latency(

@@ -24,13 +24,10 @@ Sources = list[tuple[Table, MixedCell | None]]
 
 
 def readers_of_loose_ends(space: nn.Module) -> dict[nn.Module, Sources]:
-    """The convolutions and linear layers that read the output of a cell with loose ends.
+    """The convolutions and linear layers that read the output of a cell with loose ends, and where that comes from.
 
-    Args:
-        space: any space; only the supernet of one of NNI's ``NDS``, or of a space with one inside, has such layers.
-
-    Returns:
-        By layer, where its input comes from: alternatives that exclude each other.
+    Only the supernet of one of NNI's ``NDS``, or of a space with one inside, has such layers. The sources of a layer
+    are alternatives that exclude each other.
     """
     readers: dict[nn.Module, Sources] = {}
     for part in (part for part in space.modules() if isinstance(part, NDS)):

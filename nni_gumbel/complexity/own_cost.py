@@ -46,8 +46,8 @@ class OwnCost:
         distribution: of its networks.
 
     Attributes:
-        largest: the cost of the most expensive network, of those that were priced at the beginning: all of a
-            space with at most 512 combinations of outcomes, else 32 drawn uniformly.
+        largest: the highest cost of those priced at the beginning: of all networks of a space with at most 512
+            combinations of outcomes, else of 32 drawn uniformly.
 
     Raises:
         UsageError: the function has other parameters, fails, or returns no finite number.

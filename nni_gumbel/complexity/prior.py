@@ -92,15 +92,11 @@ def prior_by_cost(distribution: Distribution, cost: ExpectedSum, largest: float)
 
 
 def prior_by_label(distribution: Distribution, given: Mapping[str, Mapping[str, float]]) -> Prior:
-    """A prior whose probabilities of candidates a person gives; labels that are not named are uniform.
+    """A prior whose probabilities of candidates a person gives: label -> {candidate as text: probability}.
 
     Of a choice of one they are relative to their sum. Of a choice of k of n inputs they are weights: ``p(subset) ∝``
     the product of the weights in it. Of a choice of any number each input is taken with its probability, independently,
-    given that one is taken. A candidate that is not named, or has less, has 1e-6.
-
-    Args:
-        distribution: of the space.
-        given: label -> {candidate as text: probability}.
+    given that one is taken. A candidate that is not named, or has less, has 1e-6; a label that is not named is uniform.
 
     Raises:
         UsageError: a label or a candidate is unknown, or of a choice of any number one is more likely than 1.

@@ -116,7 +116,7 @@ class Programme:
         """The network where an objective is smallest, ties broken in the same way every time.
 
         Args:
-            objective: what is minimised.
+            objective: a linear function.
             maxima: of each cost, the most that it may be, or infinity; kept to about 1e-9 of that.
             excluded: networks to leave out; a part of one leaves out all that have the part.
             end: when, by ``time.monotonic``, the best network found so far is taken, with a warning.

@@ -252,10 +252,9 @@ def _joint_classes(several: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarra
 
 def _numbered(keys: Iterable[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Equal keys get one number, by first appearance; with the place where each number first appears."""
-    known: dict[Any, int] = {}
-    numbers = [known.setdefault(key, len(known)) for key in keys]
-    places = np.array(numbers, dtype=np.int64)
-    return places, np.unique(places, return_index=True)[1]
+    known: dict[Any, tuple[int, int]] = {}
+    found = [known.setdefault(key, (len(known), place)) for place, key in enumerate(keys)]
+    return np.array([number for number, _ in found]), np.array([place for _, place in known.values()])
 
 
 def _spread(table: Table, labels: Sequence[str], firsts: Mapping[str, np.ndarray]) -> np.ndarray:

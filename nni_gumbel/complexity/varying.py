@@ -96,9 +96,8 @@ class JointValues(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.presence = ONE
+        self.presence, self.functions = ONE, 0
         self.unanswered: Split | None = None
-        self.functions = 0
         self._keys: list[Any] = []  # all different values, as `kind_of` has them
         self._places: dict[Any, int] = {}
 
@@ -133,9 +132,7 @@ class JointValues(TorchFunctionMode):
             outputs.append(function(*these, **named))
         for one, places, values in zip(varying, zip(*combinations), zip(*inputs)):
             if any(kind_of(value) != self._keys[place] for place, value in zip(places, values)):
-                one.index = self._selected(
-                    code, values
-                )  # a function such as unsqueeze_ has changed the shape
+                one.index = self._selected(code, values)  # unsqueeze_ and the like have changed the shape
         return self._merged(code, outputs)
 
     def only(self, number: VaryingNumber) -> Any:

@@ -33,7 +33,7 @@ COMMAND = "nni-gumbel trial"
 EVALUATOR_FIELD, COST_FIELD = "--evaluator", "--cost"
 
 LOGGER_HELP = (
-    "where what is logged also goes, by Lightning's own loggers: files in the output directory (csv, tensorboard), or "
+    "where what is logged goes, too, by Lightning's own loggers: files in the output directory (csv, tensorboard), or "
     "a service (wandb, mlflow; offline, too)"
 )
 
@@ -79,7 +79,7 @@ def words_parser() -> argparse.ArgumentParser:
         "or `network` (the frozen module) that returns a number",
     )  # fmt: skip
     parser.add_argument(
-        LOGGER_FIELD, nargs="+", choices=LOGGERS, metavar="NAME", default=(), help=LOGGER_HELP
+        LOGGER_FIELD, metavar="NAME", nargs="+", choices=LOGGERS, default=(), help=LOGGER_HELP
     )
     return parser
 

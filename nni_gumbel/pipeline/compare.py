@@ -126,10 +126,10 @@ def _time(found: Sequence[Records]) -> Section:
     for records in found:
         seconds: dict[Any, list[float]] = {}
         for trial in records.trials:
-            if trial.start and trial.end:
+            if None not in (trial.start, trial.end):
                 seconds.setdefault(trial.stage, []).append(trial.end - trial.start)
-        begun = [trial.start for trial in records.trials if trial.start]
-        ended = [trial.end for trial in records.trials if trial.end]
+        begun = [trial.start for trial in records.trials if trial.start is not None]
+        ended = [trial.end for trial in records.trials if trial.end is not None]
         states = Counter(trial.state for trial in records.trials)
         rows.append((
             records.front.name, ", ".join(f"{count} {state}" for state, count in states.items()),

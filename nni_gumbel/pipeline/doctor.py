@@ -8,6 +8,7 @@ bad one ends with its remedy.
 
 from __future__ import annotations
 
+import json
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -190,8 +191,11 @@ def config_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
 
     def search() -> str:
         # Imports torch, which the checks of the machine may have found to be missing.
+        from nni_gumbel.pipeline.evaluator import check_flags
         from nni_gumbel.pipeline.rehearsal import rehearsed
 
+        if plan is not None:
+            check_flags(flag for variant in plan.variants for flag in json.loads(variant.trainer))
         if command.evaluator is None and plan is not None and plan.settings.metric not in ("acc", "loss"):
             raise UsageError(
                 f"metric: the built-in classification logs acc and loss, not {plan.settings.metric!r}; set metric: "

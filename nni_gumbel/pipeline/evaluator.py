@@ -10,7 +10,7 @@ import inspect
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -183,13 +183,22 @@ def build_evaluator(
         "max_epochs": arguments["epochs"], "precision": arguments["precision"], "devices": 1, "logger": False,
         "enable_checkpointing": False,
     }  # fmt: skip
+    check_flags(flags)
+    with user_code("trainer: Lightning refuses these flags", "correct them"):
+        trainer = Trainer(**flags)
+    return Lightning(module, trainer, datamodule=data)
+
+
+def check_flags(flags: Iterable[str]) -> None:
+    """See that the Trainer has flags of these names.
+
+    Raises:
+        UsageError: it lacks one.
+    """
     known = inspect.signature(pl.Trainer).parameters
     for flag in flags:
         if flag not in known:
             raise UsageError(f"trainer: Lightning's Trainer has no flag {flag!r}{nearest(flag, known)}")
-    with user_code("trainer: Lightning refuses these flags", "correct them"):
-        trainer = Trainer(**flags)
-    return Lightning(module, trainer, datamodule=data)
 
 
 def _heeded(evaluator: str, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -402,7 +402,8 @@ def _neighbours(records: Records) -> Section:
         for each in found.found
     ]
     titles = ("label", "choice", "parameters", f"validation {records.metric}", "difference")
-    return Section(title, lines, [picture], tables=[Table("neighbours", titles, rows)])
+    measured = [row for row in rows if row[-1] is not None]
+    return Section(title, lines, [picture], tables=[Table("neighbours", titles, rows, (titles, measured))])
 
 
 def _settings_table(records: Records) -> Table:

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from nni_gumbel.complexity.baseline import random_network
 from nni_gumbel.complexity.flops import count_flops
-from nni_gumbel.complexity.latency import LatencyTable, expected_latency, measure_latency, measure_missing
+from nni_gumbel.complexity.latency import LatencyTable, expected_latency, measure_latency
 from nni_gumbel.complexity.own_cost import own_cost_of
 from nni_gumbel.complexity.params import count_parameters, expected_parameters
-from nni_gumbel.complexity.table import cost_of
+from nni_gumbel.complexity.table import ExpectedSum, cost_of
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.checkpoints import CHECKPOINTS, resumable
 from nni_gumbel.pipeline.command import TrialCommand
@@ -75,7 +75,7 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
     def check(example: Example) -> None:
         rehearse(supernet, strategy.distribution, reference, example, classes)
         if _prices_latency(settings.search):
-            costs.latency_table = shared_table(supernet, strategy.distribution, example.first(1), output)
+            _, costs.latency_table = shared_table(supernet, strategy.distribution, example.first(1), output)
         # A budget that no network can meet ends the trial here.
         costs.complete(example.args, example.kwargs)
 
@@ -297,8 +297,8 @@ def _prices_latency(settings: SearchSettings) -> bool:
 
 def shared_table(
     supernet: ModelSpace, distribution: Distribution, example: Example, output: Path
-) -> LatencyTable:
-    """The experiment's table, with all layers of a space; what it lacks is measured, while others wait.
+) -> tuple[ExpectedSum, LatencyTable]:
+    """The expected latency by the experiment's table, and the table; what it lacks is measured, while others wait.
 
     It lies beside the output directories of the trials. A lock lets one trial measure at a time: measurements would
     make each other longer, and a budget is to mean the same in every search.
@@ -315,13 +315,13 @@ def shared_table(
     path = output.parent / LATENCY_TABLE
     with FileLock(f"{path}.lock"):
         known = LatencyTable.load(path) if path.exists() else LatencyTable()
-        table = measure_missing(supernet, distribution, example.args, example.kwargs, known)
+        cost, table = expected_latency(supernet, distribution, example.args, example.kwargs, known)
         if table != known:
             # A trial that is killed leaves the old file or the new one.
             fresh = path.with_name(f".{LATENCY_TABLE}.{os.getpid()}")
             table.save(fresh)
             os.replace(fresh, path)
-    return table
+    return cost, table
 
 
 def latencies(
@@ -354,8 +354,7 @@ def latencies(
     def by_table() -> float:
         supernet = reference.build()
         distribution = relax(supernet)
-        table = shared_table(supernet, distribution, example, output)
-        cost = expected_latency(supernet, distribution, example.args, example.kwargs, table)
+        cost, _ = shared_table(supernet, distribution, example, output)
         return cost_of(distribution, cost, sample)
 
     return {

@@ -69,7 +69,7 @@ class Law(ABC):
     @property
     @abstractmethod
     def outcomes(self) -> int:
-        """The number of outcomes; the logarithm of it is the largest entropy."""
+        """The number of outcomes, whose logarithm is the largest entropy."""
 
     @abstractmethod
     def sets(self) -> Iterator[tuple[int, ...]]:

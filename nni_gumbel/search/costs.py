@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nni_gumbel.complexity.budget import Limit, check_feasible, largest
 from nni_gumbel.complexity.flops import expected_flops
-from nni_gumbel.complexity.latency import LatencyTable, expected_latency, measure_missing
+from nni_gumbel.complexity.latency import LatencyTable, expected_latency
 from nni_gumbel.complexity.own_cost import OwnCost
 from nni_gumbel.complexity.params import expected_parameters
 from nni_gumbel.complexity.table import ExpectedSum, Table, cost_of
@@ -115,8 +115,9 @@ class SearchCosts(Resumable):
                 continue
             single = Example(tuple(args), dict(kwargs)).first(1)  # latency is that of one example
             inputs = single.args, single.kwargs
-            self.latency_table = measure_missing(space, distribution, *inputs, self.latency_table)
-            self.by_word[word] = expected_latency(space, distribution, *inputs, self.latency_table)
+            self.by_word[word], self.latency_table = expected_latency(
+                space, distribution, *inputs, self.latency_table
+            )
         self._check()
 
     def _check(self) -> None:

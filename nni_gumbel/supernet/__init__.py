@@ -2,11 +2,11 @@
 
 In reading order: ``distribution`` holds the logits and draws a ``joint_sample``, which every module with a label reads.
 ``layer``, ``inputs``, ``depth``, ``cell`` and ``arguments`` mix NNI's primitives, and all end in a ``mixture``. What is
-one operation is computed as one: ``kernels`` lie on a canvas, that of ``candidates`` of a choice or of ``sizes`` of one
-module, and ``elementwise`` candidates keep one tensor. ``expressions`` tabulates values that depend on choices,
-``variants`` the modules that they lead to, and ``slicing`` says which part of the weights each of those uses.
-``mutation`` turns a space into a supernet; ``refusals`` tells what cannot be one, ``kept`` keeps what was done to
-modules before, and ``hub`` has what NNI's own spaces need besides. ``structure`` leads back to a network.
+one operation is computed as one: ``kernels`` of ``candidates`` of a choice lie on one canvas, ``sizes`` of one module
+are parts of the largest, and ``elementwise`` candidates keep one tensor. ``expressions`` tabulates values that depend
+on choices, ``variants`` the modules that they lead to, and ``slicing`` says which part of the weights each of them has.
+``mutation`` turns a space into a supernet; ``refusals`` tells what cannot be one, and ``hub`` has what NNI's own spaces
+need besides. ``structure`` leads back to a network.
 """
 
 # First of all of NNI's one-shot part: whoever imports `nni.nas.oneshot` before `nni.nas.strategy` finds

@@ -302,15 +302,10 @@ def _restored(kind: type[nn.Module]) -> MixedArguments:
     return object.__new__(_derived(kind))
 
 
-def hand_over_hooks(module: nn.Module, other: nn.Module) -> None:
-    """Give another module, which has none yet, the hooks of a module; a handle removes them from both."""
-    vars(other).update({key: value for key, value in vars(module).items() if "hook" in key and value})
-
-
 def _hand_over(module: nn.Module, other: nn.Module, variants: Variants) -> None:
     """Give another module what was added to a module after it was built, and all hooks."""
     for place in ("_parameters", "_buffers", "_modules"):
         built = {name for template in variants.templates for name in vars(template)[place]}
         added = {name: value for name, value in vars(module)[place].items() if name not in built}
         vars(other)[place].update(added)
-    hand_over_hooks(module, other)
+    vars(other).update({key: value for key, value in vars(module).items() if "hook" in key and value})

@@ -82,16 +82,13 @@ def plan(candidates: Mapping[Any, nn.Module]) -> Plan:
     usable = {name: module for name, module in candidates.items() if all(map(is_untouched, module.modules()))}
     operations: list[MergedLinear | ElementwiseMixture] = [*merge(usable)]
     merged = {name for operation in operations for name in operation.names}
-    elementwise = {n: module for n, module in usable.items() if n not in merged and is_elementwise(module)}
+    left = {name: module for name, module in candidates.items() if name not in merged}
+    elementwise = {n: module for n, module in left.items() if n in usable and is_elementwise(module)}
     if len(elementwise) > 1 and not all(map(is_zero, elementwise.values())):
         operations.append(ElementwiseMixture(elementwise))
-    alone = dict(candidates)
-    for operation in operations:
-        for name in operation.names:
-            del alone[name]
-    return Plan(
-        tuple(operations), {n: _reason(m) if n in usable else "hooked into" for n, m in alone.items()}
-    )
+        left = {name: module for name, module in left.items() if name not in elementwise}
+    alone = {name: _reason(module) if name in usable else "hooked into" for name, module in left.items()}
+    return Plan(tuple(operations), alone)
 
 
 def is_untouched(module: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from nni.nas.nn.pytorch.cell import create_cell_op_candidates, preprocess_cell_i
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from torch import Tensor, nn
 
-from nni_gumbel.copies import instance
+from nni_gumbel.copies import instance, take_over
 from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.joint_sample import JointSample
@@ -51,9 +51,7 @@ class MixedCell(Cell, BaseSuperNetModule):
     """
 
     def __init__(self, cell: Cell, joint_sample: JointSample, is_of_hub: bool = False) -> None:
-        # Cell's own constructor would call the factories with inputs that are not known.
-        super(Cell, self).__init__()
-        vars(self).update(vars(cell), _modules=dict(cell._modules))
+        take_over(self, cell)
         self._joint_sample = joint_sample
         self.is_of_hub = self.is_full_width = is_of_hub
         # Node by node, the labels of the input and of the operation of each slot.
@@ -108,14 +106,6 @@ class MixedCell(Cell, BaseSuperNetModule):
     def set_extra_state(self, state: Tensor) -> None:
         """The inverse of :meth:`get_extra_state`."""
         self.is_full_width = bool(state)
-
-    def candidates_of_factories(self) -> Iterator[tuple[nn.Module, tuple[str, int], tuple[str, int]]]:
-        """Every candidate built by a factory, with the (label, index) of its input and of its operation."""
-        for labels, slots in zip(self.labels, self.ops):
-            for (source, op), choices in zip(labels, slots):
-                for j, choice in enumerate(choices):
-                    for o, candidate in enumerate(choice):
-                        yield candidate, (source, j), (op, o)
 
     def loose_weights(self) -> list[Tensor | None]:
         """Per node, the scalar weight that no later node takes it; ``None`` for the last, which is loose."""

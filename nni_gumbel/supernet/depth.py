@@ -14,6 +14,7 @@ from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from nni_gumbel.copies import take_over
 from nni_gumbel.supernet.expressions import Tabulated
 from nni_gumbel.supernet.joint_sample import JointSample
 from nni_gumbel.supernet.mixture import mixture, unchanged
@@ -33,7 +34,7 @@ class MixedRepeat(Repeat, BaseSuperNetModule):
     def __init__(
         self, repeat: Repeat, joint_sample: JointSample, transformation: nn.Module | None = None
     ) -> None:
-        super().__init__(list(repeat.blocks), repeat.depth_choice)
+        take_over(self, repeat)
         self._joint_sample = joint_sample
         self._depths = Tabulated({"depth": repeat.depth_choice}, owner="Repeat")
         self.transformation = transformation

@@ -26,6 +26,7 @@ from nni.nas.nn.pytorch import InputChoice
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from torch import Tensor
 
+from nni_gumbel.copies import take_over
 from nni_gumbel.errors import UsageError
 from nni_gumbel.supernet.joint_sample import JointSample
 from nni_gumbel.supernet.mixture import mixture
@@ -48,7 +49,7 @@ class MixedInput(InputChoice, BaseSuperNetModule):
                 f"choice {choice.label!r}: reduction {choice.reduction!r} of any number of inputs has no fixed "
                 "size; give n_chosen, or reduction 'sum' or 'mean'"
             )
-        super().__init__(choice.n_candidates, choice.n_chosen, choice.reduction, label=choice.label)
+        take_over(self, choice)
         self._joint_sample = joint_sample
 
     def forward(self, candidate_inputs: Sequence[Any]) -> Any:

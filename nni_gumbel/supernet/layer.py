@@ -13,6 +13,7 @@ from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from nni_gumbel.copies import take_over
 from nni_gumbel.supernet.candidates import Plan, call_alone, is_untouched, plan
 from nni_gumbel.supernet.joint_sample import JointSample
 from nni_gumbel.supernet.mixture import mixture, unchanged
@@ -31,7 +32,7 @@ class MixedLayer(LayerChoice, BaseSuperNetModule):
     """
 
     def __init__(self, choice: LayerChoice, joint_sample: JointSample, merged: bool = True) -> None:
-        super().__init__(choice.candidates, label=choice.label)
+        take_over(self, choice)
         self._joint_sample = joint_sample
         self._merged = merged
         self._plans: dict[tuple[Any, ...], Plan] = {}

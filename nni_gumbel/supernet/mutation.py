@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from nni_gumbel.errors import UnsupportedError, UsageError
-from nni_gumbel.supernet.arguments import MixedArguments, hand_over_hooks, mix_arguments
+from nni_gumbel.supernet.arguments import MixedArguments, mix_arguments
 from nni_gumbel.supernet.cell import MixedCell
 from nni_gumbel.supernet.depth import MixedRepeat
 from nni_gumbel.supernet.distribution import Distribution
@@ -87,9 +87,8 @@ def relax(space: ModelSpace, hooks: Sequence[MutationHook] = (), merged: bool = 
         if getattr(module, "inplace", False) is True:
             module.inplace = False
     layers = [module for module in space.modules() if isinstance(module, MixedLayer)]
-    for line, number in Counter(
-        f"choice {layer.label!r}: {layer.plan().describe()}" for layer in layers
-    ).items():
+    lines = Counter(f"choice {layer.label!r}: {layer.plan().describe()}" for layer in layers)
+    for line, number in lines.items():
         _log.info("%s%s", line, f" ({number} modules)" if number > 1 else "")
     # NNI's own copies every candidate at every level, and some spaces build their networks anew.
     space.freeze = functools.partial(freeze_with_weights, space)
@@ -123,9 +122,7 @@ class _Walk:
                 )
             if child not in self._replacements:
                 replacement = self._replacement(child, path)
-                if type(replacement) in _CONTAINERS:
-                    hand_over_hooks(child, replacement)
-                if type(replacement) in _CONTAINERS or isinstance(replacement, MixedArguments):
+                if isinstance(replacement, _MIXED) and replacement is not child:
                     child.forward = functools.partial(_refuse_call, path, child)
                 self._replacements[child] = self._replacements[replacement] = replacement
                 self.replace_below(replacement, f"{path}.")
@@ -184,5 +181,4 @@ def _refuse_call(path: str, module: MutableModule, *_: Any, **__: Any) -> None:
     )
 
 
-_CONTAINERS = (MixedLayer, MixedInput, MixedRepeat, MixedCell)
-"""Modules that are built anew in the place of others."""
+_MIXED = (MixedLayer, MixedInput, MixedRepeat, MixedCell, MixedArguments)

@@ -62,10 +62,10 @@ def children(module: nn.Module) -> Iterator[tuple[nn.Module, Condition | None]]:
             yield module.transformation, Condition(candidates, depths == 1)
     elif isinstance(module, MixedCell) and module.op_candidates_factory is not None:
         variables = module.simplify()
-        for candidate, *choices in module.candidates_of_factories():
-            candidates = {label: variables[label].values for label, _ in choices}
-            chosen = (np.arange(len(candidates[label])) == place for label, place in choices)
-            yield candidate, Condition(candidates, np.logical_and.outer(*chosen))
+        slots = (slot for node in zip(module.labels, module.ops) for slot in zip(*node))
+        for (source, _), choices in slots:
+            for chosen, choice in zip(np.eye(len(choices), dtype=bool), choices):
+                yield choice, Condition({source: variables[source].values}, chosen)
         parts = (module.preprocessor, module.postprocessor)
         yield from ((part, None) for part in parts if isinstance(part, nn.Module))
     else:

@@ -21,7 +21,6 @@ from nni_gumbel.complexity.latency import (
     alone_on_a_core,
     expected_latency,
     measure_latency,
-    measure_missing,
     signature_of,
 )
 from nni_gumbel.errors import UsageError
@@ -81,17 +80,17 @@ def summed(network, table):
 
 def test_the_latency_of_a_network_is_the_sum_over_its_calls(space):
     supernet, distribution = space
-    measured = measure_missing(supernet, distribution, EXAMPLE, {})
+    _, measured = expected_latency(supernet, distribution, EXAMPLE, {})
     # Other numbers than the measured ones, so that none is like another.
     table = LatencyTable({s: 1 + zlib.crc32(s.encode()) % 1000 for s in measured.milliseconds})
-    expected = expected_latency(supernet, distribution, EXAMPLE, {}, table)
+    expected, _ = expected_latency(supernet, distribution, EXAMPLE, {}, table)
     reference = Small()
     samples = list(random_samples(reference, 12))
     assert_at_samples(expected, distribution, reference, samples, lambda net: summed(net, table))
 
 
 def test_every_layer_and_every_size_of_it_is_measured_once(space):
-    table = measure_missing(*space, EXAMPLE, {})
+    _, table = expected_latency(*space, EXAMPLE, {})
     kinds = [signature.partition("(")[0].rpartition(".")[2] for signature in table.milliseconds]
     # 1x1 and 3x3 convolutions of two widths each, two widths under the activations; before the pool
     # 2 + 2, 2 + 4 or 4 + 2, and 4 + 4 channels.
@@ -100,23 +99,25 @@ def test_every_layer_and_every_size_of_it_is_measured_once(space):
 
 
 def test_a_saved_table_gives_the_same_latency_and_is_not_measured_again(space, tmp_path, monkeypatch):
-    table = measure_missing(*space, EXAMPLE, {})
+    first, table = expected_latency(*space, EXAMPLE, {})
     table.save(tmp_path / "latency.json")
     loaded = LatencyTable.load(tmp_path / "latency.json")
     assert loaded == table
     monkeypatch.setattr(latency, "_median_ms", lambda calls: [1.0 for _ in calls])
-    assert measure_missing(*space, EXAMPLE, {}, loaded) == table
-    first, second = (expected_latency(*space, EXAMPLE, {}, t) for t in (table, loaded))
+    second, again = expected_latency(*space, EXAMPLE, {}, loaded)
+    assert again == table
     outcomes = dict.fromkeys(first.labels, 1)
     assert first.at(outcomes) == second.at(outcomes)
     loaded.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "latency.json").read_bytes()
 
 
-def test_a_table_that_lacks_a_layer_is_refused_by_its_name(space):
-    with pytest.raises(UsageError, match=r"latency table: it lacks torch.nn.modules.conv.Conv2d\(") as caught:
-        expected_latency(*space, EXAMPLE, {}, LatencyTable())
-    assert "\n" not in str(caught.value)
+def test_of_a_table_that_lacks_a_layer_the_rest_stays_as_it_is(space):
+    _, table = expected_latency(*space, EXAMPLE, {})
+    known = {signature: 1000.0 for signature in list(table.milliseconds)[1:]}
+    _, completed = expected_latency(*space, EXAMPLE, {}, LatencyTable(known))
+    assert completed.milliseconds.keys() == table.milliseconds.keys()
+    assert sum(number == 1000.0 for number in completed.milliseconds.values()) == len(known)
 
 
 @pytest.mark.parametrize("text", ["", "[]", json.dumps({"milliseconds": {"a": "fast"}}), None])
@@ -138,7 +139,7 @@ def test_a_layer_that_cannot_run_on_its_own_is_refused_by_its_name(quickly):
 
     space = Space(lambda: nn.Sequential(LayerChoice([nn.ReLU(), nn.Tanh()], label="a"), Stubborn()))
     with pytest.raises(UsageError, match="latency: .*Stubborn.* cannot be measured on its own") as caught:
-        measure_missing(space, relax(space), (torch.zeros(1, 3),), {})
+        expected_latency(space, relax(space), (torch.zeros(1, 3),), {})
     assert "\n" not in str(caught.value)
 
 
@@ -151,7 +152,7 @@ def test_measuring_leaves_threads_cores_modes_and_random_numbers_as_they_were(sp
         with alone_on_a_core():
             assert torch.get_num_threads() == 1
             assert cores is None or len(os.sched_getaffinity(0)) == 1
-        measure_missing(*space, EXAMPLE, {})
+        expected_latency(*space, EXAMPLE, {})
         assert measure_latency(network, EXAMPLE) > 0
         assert torch.get_num_threads() == 2
     finally:
@@ -175,7 +176,7 @@ def test_a_layer_after_loose_ends_is_measured_at_every_width_that_it_reads(quick
         num_cells=3,
         dataset="cifar",
     )
-    table = measure_missing(space, relax(space), (torch.zeros(1, 3, 8, 8),), {})
+    _, table = expected_latency(space, relax(space), (torch.zeros(1, 3, 8, 8),), {})
     read = {s.partition("in_features=")[2].partition(",")[0] for s in table.milliseconds if "Linear(" in s}
     # One node of the last cell, of 16 channels, or both.
     assert read == {"16", "32"}

@@ -173,6 +173,11 @@ def test_an_estimator_that_a_choice_does_not_have_is_told(folder, changes):
     assert finding.level == FAIL and "is not derived for subsets, which choice 'inputs' draws" in finding.text
 
 
+def test_a_flag_that_the_trainer_lacks_is_told(folder):
+    (finding,) = check(folder, class_args={"trainer": {"accumulate": 2}})
+    assert finding.level == FAIL and "trainer: Lightning's Trainer has no flag 'accumulate'" in finding.text
+
+
 def test_a_metric_that_the_built_in_classification_does_not_log_is_told(folder):
     (finding,) = check(folder, class_args={"metric": "f1"})
     assert finding.level == FAIL and "logs acc and loss, not 'f1'" in finding.text

@@ -17,6 +17,7 @@ from nni_gumbel.pipeline.plan import Plan
 from nni_gumbel.pipeline.records import Records
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import Task, Trial
+from nni_gumbel.results.agreement import Sampled
 from nni_gumbel.results.bundle import FACTS, README, load, write_bundle
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference
@@ -438,6 +439,25 @@ def test_a_search_whose_budget_no_network_can_meet_ends_before_it_begins(folder,
         with pytest.raises(UsageError, match=least):
             search(budget, folder)
     assert not reported
+
+
+@pytest.mark.parametrize("course", [{"preset": "gradual"}, {"search_epochs": 8, "stages": 1, "finalists": 1}])
+def test_a_search_keeps_what_sampled_networks_reach_with_its_weights(folder, reported, course):
+    search(course, folder)
+    (file,) = (folder / "trials").glob("*/sampled.json")
+    networks = Sampled.read(file.parent).networks
+    # Of a small space a population of a stage has each network once.
+    assert len(networks) == 64 if "preset" in course else 2 <= len(networks) <= 6
+    assert {network["width"] for network, _ in networks} <= {0, 1, 2} and len(dict(networks[0][0])) == 2
+
+
+def test_a_search_finds_the_same_whether_networks_are_sampled_or_not(folder, reported, monkeypatch):
+    search({"preset": "gradual"}, folder)
+    sampled = dict(reported)
+    monkeypatch.setattr("nni_gumbel.pipeline.sampling.SampledNetworks.on_train_batch_start", lambda *_: None)
+    search({"preset": "gradual"}, folder / "again")
+    for name in ("default", "entropy", "max_probability", "architecture"):
+        assert sampled[name] == reported[name]
 
 
 def test_a_search_prices_a_cost_of_ones_own(folder, reported):
