@@ -13,7 +13,7 @@ from pathlib import Path
 
 import nni_node
 import pytest
-from real_experiments import SMALL, Experiment, command, fill_folder, of_stage
+from real_experiments import SMALL, Experiment, command, fill_folder, free_port, of_stage
 from ssh_host import Host
 from test_trial import COMMAND, before_the_export
 
@@ -31,18 +31,15 @@ from nni_gumbel.results.bundle import check_bundle, load
 PLACE = "nni-experiments/EXP/environments/remote-worker1/trials"
 
 
-def free_port():
-    """Not one of 8180 to 8279, from which the managers of the tests take two at a time."""
-    for port in range(8300, 8400):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
-    raise AssertionError("no free port from 8300 to 8399")
+def any_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.fixture
 def host(tmp_path):
-    found = Host(tmp_path / "host", "localhost", free_port())
+    found = Host(tmp_path / "host", "localhost", any_port())
     yield found
     found.end()
 
@@ -183,7 +180,7 @@ def test_what_is_missing_on_one_host_is_tried_on_another(monkeypatch, tmp_path, 
 
 
 def test_the_manager_answers_its_hosts_alone_at_the_address_that_is_for_them():
-    port = free_port()
+    port = any_port()
     environment = {
         **os.environ, "NODE_OPTIONS": f'--require "{_SCRIPT}"',
         "NNI_GUMBEL_HOSTS": json.dumps({"address": "127.0.0.5", "admitted": ["127.0.0.7"]}),
@@ -240,7 +237,7 @@ def test_artifacts_are_an_absolute_path_or_a_url():
 
 @pytest.mark.slow
 def test_the_doctor_logs_in_to_each_host_and_names_host_and_path(host, tmp_path):
-    gone = {**host.machine, "port": free_port()}
+    gone = {**host.machine, "port": any_port()}
     config = {
         "trialConcurrency": 2, "searchSpace": {},
         "tuner": {"name": "GumbelSearch", "classArgs": {"artifacts": str(tmp_path / "kept")}},
@@ -249,7 +246,7 @@ def test_the_doctor_logs_in_to_each_host_and_names_host_and_path(host, tmp_path)
             "trialCommand": "nni-gumbel trial --space spaces_of_trials:Widths --data npz:/nowhere/tiny.npz",
         },
     }  # fmt: skip
-    findings = {finding.subject: finding for finding in host_findings(config, free_port())}
+    findings = {finding.subject: finding for finding in host_findings(config, any_port())}
     name = f"localhost:{host.port}"
     for subject in ("Python", "nni-gumbel", "GPUs", "disk", "artifacts", "manager"):
         assert findings[f"{name} {subject}"].level == OK, findings
@@ -264,8 +261,8 @@ def test_the_doctor_logs_in_to_each_host_and_names_host_and_path(host, tmp_path)
 
 @pytest.fixture
 def hosts(tmp_path):
-    first = Host(tmp_path / "host-1", "127.0.0.1", 8391)
-    second = Host(tmp_path / "host-2", "localhost", 8392, by_key=True)
+    first = Host(tmp_path / "host-1", "127.0.0.1", any_port())
+    second = Host(tmp_path / "host-2", "localhost", any_port(), by_key=True)
     yield first, second
     first.end(), second.end()
 
@@ -297,7 +294,7 @@ def start(environment, code, hosts, class_args):
 def test_an_experiment_on_two_hosts_whose_manager_was_killed_ends_with_an_export_on_its_machine(
     nni_environment, code, hosts
 ):
-    experiment = start(nni_environment, code, hosts, SMALL)
+    experiment = start(nni_environment, code, hosts, {**SMALL, "random_baseline": 0})
     try:
         experiment.wait_until(lambda e: len([t for t in e.manager.trials() if t.report]) >= 2, 600)
         done = {trial.id for trial in experiment.manager.trials() if trial.report}
