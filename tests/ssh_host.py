@@ -34,7 +34,11 @@ async def session(process):
         process.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     await process.redirect(running.stdin, running.stdout, running.stderr)
-    process.exit(await running.wait())
+    code = await running.wait()
+    # Its last words may be on their way; what it leaves running may hold the pipes for longer.
+    drained = asyncio.gather(process.stdout.drain(), process.stderr.drain())
+    await asyncio.wait([drained], timeout=5)
+    process.exit(code)
 
 
 async def serve(home, address, port):
