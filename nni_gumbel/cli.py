@@ -215,10 +215,13 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     from rich.text import Text
 
+    from nni_gumbel.errors import UsageError
     from nni_gumbel.pipeline.doctor import examine
 
     console, failed = _console(), 0
     colours = {"ok": "green", "warn": "yellow", "FAIL": "bold red"}
+    if arguments.remote and arguments.experiment is None:
+        raise UsageError("--remote: its hosts stand in the experiment's YAML; give it, as experiment.yml")
     for finding in examine(arguments.experiment, arguments.port if arguments.remote else None):
         level = Text(f"{finding.level:<6}", style=colours[finding.level])
         # One line each, however long: it can be searched and copied.

@@ -56,7 +56,8 @@ def _table(by_line: dict[str, list[runs.Row]], found: dict[str, list[runs.Row]])
             f"{len(networks)} × {len(rows) // len(networks)}" if rows else "; ".join(errors) or "not run"
         )
         cells = [
-            runs.spread([row[key] for row in rows if key in row], *form) for key, *form in _COLUMNS.values()
+            runs.spread([row[key] for row in rows if row.get(key) is not None], *form)
+            for key, *form in _COLUMNS.values()
         ]
         seconds = runs.spread([row["seconds"] for row in found[name] if "architecture" in row], digits=0)
         body.append([name, counted, *cells, _agreement(found[name]), seconds])
@@ -71,7 +72,13 @@ def _parts(by_line: dict[str, list[runs.Row]]) -> str:
     head = ["row", *(part.removeprefix("stability: ") for part in parts), "calibration error"]
     columns = [*parts, "calibration_error"]
     body = [
-        [name, *(runs.spread([row[key] for row in rows if key in row], digits=3) for key in columns)]
+        [
+            name,
+            *(
+                runs.spread([row[key] for row in rows if row.get(key) is not None], digits=3)
+                for key in columns
+            ),
+        ]
         for name, rows in by_line.items()
         if rows
     ]

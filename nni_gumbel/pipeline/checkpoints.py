@@ -148,7 +148,8 @@ class _Saves(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Of a run that is over nothing would be left to do, and its validation would be missing.
-        if trainer.current_epoch + 1 != trainer.max_epochs:
+        is_over = trainer.should_stop or trainer.global_step == trainer.max_steps
+        if trainer.current_epoch + 1 != trainer.max_epochs and not is_over:
             super().on_train_epoch_end(trainer, pl_module)
             if self._copy is not None and trainer.is_global_zero:
                 self._copy()

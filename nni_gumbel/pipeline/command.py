@@ -70,8 +70,8 @@ def words_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         EVALUATOR_FIELD, metavar=function,
         help="your own loss, metric or task: a function that returns an NNI Lightning evaluator. It is given those of "
-        "data, epochs, batch_size, learning_rate, weight_decay, seed that it has parameters for (default: image "
-        "classification by cross-entropy)",
+        "data, epochs, batch_size, learning_rate, weight_decay, seed, optimizer, precision, trainer that it has "
+        "parameters for (default: image classification by cross-entropy)",
     )  # fmt: skip
     parser.add_argument(
         COST_FIELD, metavar=function,

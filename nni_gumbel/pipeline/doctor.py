@@ -69,7 +69,9 @@ def examine(config_file: str | Path | None, remote_port: int | None = None) -> I
     if is_remote(config):
         if remote_port is None:
             yield Finding(
-                WARN, "hosts", "they were not looked at; `nni-gumbel doctor --remote` logs in to each of them"
+                WARN,
+                "hosts",
+                "they were not looked at; `nni-gumbel doctor --remote FILE` logs in to each of them",
             )
         else:
             yield from host_findings(config, remote_port)

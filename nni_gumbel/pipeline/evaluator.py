@@ -176,11 +176,11 @@ def build_evaluator(
         learning_rate=arguments["learning_rate"],
         weight_decay=arguments["weight_decay"],
     )
-    module.recipe = arguments["optimizer"]
+    module.recipe = arguments.get("optimizer", module.recipe)
     flags = {
         "accelerator": "auto", "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0,
-        **arguments["trainer"],
-        "max_epochs": arguments["epochs"], "precision": arguments["precision"], "devices": 1, "logger": False,
+        **arguments.get("trainer", {}),
+        "max_epochs": arguments["epochs"], "precision": arguments.get("precision"), "devices": 1, "logger": False,
         "enable_checkpointing": False,
     }  # fmt: skip
     check_flags(flags)

@@ -108,17 +108,21 @@ def run_export(task: Task, command: TrialCommand, manager: Manager, output: Path
     from nni_gumbel.pipeline.report import write_report
     from nni_gumbel.pipeline.trial import extra, keep_stability_on_test_part
 
-    page = (
-        "the report could not be written",
-        lambda: write_report(records, Path.cwd() / REPORT_FOLDER / records.id),
-    )
-    extras = [page]
-    if (level := records.plan.settings.stability) != "none":
-        keep_stability_on_test_part(records, output)
-        extras = [("the neighbours are not known", lambda: keep_neighbours(records, output)), page]
-    # Trainings of all neighbours take long: there is a report before them, and one with them.
-    for failure, run in [page, *extras] if level == "full" else extras:
-        extra([], failure, run)
+    def page() -> None:
+        # A copy: records keep what they have read, and the second page is to show the neighbours.
+        extra(
+            [],
+            "the report could not be written",
+            lambda: write_report(replace(records), Path.cwd() / REPORT_FOLDER / records.id),
+        )
+
+    if records.plan.settings.stability == "none":
+        page()
+        return
+    keep_stability_on_test_part(records, output)
+    page()  # before the neighbours, which take a while: a report is there whatever happens to them
+    extra([], "the neighbours are not known", lambda: keep_neighbours(records, output))
+    page()
 
 
 def export_of(experiment: str | Path | None, folder: str | Path | None = None, wish: Wish = Wish()) -> Export:

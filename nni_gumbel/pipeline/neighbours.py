@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -44,8 +45,9 @@ def keep_neighbours(records: Records, output: Path) -> None:
     network, example = load_with_example(bundle)
     weights, space = load_file(bundle / WEIGHTS), records.command.reference.build()
     architecture, found = sample_of(space, chosen.architecture), []
+    command = replace(records.command, loggers=())  # a person's loggers show the trials of the plan
     with our_reports_only():
-        evaluator = evaluator_of(records.command, network, settings, settings.train_epochs, run.seed, output)
+        evaluator = evaluator_of(command, network, settings, settings.train_epochs, run.seed, output)
         evaluator.module.set_model(network)
         batches = some_examples(evaluator, "cheap")
         value = run.validation if retrained else score_on(evaluator, metric, batches)
@@ -53,14 +55,12 @@ def keep_neighbours(records: Records, output: Path) -> None:
         for label, choice in neighbours_of(space, architecture):
             reached = parameters = None
             try:
-                pl.seed_everything(run.seed)
+                pl.seed_everything(run.seed, verbose=False)
                 other = network_of(space, {**architecture, label: choice})
                 pruned = prune(other, *example.args, **example.kwargs)
                 parameters = count_parameters(pruned)
                 if retrained:
-                    own = evaluator_of(
-                        records.command, other, settings, settings.train_epochs, run.seed, output
-                    )
+                    own = evaluator_of(command, other, settings, settings.train_epochs, run.seed, output)
                     own.evaluate(other)
                     reached = validation_metric(own.trainer, metric)
                 elif take_weights(pruned, weights):

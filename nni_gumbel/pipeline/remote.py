@@ -3,7 +3,7 @@
 NNI's remote service (SSH) leaves the output directory of a trial on the host that ran it, and brings back its log
 alone. What a trial made comes to where it is needed from one of three places, asked in this order: this machine itself;
 ``artifacts``, a folder or URL that all hosts write to; the host, over SFTP, with the experiment's own ``machineList``.
-Files of known names are copied, and none is run; a bundle counts only if its checksums are right and it is of the space
+Files are copied, and none is run; a bundle counts only if its checksums are right and it is of the space
 and the architecture that were asked for.
 
 ``python -m nni_gumbel.pipeline.remote`` is what :func:`host_findings` runs on a host.
@@ -48,6 +48,7 @@ from nni_gumbel.pipeline.machine import (
 )
 from nni_gumbel.pipeline.manager import check_params, is_remote, plan_of, trial_command_of
 from nni_gumbel.pipeline.records import FETCHED, Records
+from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import BUNDLE, Trial
 from nni_gumbel.results.bundle import ARCHITECTURE, check_bundle
 from nni_gumbel.results.space import canonical
@@ -83,7 +84,9 @@ class Artifacts:
         Raises:
             UsageError: this machine cannot write there.
         """
-        url = plan_of(experiment).settings.artifacts
+        # Not the plan's: NNI keeps a search space that somebody has changed meanwhile, and no plan can be made of it.
+        given = experiment["params"]["tuner"].get("classArgs") or {}
+        url = ExperimentSettings.from_flat(given).artifacts
         return None if url is None else cls.at(url, experiment["id"])
 
     @classmethod

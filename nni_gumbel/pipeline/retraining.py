@@ -80,7 +80,7 @@ def train_again(
     reference = replace(SpaceReference.parse(facts["space"]), arguments=dict(facts["arguments"]))
     weights = load_file(path / WEIGHTS) if from_weights else None
 
-    def built(seed: int) -> tuple[nn.Module, Lightning]:
+    def built(seed: int, command: TrialCommand = command) -> tuple[nn.Module, Lightning]:
         pl.seed_everything(seed)
         space = reference.build()
         network = network_of(space, sample_of(space, architecture))
@@ -102,7 +102,7 @@ def train_again(
             raise UsageError(
                 f"-o: {str(folder)!r} exists already and is not overwritten; give another folder"
             )
-        network, rehearsed = built(0)
+        network, rehearsed = built(0, replace(command, loggers=()))  # MLflow's writes when it is made
         if evaluator is None:
             name = type(network).__name__
             check_scores(output_of(network, example, name), name, rehearsed.datamodule.num_classes)

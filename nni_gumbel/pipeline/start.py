@@ -150,6 +150,13 @@ def _hosts(params: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     check_params(params)
     service, addresses = params["trainingService"], set()
+    try:
+        socket.create_server((service["nniManagerIp"], 0)).close()
+    except OSError as error:
+        raise UsageError(
+            f"nniManagerIp: nothing here can listen at {service['nniManagerIp']!r} ({error.strerror}); give an address "
+            "of this machine that its hosts reach"
+        ) from None
     for machine in service["machineList"]:
         try:
             addresses |= {found[4][0] for found in socket.getaddrinfo(machine["host"], None)}

@@ -99,7 +99,7 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
                 **costs.used_by(architecture),
             )
         )
-        sampled.write(evaluator.module, output)
+        extra([], "the sampled networks are not kept", lambda: sampled.write(evaluator.module, output))
 
 
 def run_training(task: Task, command: TrialCommand, manager: Manager, output: Path) -> None:
