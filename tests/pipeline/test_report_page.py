@@ -129,6 +129,8 @@ def test_with_full_stability_every_neighbour_is_trained(folder, reported):
     assert found.retrained and [each.label for each in found.found] == ["width", "width", "activation"]
     assert all(0 <= each.value <= 1 for each in found.found)
     assert [each.parameters for each in found.found] == [SIZES[0], SIZES[2], SIZES[1]]
+    rows = rows_of(folder / "gumbel-report" / "EXP" / "neighbours.csv")
+    assert [float(row["validation acc"]) for row in rows] == [each.value for each in found.found]
 
 
 def test_experiments_are_compared_on_one_page_that_opens_without_a_message(before, folder):

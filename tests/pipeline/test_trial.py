@@ -22,6 +22,7 @@ from nni_gumbel.results.bundle import FACTS, README, load, write_bundle
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.space import SpaceReference
 from nni_gumbel.results.stability import Stability, curve_of
+from nni_gumbel.search.module import GumbelSearchModule
 
 COMMAND = TrialCommand("spaces_of_trials:Widths", data="npz:tiny.npz")
 # 64 n + n of the first layer, 2 n + 2 of the second.
@@ -458,6 +459,21 @@ def test_a_search_finds_the_same_whether_networks_are_sampled_or_not(folder, rep
     search({"preset": "gradual"}, folder / "again")
     for name in ("default", "entropy", "max_probability", "architecture"):
         assert sampled[name] == reported[name]
+
+
+def test_a_sampled_network_that_cannot_be_judged_ends_no_search(folder, reported, monkeypatch, caplog):
+    judge = GumbelSearchModule.losses_of
+
+    def losses_of(module, networks, batch, batch_idx):
+        if networks[0]["width"] == 2:
+            raise RuntimeError("too wide")
+        return judge(module, networks, batch, batch_idx)
+
+    monkeypatch.setattr(GumbelSearchModule, "losses_of", losses_of)
+    search({"preset": "gradual"}, folder)
+    (file,) = (folder / "trials").glob("*/sampled.json")
+    assert {network["width"] for network, _ in Sampled.read(file.parent).networks} == {0, 1}
+    assert "default" in reported and "a sampled network is not judged: RuntimeError: too wide" in caplog.text
 
 
 def test_a_search_prices_a_cost_of_ones_own(folder, reported):
