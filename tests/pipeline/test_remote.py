@@ -213,10 +213,17 @@ def test_the_manager_answers_its_hosts_alone_at_the_address_that_is_for_them():
         node.wait()
 
 
-def test_a_host_without_an_address_is_told_before_a_manager_starts():
+@pytest.mark.parametrize(
+    ("address", "line"),
+    [
+        ("127.0.0.1", "machineList: host 'nowhere.invalid' has no address"),
+        ("192.0.2.1", "nniManagerIp: nothing here can listen at '192.0.2.1'"),  # one of no machine: RFC 5737
+    ],
+)
+def test_a_host_without_an_address_is_told_before_a_manager_starts(address, line):
     machine = {"host": "nowhere.invalid", "port": 22}
-    params = {"trainingService": {"platform": "remote", "nniManagerIp": "10.0.0.1", "machineList": [machine]}}
-    with pytest.raises(UsageError, match="machineList: host 'nowhere.invalid' has no address"):
+    params = {"trainingService": {"platform": "remote", "nniManagerIp": address, "machineList": [machine]}}
+    with pytest.raises(UsageError, match=line):
         _hosts(params)
 
 
