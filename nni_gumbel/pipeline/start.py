@@ -154,8 +154,8 @@ def _hosts(params: Mapping[str, Any]) -> dict[str, Any] | None:
         socket.create_server((service["nniManagerIp"], 0)).close()
     except OSError:
         raise UsageError(
-            f"nniManagerIp: nothing here can listen at {service['nniManagerIp']!r}; give an address of this machine that "
-            "its hosts reach"
+            f"nniManagerIp: nothing here can listen at {service['nniManagerIp']!r}; give an address of this machine "
+            "that its hosts reach"
         ) from None
     for machine in service["machineList"]:
         try:
