@@ -317,7 +317,8 @@ def test_the_report_of_the_main_job_opens_without_a_message(finished_experiment,
     with opened(page) as (shown, said, _):
         assert said == [] and shown.locator(".warning").count() == 0
         names = {name.removesuffix(".svg") for name in os.listdir(page.parent) if name.endswith(".svg")}
-        assert names == {"network", "front", "stability", "probabilities", "search", "agreement"}
+        of_searches = {"probabilities", "search", "agreement", "importance"}
+        assert names == {"network", "front", "stability", "neighbours"} | of_searches
         assert shown.locator("figure").count() == len(names)
 
 
