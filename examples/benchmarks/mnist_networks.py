@@ -140,14 +140,8 @@ def random_networks(make_space: Callable[[], Any], number: int) -> list[str]:
     space = make_space()
     distribution = relax(space)
     generator = torch.Generator().manual_seed(0)
-    drawn = []
-    for _ in range(number):
-        sample = {
-            label: distribution.value(label, law.draw(torch.zeros(law.size), generator))
-            for label, law in distribution.laws.items()
-        }
-        drawn.append(json.dumps(used_part(space, sample), sort_keys=True))
-    return drawn
+    drawn = (distribution.uniform_sample(generator) for _ in range(number))
+    return [json.dumps(used_part(space, sample), sort_keys=True) for sample in drawn]
 
 
 def train(data: str, seed: int, epochs: int, images: str, architecture: str) -> runs.Row:

@@ -43,14 +43,8 @@ class SampledNetworks(pl.Callback):
     ) -> None:
         if self._is_done or pl_module.settings.stages or pl_module.progress < 0.5:
             return
-        generator, distribution = torch.Generator().manual_seed(self._seed), pl_module.distribution
-        networks = [
-            {
-                label: distribution.value(label, law.draw(torch.zeros(law.size), generator))
-                for label, law in distribution.laws.items()
-            }
-            for _ in range(_COUNT)
-        ]
+        generator = torch.Generator().manual_seed(self._seed)
+        networks = [pl_module.distribution.uniform_sample(generator) for _ in range(_COUNT)]
         # Of a BatchNorm the running statistics, which a pass changes.
         kept = [(buffer, buffer.clone()) for buffer in self._supernet.buffers()]
         used = UsedPart(self._supernet)

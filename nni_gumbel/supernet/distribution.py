@@ -186,6 +186,13 @@ class Distribution(nn.Module):
         """What an NNI sample says for an outcome, ``(n,)`` of 0 and 1: a value, or a list for an input choice."""
         return self.value_of(label, tuple(i for i, is_in in enumerate(outcome.tolist()) if is_in))
 
+    def uniform_sample(self, generator: torch.Generator) -> dict[str, Any]:
+        """An NNI sample of every label, its outcomes equally likely."""
+        return {
+            label: self.value(label, law.draw(torch.zeros(law.size), generator))
+            for label, law in self.laws.items()
+        }
+
     def value_of(self, label: str, members: tuple[int, ...]) -> Any:
         """What an NNI sample says for an outcome, the ascending indices of its candidates."""
         variable = self.variables[label]
