@@ -5,7 +5,7 @@
 
 Every search has the same time on one thread, every network the same training. The test part is looked at once, after
 the last epoch, and nothing is chosen by it. Stopped, or out of hours, it goes on where it was: each search and each
-training is a row of a CSV. Writes table.md, front.png, removal.png and agreement.md to --folder.
+training is a row of a CSV. Writes table.md, front.png and removal.png to --folder.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ from rich.progress import track
 from nni_gumbel import UsageError
 from nni_gumbel.errors import nearest
 
-# Disturbed for the stability of a network; and at a time.
-STABILITY_IMAGES, BATCH = 250, 125
 RANDOM, LARGEST, PRUNED, OVERSIZED = "random", "largest", "pruned", "over-sized"
 
 
@@ -184,6 +182,18 @@ def _networks(
     lines: list[Line], found: list[runs.Row], preset: DataSet, seeds: int
 ) -> Iterator[tuple[str, int, dict[str, Any]]]:
     """What is trained: row, seed of its search, and a description of the network."""
+    from nni_gumbel import relax
+    from nni_gumbel.complexity.baseline import random_network
+    from nni_gumbel.complexity.budget import largest
+    from nni_gumbel.complexity.params import expected_parameters
+
+    space = space_of(preset.space)
+    priced = space, relax(space), expected_parameters(space)
+
+    def described(sample: dict[str, Any]) -> dict[str, Any]:
+        return {"space": preset.space, "architecture": json.dumps(sample, sort_keys=True)}
+
+    _, most = largest(*priced)
     for line in lines:
         if line.is_searched:
             for row in found:
@@ -192,14 +202,18 @@ def _networks(
         elif line.strategy == OVERSIZED:
             yield line.name, 0, {"vgg": preset.space.get("in_channels", 1)}
         elif line.strategy == LARGEST:
-            yield line.name, 0, {"space": preset.space, "architecture": _largest(preset.space)}
+            yield line.name, 0, described(most)
         elif line.strategy == PRUNED:
-            largest = {"space": preset.space, "architecture": _largest(preset.space)}
-            yield line.name, 0, {**largest, "pruned_to": line.budget}
+            yield line.name, 0, {**described(most), "pruned_to": line.budget}
         else:
             for seed in range(seeds):
-                architecture = _random(preset.space, line.budget, seed)
-                yield line.name, seed, {"space": preset.space, "architecture": architecture}
+                # A search within a budget spends most of it: 85 to 100 %.
+                size = 0.925 * line.budget
+                yield (
+                    line.name,
+                    seed,
+                    described(random_network(*priced, size=size, tolerance=0.08, seed=seed)),
+                )
 
 
 # -- one search, one training: each in a process of its own -----------------------------------------------
@@ -244,7 +258,9 @@ def train(
 
     from nni_gumbel.complexity.flops import count_flops
     from nni_gumbel.complexity.latency import alone_on_a_core, measure_latency
-    from nni_gumbel.pipeline.evaluator import result_on_test_part
+    from nni_gumbel.complexity.params import count_parameters
+    from nni_gumbel.pipeline.evaluator import result_on_test_part, score_on, some_examples
+    from nni_gumbel.results.perturbation import measure_stability
     from nni_gumbel.results.pruning import prune
 
     evaluator = runs.main_evaluator(seed, epochs, data, batch_size=batch_size)
@@ -259,7 +275,11 @@ def train(
         evaluator.trainer.validate(evaluator.module, datamodule=evaluator.datamodule, verbose=False)
     seconds = time.perf_counter() - begun
     validation = float(evaluator.trainer.callback_metrics["val_acc"])
-    stability = _stability(made, evaluator.datamodule)
+    # Every second batch of 512 test images that are evenly spaced: all disturbances of all images would take hours.
+    batches = some_examples(evaluator, "cheap", on_test_part=True)[::2]
+    stability = measure_stability(
+        made, batches, partial(score_on, evaluator, "acc"), metric="acc", minimize=False, full=True
+    )
     example = torch.zeros(1, *evaluator.datamodule.input_shape)
     delivered = prune(made.cpu().eval(), example)
     with alone_on_a_core():
@@ -271,8 +291,8 @@ def train(
     return {
         "validation": validation,
         "test": result_on_test_part(evaluator, "acc"),
-        "parameters": _parameters(delivered) - removed,
-        "parameters_trained": _parameters(made) - removed,
+        "parameters": count_parameters(delivered) - removed,
+        "parameters_trained": count_parameters(made) - removed,
         "flops": count_flops(delivered, example),
         "latency_ms": latency,
         "seconds": round(seconds, 1),
@@ -281,26 +301,6 @@ def train(
         "calibration_error": stability.calibration_error,
         "curves": json.dumps({curve.name: [curve.strengths, curve.values] for curve in stability.curves}),
     }
-
-
-def _stability(network: Any, data: Any) -> Any:
-    """All disturbances, on 250 test images that are evenly spaced: on ten thousand they would take hours."""
-    import torch
-
-    from nni_gumbel.results.perturbation import measure_stability
-
-    loaded = list(data.test_dataloader())
-    images, labels = (torch.cat(parts) for parts in zip(*loaded))
-    stride = max(1, len(labels) // STABILITY_IMAGES)
-    batches = list(zip(images[::stride].split(BATCH), labels[::stride].split(BATCH)))
-
-    def accuracy(batches: Any) -> float:
-        network.eval()
-        with torch.no_grad():
-            right = sum(int((network(x).argmax(1) == y).sum()) for x, y in batches)
-        return right / sum(len(y) for _, y in batches)
-
-    return measure_stability(network, batches, accuracy, metric="acc", minimize=False, full=True)
 
 
 def _made(network: dict[str, Any]) -> Any:
@@ -337,43 +337,18 @@ def prune_and_tune(network: Any, size: int, evaluator_of: Any, batch_size: int) 
     from torch import nn
     from torch.nn.utils import prune as magnitude
 
+    from nni_gumbel.complexity.params import count_parameters
+
     layers = [
         (module, "weight") for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))
     ]
-    removed = _parameters(network) - size
+    removed = count_parameters(network) - size
     magnitude.global_unstructured(layers, magnitude.L1Unstructured, amount=removed)
     evaluator_of(batch_size=batch_size).evaluate(network)
     for layer, name in layers:
         magnitude.remove(layer, name)
     assert sum(int(torch.count_nonzero(layer.weight == 0)) for layer, _ in layers) >= removed
     return removed
-
-
-def _parameters(network: Any) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def _priced(space_arguments: dict[str, Any]) -> tuple[Any, Any, Any]:
-    from nni_gumbel import relax
-    from nni_gumbel.complexity.params import expected_parameters
-
-    space = space_of(space_arguments)
-    return space, relax(space), expected_parameters(space)
-
-
-def _largest(space_arguments: dict[str, Any]) -> str:
-    from nni_gumbel.complexity.budget import largest
-
-    _, sample = largest(*_priced(space_arguments))
-    return json.dumps(sample, sort_keys=True)
-
-
-def _random(space_arguments: dict[str, Any], size: int, seed: int) -> str:
-    from nni_gumbel.complexity.baseline import random_network
-
-    # A search within a budget spends most of it: 85 to 100 %.
-    sample = random_network(*_priced(space_arguments), size=0.925 * size, tolerance=0.08, seed=seed)
-    return json.dumps(sample, sort_keys=True)
 
 
 if __name__ == "__main__":
