@@ -165,22 +165,20 @@ class _Saves(ModelCheckpoint):
         # Gradients that wait for those of more batches are in no checkpoint; a loader without a length that begins
         # again tells nobody when; before Lightning 2.5.1 a run that goes on within an epoch begins it anew.
         lengths = [sized_len(loader) for loader in trainer.fit_loop._combined_loader.flattened]
-        if not (
-            loop._should_accumulate()
-            or len(lengths) > 1
-            and None in lengths
-            or trainer.world_size > 1
-            or not hasattr(trainer.fit_loop, "restarted_mid_epoch")
-        ):
-            self._is_interrupted = True
-            before = list(Path(self.dirpath).glob("*-batch=*.ckpt"))
-            name = f"epoch={trainer.current_epoch}-batch={loop.batch_progress.current.completed}.ckpt"
-            trainer.save_checkpoint(Path(self.dirpath, name))
-            for path in before:
-                if path.name != name:
-                    path.unlink()
-            if self._copy is not None:
-                self._copy()
+        is_lost = (
+            loop._should_accumulate() or trainer.world_size > 1 or (len(lengths) > 1 and None in lengths)
+        )
+        if is_lost or not hasattr(trainer.fit_loop, "restarted_mid_epoch"):
+            return
+        self._is_interrupted = True
+        before = set(Path(self.dirpath).glob("*-batch=*.ckpt"))
+        batch = loop.batch_progress.current.completed
+        fresh = Path(self.dirpath, f"epoch={trainer.current_epoch}-batch={batch}.ckpt")
+        trainer.save_checkpoint(fresh)
+        for path in before - {fresh}:
+            path.unlink()
+        if self._copy is not None:
+            self._copy()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -111,7 +111,7 @@ def evaluator_of(
     evaluator = build_evaluator(
         command.evaluator, data=data, network=network, epochs=epochs, batch_size=size,
         learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, seed=seed,
-        optimizer=settings.optimizer, precision=settings.precision, trainer=json.loads(settings.trainer),
+        **_passed_on(settings),
     )  # fmt: skip
     write_into(output, evaluator.trainer)
     evaluator.trainer.loggers = [*evaluator.trainer.loggers, *loggers_of(command.loggers, output)]
@@ -176,11 +176,12 @@ def build_evaluator(
         learning_rate=arguments["learning_rate"],
         weight_decay=arguments["weight_decay"],
     )
-    module.recipe = arguments.get("optimizer", module.recipe)
+    arguments = {**_passed_on(ExperimentSettings()), **arguments}
+    module.recipe = arguments["optimizer"]
     flags = {
         "accelerator": "auto", "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0,
-        **arguments.get("trainer", {}),
-        "max_epochs": arguments["epochs"], "precision": arguments.get("precision"), "devices": 1, "logger": False,
+        **arguments["trainer"],
+        "max_epochs": arguments["epochs"], "precision": arguments["precision"], "devices": 1, "logger": False,
         "enable_checkpointing": False,
     }  # fmt: skip
     check_flags(flags)
@@ -201,6 +202,15 @@ def check_flags(flags: Iterable[str]) -> None:
             raise UsageError(f"trainer: Lightning's Trainer has no flag {flag!r}{nearest(flag, known)}")
 
 
+def _passed_on(settings: ExperimentSettings) -> dict[str, Any]:
+    """The settings of optimiser and Trainer, as an evaluator gets them."""
+    return {
+        "optimizer": settings.optimizer,
+        "precision": settings.precision,
+        "trainer": json.loads(settings.trainer),
+    }
+
+
 def _heeded(evaluator: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments of an evaluator of a person's own: those for optimiser and Trainer only where it needs them.
 
@@ -212,7 +222,7 @@ def _heeded(evaluator: str, arguments: dict[str, Any]) -> dict[str, Any]:
         return arguments  # which is told when it is called
     parameters = inspect.signature(function).parameters
     takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-    for name, default in (("optimizer", "adamw"), ("precision", "32-true"), ("trainer", {})):
+    for name, default in _passed_on(ExperimentSettings()).items():
         is_set = arguments.get(name, default) != default
         if is_set and not takes_all and name not in parameters:
             raise UsageError(

@@ -110,18 +110,15 @@ def run_export(task: Task, command: TrialCommand, manager: Manager, output: Path
 
     def page() -> None:
         # A copy: records keep what they have read, and the second page is to show the neighbours.
-        extra(
-            [],
-            "the report could not be written",
-            lambda: write_report(replace(records), Path.cwd() / REPORT_FOLDER / records.id),
-        )
+        folder = Path.cwd() / REPORT_FOLDER / records.id
+        extra([], "the report could not be written", write_report, replace(records), folder)
 
     if records.plan.settings.stability == "none":
         page()
         return
     keep_stability_on_test_part(records, output)
     page()  # before the neighbours, which take a while: a report is there whatever happens to them
-    extra([], "the neighbours are not known", lambda: keep_neighbours(records, output))
+    extra([], "the neighbours are not known", keep_neighbours, records, output)
     page()
 
 

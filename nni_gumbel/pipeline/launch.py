@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> int:
             else:
                 from nni_gumbel.pipeline.trial import RUNS  # imports torch
 
-                RUNS[task.stage](task, command, manager, output)
+                RUNS[task.stage](task, command, manager, output, artifacts)
             if artifacts is not None:
                 kept = (TENSORBOARD, EXPORT_FOLDER, *(each.FILE for each in (Sampled, Stability, Neighbours)))
                 artifacts.put_output(output, *kept)

@@ -189,9 +189,16 @@ def plan_of(experiment: Mapping[str, Any]) -> Plan:
     Raises:
         UsageError: its settings or its search space are wrong.
     """
-    params = experiment["params"]
-    settings = ExperimentSettings.from_flat((params.get("tuner") or {}).get("classArgs"))
-    return Plan.of(settings, params.get("searchSpace"))
+    return Plan.of(experiment_settings(experiment), experiment["params"].get("searchSpace"))
+
+
+def experiment_settings(experiment: Mapping[str, Any]) -> ExperimentSettings:
+    """The settings of an experiment's profile, without those that its search space varies.
+
+    Raises:
+        UsageError: one is wrong.
+    """
+    return ExperimentSettings.from_flat((experiment["params"].get("tuner") or {}).get("classArgs"))
 
 
 def check_tuner(experiment: Mapping[str, Any]) -> None:

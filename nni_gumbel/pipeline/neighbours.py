@@ -16,7 +16,8 @@ from nni_gumbel.pipeline.records import Records
 from nni_gumbel.pipeline.reporting import our_reports_only, validation_metric
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import BUNDLE
-from nni_gumbel.results.bundle import WEIGHTS, load_with_example
+from nni_gumbel.pipeline.trial import exported_evaluator
+from nni_gumbel.results.bundle import WEIGHTS
 from nni_gumbel.results.neighbours import Neighbour, Neighbours, neighbours_of, take_weights
 from nni_gumbel.results.perturbation import count_examples
 from nni_gumbel.results.pruning import prune
@@ -37,18 +38,14 @@ def keep_neighbours(records: Records, output: Path) -> None:
         output: the export trial's output directory.
     """
     chosen, run, metric = records.choice.network, records.choice.run, records.metric
-    settings, retrained = (
-        ExperimentSettings.from_flat(chosen.settings),
-        records.plan.settings.stability == "full",
-    )
-    bundle = records.outputs / run.trial_id / BUNDLE
-    network, example = load_with_example(bundle)
-    weights, space = load_file(bundle / WEIGHTS), records.command.reference.build()
+    settings = ExperimentSettings.from_flat(chosen.settings)
+    retrained = records.plan.settings.stability == "full"
+    weights = load_file(records.outputs / run.trial_id / BUNDLE / WEIGHTS)
+    space = records.command.reference.build()
     architecture, found = sample_of(space, chosen.architecture), []
     command = replace(records.command, loggers=())  # a person's loggers show the trials of the plan
     with our_reports_only():
-        evaluator = evaluator_of(command, network, settings, settings.train_epochs, run.seed, output)
-        evaluator.module.set_model(network)
+        evaluator, example = exported_evaluator(records, output)
         batches = some_examples(evaluator, "cheap")
         value = run.validation if retrained else score_on(evaluator, metric, batches)
         examples = validation_size(evaluator) if retrained else count_examples(batches)

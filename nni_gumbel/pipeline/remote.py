@@ -46,9 +46,14 @@ from nni_gumbel.pipeline.machine import (
     version_findings,
     visible_gpus,
 )
-from nni_gumbel.pipeline.manager import check_params, is_remote, plan_of, trial_command_of
+from nni_gumbel.pipeline.manager import (
+    check_params,
+    experiment_settings,
+    is_remote,
+    plan_of,
+    trial_command_of,
+)
 from nni_gumbel.pipeline.records import FETCHED, Records
-from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import BUNDLE, Trial
 from nni_gumbel.results.bundle import ARCHITECTURE, check_bundle
 from nni_gumbel.results.space import canonical
@@ -85,8 +90,7 @@ class Artifacts:
             UsageError: this machine cannot write there.
         """
         # Not the plan's: NNI keeps a search space that somebody has changed meanwhile, and no plan can be made of it.
-        given = experiment["params"]["tuner"].get("classArgs") or {}
-        url = ExperimentSettings.from_flat(given).artifacts
+        url = experiment_settings(experiment).artifacts
         return None if url is None else cls.at(url, experiment["id"])
 
     @classmethod

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from nni_gumbel.pipeline.reporting import Metrics, Progress, our_reports_only, v
 from nni_gumbel.pipeline.sampling import SampledNetworks
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import BUNDLE, RANDOM, SEARCH, TENSORBOARD, TRAIN, Task
-from nni_gumbel.results.bundle import load, write_bundle
+from nni_gumbel.results.bundle import load_with_example, write_bundle
 from nni_gumbel.results.choice import EQUAL_SIZE
 from nni_gumbel.results.example import Example
 from nni_gumbel.results.pruning import prune
@@ -57,7 +57,9 @@ LATENCY_TABLE = "latency-table.json"
 logger = logging.getLogger(__name__)
 
 
-def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path) -> None:
+def run_search(
+    task: Task, command: TrialCommand, manager: Manager, output: Path, artifacts: Artifacts | None = None
+) -> None:
     """Search the space once and report the network found."""
     settings = ExperimentSettings.from_flat(task.settings)
     pl.seed_everything(task.seed)
@@ -83,7 +85,6 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
     progress = Progress(settings.metric, output / TENSORBOARD, of_search=True)
     sampled = SampledNetworks(supernet, task.seed)
     evaluator.trainer.callbacks += [rehearsal, progress, sampled]
-    artifacts = Artifacts.of(manager.experiment())
     with our_reports_only(), resumable(evaluator, _checkpoints(task, output), artifacts):
         evaluator.evaluate(supernet)
         architecture = evaluator.module.export()
@@ -99,10 +100,12 @@ def run_search(task: Task, command: TrialCommand, manager: Manager, output: Path
                 **costs.used_by(architecture),
             )
         )
-        extra([], "the sampled networks are not kept", lambda: sampled.write(evaluator.module, output))
+        extra([], "the sampled networks are not kept", sampled.write, evaluator.module, output)
 
 
-def run_training(task: Task, command: TrialCommand, manager: Manager, output: Path) -> None:
+def run_training(
+    task: Task, command: TrialCommand, manager: Manager, output: Path, artifacts: Artifacts | None = None
+) -> None:
     """Train one network from scratch, write its bundle, report what it reaches.
 
     The network was found by a search, or is drawn here at random, of the size asked for.
@@ -124,8 +127,7 @@ def run_training(task: Task, command: TrialCommand, manager: Manager, output: Pa
         also["own_cost"] = own_cost_of(own, sample, partial(network_of, space))
     evaluator = evaluator_of(command, network, settings, settings.train_epochs, task.seed, output)
     evaluator.trainer.callbacks.append(Progress(settings.metric, output / TENSORBOARD))
-    experiment = manager.experiment()
-    plan, artifacts = plan_of(experiment), Artifacts.of(experiment)
+    plan = plan_of(manager.experiment())
     with our_reports_only(), resumable(evaluator, _checkpoints(task, output), artifacts):
         # NNI keeps the first final metric of a trial and no other. It waits for the extras, none of which can fail; the
         # report of the last epoch has told the metric before them.
@@ -267,17 +269,27 @@ def keep_stability_on_test_part(records: Records, output: Path) -> None:
         records: of the experiment.
         output: the export trial's output directory.
     """
-    chosen, run = records.choice.network, records.choice.run
-
-    def evaluator() -> Lightning:
-        settings = ExperimentSettings.from_flat(chosen.settings)
-        network = load(records.outputs / run.trial_id / BUNDLE)
-        found = evaluator_of(records.command, network, settings, settings.train_epochs, run.seed, output)
-        found.module.set_model(network)
-        return found
-
     with our_reports_only():
-        keep_stability(output, records.plan.settings, evaluator, on_test_part=True)
+        keep_stability(
+            output, records.plan.settings, lambda: exported_evaluator(records, output)[0], on_test_part=True
+        )
+
+
+def exported_evaluator(records: Records, output: Path) -> tuple[Lightning, Example]:
+    """The evaluator of the network that is exported, with its weights, and an example of its inputs.
+
+    A person's loggers are not told of what it does.
+
+    Args:
+        records: of the experiment.
+        output: the export trial's output directory.
+    """
+    run, settings = records.choice.run, ExperimentSettings.from_flat(records.choice.network.settings)
+    network, example = load_with_example(records.outputs / run.trial_id / BUNDLE)
+    command = replace(records.command, loggers=())
+    evaluator = evaluator_of(command, network, settings, settings.train_epochs, run.seed, output)
+    evaluator.module.set_model(network)
+    return evaluator, example
 
 
 def _checkpoints(task: Task, output: Path) -> Path:
