@@ -223,7 +223,7 @@ def sha256_of(path: Path) -> str:
 def _in_place_of(path: str | Path) -> Iterator[Path]:
     """A hidden folder to be filled, which then takes the place of a bundle or of nothing."""
     folder = Path(path).absolute()
-    if folder.exists() and not (folder / FACTS).is_file():
+    if not _may_be_replaced(folder):
         raise UsageError(
             f"path: {str(folder)!r} exists and is no bundle; it is not replaced, give another folder"
         )
@@ -238,6 +238,23 @@ def _in_place_of(path: str | Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _may_be_replaced(folder: Path) -> bool:
+    """Whether a path is a bundle or nothing. A folder that another writer replaces meanwhile is looked at again."""
+
+    def identity() -> tuple[int, int] | None:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            found = folder.stat()
+            return found.st_ino, found.st_ctime_ns
+        return None
+
+    while (seen := identity()) is not None:
+        if (folder / FACTS).is_file():
+            return True
+        if identity() == seen:
+            return False
+    return True
 
 
 def _take_place(fresh: Path, folder: Path) -> None:
