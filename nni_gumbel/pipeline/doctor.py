@@ -21,6 +21,7 @@ import yaml
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.names import ignore_what_nni_wonders_about, inside
+from nni_gumbel.pipeline.hosts import host_findings
 from nni_gumbel.pipeline.machine import (
     FAIL,
     OK,
@@ -41,7 +42,6 @@ from nni_gumbel.pipeline.manager import (
     plan_of,
     trial_command_of,
 )
-from nni_gumbel.pipeline.remote import host_findings
 from nni_gumbel.search.settings import without_effect
 
 

@@ -33,7 +33,7 @@ from nni_gumbel.pipeline.manager import (
     manager_process,
     receive_plain_json,
 )
-from nni_gumbel.pipeline.remote import Artifacts
+from nni_gumbel.pipeline.remote import Artifacts, StoreUnreachable
 from nni_gumbel.pipeline.task import EXPORT, EXPORT_FOLDER, TENSORBOARD, Task
 from nni_gumbel.results.agreement import Sampled
 from nni_gumbel.results.neighbours import Neighbours
@@ -104,7 +104,7 @@ def _would_come_again(error: BaseException | None) -> bool:
     What is missing on one host, a file or a package, may be there on the next.
     """
     while error is not None:
-        of_the_machine = isinstance(error, (OSError, MemoryError, ManagerUnreachable))
+        of_the_machine = isinstance(error, (OSError, MemoryError, ManagerUnreachable, StoreUnreachable))
         of_the_machine |= type(error).__name__ == "OutOfMemoryError"  # torch's, which is not imported here
         is_missing = isinstance(error, (FileNotFoundError, ImportError))
         if is_missing and _is_on_another_host() or of_the_machine and not is_missing:
