@@ -23,7 +23,7 @@ from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import BUNDLE, EXPORT_FOLDER, REPORT_FOLDER, Task
 from nni_gumbel.results import front
 from nni_gumbel.results.bundle import copy_bundle
-from nni_gumbel.results.choice import Choice, Network
+from nni_gumbel.results.choice import Choice, Network, TrainedRun
 from nni_gumbel.results.report import export_readme
 from nni_gumbel.results.stability import Stability
 
@@ -137,17 +137,35 @@ def export_of(experiment: str | Path | None, folder: str | Path | None = None, w
     records = Records.of(experiment)
     unknown = bring_stability(records)
     choice = wished(records, wish)
-    for where in bring(records, records.trainings_of(choice.run), BUNDLE).values():
-        raise UsageError(
-            f"the weights of {choice.network.name} are in {where}; export again when they can be read, or give another "
-            "--network or --trial"
-        )
+    choice = _with_weights(records, choice, [choice.run] if wish.trial else records.runs_of(choice))
     named = f"-{wish.trial or choice.network.name}" if wish != Wish() else ""
     folder = Path(folder or Path(EXPORT_FOLDER) / f"{records.id}{named}").expanduser().absolute()
     # Without the module of the space the network cannot be rebuilt: the bundle then comes without programs.
     with TemporaryDirectory() as work, records.in_code_directory():
         done = export(records, choice, (folder,), Path(work))
     return replace(done, warnings=done.warnings + unknown)
+
+
+def _with_weights(records: Records, choice: Choice, runs: Sequence[TrainedRun]) -> Choice:
+    """The choice with the first of some trainings whose weights are here or can be brought.
+
+    Raises:
+        UsageError: there is none.
+    """
+    lost: list[str] = []
+    for run in runs:
+        unknown = bring(records, records.trainings_of(run), BUNDLE)
+        if unknown:
+            lost += unknown.values()
+        elif lost:
+            told = f"The weights are of seed {run.seed}; those of seed {choice.run.seed} cannot be read: {lost[0]}."
+            return replace(choice, run=run, reason=f"{choice.reason} {told}")
+        else:
+            return choice
+    raise UsageError(
+        f"the weights of {choice.network.name} are in {lost[0]}; export again when they can be read, or give another "
+        "--network or --trial"
+    )
 
 
 def wished(records: Records, wish: Wish) -> Choice:

@@ -217,11 +217,16 @@ class Records:
         """
         settings = self.plan.settings
         choice = choose(networks, self.metric, settings.optimize_mode, self.priced, settings.choice_rule)
-        runs = [run for run in choice.network.runs if (self.outputs / run.trial_id / BUNDLE).is_dir()]
-        if choice.run in runs or not runs or is_remote(self.profile["params"]):
+        if is_remote(self.profile["params"]):
             return choice
-        sign = 1 if settings.optimize_mode == "maximize" else -1
-        return replace(choice, run=max(runs, key=lambda run: (sign * run.validation, -run.seed)))
+        there = (run for run in self.runs_of(choice) if (self.outputs / run.trial_id / BUNDLE).is_dir())
+        return replace(choice, run=next(there, choice.run))
+
+    def runs_of(self, choice: Choice) -> list[TrainedRun]:
+        """The trainings of the chosen network: the chosen one, and the others behind it, best first."""
+        sign = 1 if self.plan.settings.optimize_mode == "maximize" else -1
+        others = (run for run in choice.network.runs if run != choice.run)
+        return [choice.run, *sorted(others, key=lambda run: (-sign * run.validation, run.seed))]
 
     @property
     def front(self) -> Front:

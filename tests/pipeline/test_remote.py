@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,12 @@ from test_trial import COMMAND, before_the_export
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.pipeline import launch
-from nni_gumbel.pipeline.export import export_of, run_export
+from nni_gumbel.pipeline.export import Wish, export_of, run_export
+from nni_gumbel.pipeline.hosts import host_findings
 from nni_gumbel.pipeline.machine import FAIL, OK
 from nni_gumbel.pipeline.manager import Manager, check_params
 from nni_gumbel.pipeline.records import Records
-from nni_gumbel.pipeline.remote import bring, host_findings
+from nni_gumbel.pipeline.remote import Artifacts, StoreUnreachable, bring
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.start import _SCRIPT, _hosts
 from nni_gumbel.results.bundle import check_bundle, load
@@ -125,6 +127,23 @@ def test_a_host_that_is_gone_is_one_line_with_host_and_path(elsewhere, host, mon
     assert "\n" not in line
 
 
+def test_of_a_network_whose_best_bundle_is_lost_the_next_best_seed_is_exported_which_is_told(
+    elsewhere, host, monkeypatch, folder
+):
+    records, _, _ = elsewhere
+    best, there = bundle_of(records, host)
+    shutil.rmtree(there)
+    monkeypatch.setattr(Records, "of", lambda _: records)
+    monkeypatch.setattr(Records, "in_code_directory", lambda _: nullcontext())
+    done = export_of("EXP", folder / "exported")
+    (other,) = (run for run in records.choice.network.runs if run.trial_id != best.id)
+    assert done.choice.run == other
+    line = f"those of seed {best.task.seed} cannot be read: localhost:~/{PLACE}/{best.id}/bundle"
+    assert line in (folder / "exported" / "README.md").read_text()
+    with pytest.raises(UsageError, match="weights"):
+        export_of("EXP", folder / "named", Wish(trial=best.id))
+
+
 def test_what_all_hosts_see_needs_no_login(elsewhere, host, tmp_path):
     records, manager, _ = elsewhere
     trial, there = bundle_of(records, host)
@@ -174,6 +193,18 @@ def test_what_is_missing_on_one_host_is_tried_on_another(monkeypatch, tmp_path, 
     with pytest.raises(UsageError) as caught:
         read_parts(f"npz:{tmp_path / 'missing.npz'}", ".")
     assert launch._would_come_again(caught.value) is again
+
+
+def test_a_store_that_fails_is_tried_again_and_one_that_cannot_be_is_not():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"sftp://nobody:secret@127.0.0.1:{server.getsockname()[1]}/kept"
+        threading.Thread(target=lambda: server.accept()[0].close(), daemon=True).start()
+        with pytest.raises(StoreUnreachable, match="artifacts: 'sftp:.*SSHException") as caught:
+            Artifacts.at(url, "EXP")
+    assert not launch._would_come_again(caught.value)
+    with pytest.raises(UsageError, match="artifacts: 'unknown:") as caught:
+        Artifacts.at("unknown://kept", "EXP")
+    assert launch._would_come_again(caught.value)
 
 
 # Who reaches the manager
