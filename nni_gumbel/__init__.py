@@ -2,6 +2,7 @@
 
 - :class:`GumbelSearch`: the search as a strategy of NNI's ``NasExperiment``.
 - :func:`relax`: the same for a training loop of your own; it returns the space's :class:`Distribution`.
+- :func:`private_portal`: NNI's portal for this machine alone, where Python starts it.
 - :func:`load`: an exported network.
 - ``results``: the trials of an experiment as a table, see :func:`nni_gumbel.pipeline.records.results`.
 - :func:`assert_supernet_equals_frozen`: the check of a space, before a search.
@@ -20,6 +21,7 @@ _HOME = {
     "GumbelSearch": "nni_gumbel.search.strategy",
     "relax": "nni_gumbel.supernet.mutation",
     "Distribution": "nni_gumbel.supernet.distribution",
+    "private_portal": "nni_gumbel.pipeline.start",
     "load": "nni_gumbel.results.bundle",
     "assert_supernet_equals_frozen": "nni_gumbel.testing",
     "UsageError": "nni_gumbel.errors",

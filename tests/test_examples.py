@@ -1,13 +1,18 @@
 """The examples are complete and run; the experiments in YAML have nothing that the doctor would mend."""
 
 import csv
+import json
+import re
 import runpy
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
+from real_experiments import free_port
 
 from nni_gumbel.pipeline.doctor import config_findings, read_config
 from nni_gumbel.pipeline.machine import FAIL
@@ -88,6 +93,30 @@ def test_an_example_runs(name, words, tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert all(word in run.stdout for word in words)
+
+
+@pytest.mark.slow
+def test_a_search_from_python_and_the_training_of_what_it_finds_are_trials_of_nnis_manager(nni_environment):
+    words = ("examples/python_portal.py", "--epochs", "1", "--port", free_port())
+    run = subprocess.run(
+        [sys.executable, *map(str, words)], capture_output=True, text=True, cwd=ROOT, stdin=subprocess.DEVNULL,
+        env={**nni_environment, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    name = re.search(r"Experiment ID: \S*?(\w{8})\b", run.stdout + run.stderr).group(1)
+    file = Path(nni_environment["HOME"], "nni-experiments", name, "db", "nni.sqlite")
+    with closing(sqlite3.connect(file)) as database:
+        ends = database.execute("select trialJobId from TrialJobEvent where event = 'SUCCEEDED'").fetchall()
+        told = database.execute("select trialJobId, type, data from MetricData order by rowid").fetchall()
+    (search,), (training,) = ends
+    reports = {(trial, kind): json.loads(json.loads(data)) for trial, kind, data in told}
+    assert reports[search, "PERIODICAL"].keys() == reports[search, "FINAL"].keys() - {"networks"}
+    assert "temperature" in reports[search, "PERIODICAL"]
+    found = json.loads(reports[search, "FINAL"]["networks"])[0]
+    assert all(
+        re.search(rf"{label} +{re.escape(str(value))}\n", run.stdout) for label, value in found.items()
+    )
+    assert f"validation accuracy {reports[training, 'FINAL']:.4f}" in run.stdout
 
 
 @pytest.mark.slow

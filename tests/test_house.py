@@ -31,7 +31,7 @@ def test_the_style_is_ruffs(command):
 def test_the_public_names_are_what_people_call_and_the_error_that_they_catch():
     assert set(nni_gumbel.__all__) == {
         "__version__", "GumbelSearch", "relax", "Distribution", "load", "results", "assert_supernet_equals_frozen",
-        "UsageError",
+        "UsageError", "private_portal",
     }  # fmt: skip
 
 

@@ -94,15 +94,12 @@ def nnictl(words: Sequence[str]) -> int:
     """
     params = _params(words)
     hosts = _hosts(params) if params is not None else None
-    script = str(_SCRIPT).replace("\\", r"\\").replace('"', r"\"")
-    options = f'{os.environ.get("NODE_OPTIONS", "")} --require "{script}"'.strip()
     # The one of this environment, whatever the shell finds first, and without modules of the working directory.
-    # It gives a manager 3 s to start, which a busy machine exceeds: it tries as often as the first number says.
     program = (
-        "import sys; sys.path.pop(0); from nni.experiment.launcher import _check_rest_server as check; "
-        "check.__defaults__ = (20, None); from nni.tools.nnictl.nnictl import parse_args; parse_args()"
+        "import sys; sys.path.pop(0); from nni_gumbel.pipeline.start import private_portal; private_portal(); "
+        "from nni.tools.nnictl.nnictl import parse_args; parse_args()"
     )
-    environment = {**os.environ, "NODE_OPTIONS": options, "NNI_GUMBEL_HOSTS": json.dumps(hosts)}
+    environment = {**os.environ, "NNI_GUMBEL_HOSTS": json.dumps(hosts)}
     running = subprocess.Popen([sys.executable, "-c", program, *words], env=environment)
     # Ctrl-C reaches `nnictl`, too, which ends a manager in the foreground.
     own = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -110,6 +107,20 @@ def nnictl(words: Sequence[str]) -> int:
         return running.wait()
     finally:
         signal.signal(signal.SIGINT, own)
+
+
+def private_portal() -> None:
+    """Let the managers that this process starts listen on the loopback interface alone: NNI's portal has no login.
+
+    Before ``NasExperiment.run``. They also get 20 s to start, of which NNI gives them 3, too few on a busy machine.
+    """
+    from nni.experiment import launcher
+
+    script = str(_SCRIPT).replace("\\", r"\\").replace('"', r"\"")
+    option, given = f'--require "{script}"', os.environ.get("NODE_OPTIONS", "")
+    if option not in given:
+        os.environ["NODE_OPTIONS"] = f"{given} {option}".strip()
+    launcher._check_rest_server.__defaults__ = (20, None)
 
 
 def _params(words: Sequence[str]) -> Mapping[str, Any] | None:

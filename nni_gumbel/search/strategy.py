@@ -2,7 +2,8 @@
 
 A drop-in for NNI's ``DARTS`` and ``GumbelDARTS``: ``NasExperiment(space, evaluator,
 GumbelSearch()).run()``. It subclasses ``DARTS`` because NNI's hub asks for that class; how NNI runs a one-shot
-strategy is inherited, and nothing of how DARTS searches.
+strategy is inherited, and nothing of how DARTS searches. With NNI's training service, which theirs do not take, it
+searches in a trial; see :mod:`~nni_gumbel.search.trials`.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import nni.nas.strategy  # noqa: F401  (first of all of NNI: see nni_gumbel.supernet)
 from nni.nas.evaluator.pytorch import Lightning, LightningModule
+from nni.nas.execution import SequentialExecutionEngine, TrainingServiceExecutionEngine
 from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.oneshot.pytorch.profiler import ExpectationProfilerPenalty
 from nni.nas.oneshot.pytorch.strategy import MutationHook
-from nni.nas.space import RawFormatModelSpace
+from nni.nas.space import ExecutableModelSpace, RawFormatModelSpace, SimplifiedModelSpace
 from nni.nas.strategy import DARTS
-from torch import nn
+from torch import initial_seed, nn
 
 from nni_gumbel.complexity.budget import ranked_within
 from nni_gumbel.copies import copied
@@ -31,6 +33,7 @@ from nni_gumbel.search.module import GumbelSearchModule
 from nni_gumbel.search.nni_arguments import Penalty, describe_penalty, settings_of
 from nni_gumbel.search.settings import SearchSettings, without_effect
 from nni_gumbel.search.steps import dropout_rates
+from nni_gumbel.search.trials import StageTrial, run_stages
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.mutation import relax
 
@@ -70,6 +73,10 @@ class GumbelSearch(DARTS):
     ) -> None:
         if not isinstance(mutation_hooks, (list, tuple, type(None))):
             raise UsageError(f"mutation_hooks: {mutation_hooks!r} is no list; give a list of hooks")
+        parts = {"mutation_hooks": mutation_hooks, "penalty": penalty, "latency_table": latency_table}
+        # For a trial that is to search likewise.
+        self._arguments = {name: value for name, value in parts.items() if value is not None}
+        self._arguments |= {"cost": cost, **settings}
         description = describe_penalty(penalty)
         self._own_cost = cost if callable(cost) else None
         if self._own_cost is None:
@@ -87,6 +94,8 @@ class GumbelSearch(DARTS):
         self._distribution: Distribution | None = None  # until `mutate_model`, as the next two
         self._costs: SearchCosts | None = None
         self._penalty: Penalty | None = None
+        self._search_trial: StageTrial | None = None  # with a training service, as the next one
+        self._trainings: list[StageTrial] = []
 
     @property
     def distribution(self) -> Distribution:
@@ -135,6 +144,33 @@ class GumbelSearch(DARTS):
         """Wrap the evaluator for the search; see :func:`~nni_gumbel.search.data.take_over`."""
         return take_over(evaluator, self.configure_oneshot_module, self.settings.validation_fraction)
 
+    # -- with NNI's training service -------------------------------------------------------------
+
+    def _initialize(
+        self,
+        model_space: ExecutableModelSpace,
+        engine: SequentialExecutionEngine | TrainingServiceExecutionEngine,
+    ) -> ExecutableModelSpace:
+        if not isinstance(engine, TrainingServiceExecutionEngine):
+            return super()._initialize(model_space, engine)
+        if not isinstance(model_space, SimplifiedModelSpace):
+            raise UsageError(
+                f"model_format: {type(model_space).__name__} cannot be sent to a trial; give "
+                "NasExperimentConfig('ts', 'simplified', 'local')"
+            )
+        seed, strategy = initial_seed() % 2**32, (type(self), self._arguments)
+        search = StageTrial(model_space.model, model_space.evaluator, seed, strategy=strategy)
+        # A mistake is told before there is a trial.
+        type(self)(**self._arguments).mutate_model(search.space())
+        self._search_trial = search
+        return search
+
+    def _run(self) -> None:
+        if self._search_trial is None:
+            super()._run()
+        else:
+            self._trainings = run_stages(self._search_trial, self.engine)
+
     # -- resuming --------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -159,6 +195,8 @@ class GumbelSearch(DARTS):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Let the next ``run`` go on at the last checkpoint that a state leads to, if there is one."""
+        if self._search_trial is not None:
+            return  # the experiment knows its trials
         if self._mutated_model_space is None:
             raise RuntimeError("the strategy has nothing to resume before initialize()")
         evaluator = self._mutated_model_space.evaluator
@@ -177,12 +215,15 @@ class GumbelSearch(DARTS):
 
     # -- after it --------------------------------------------------------------------------------
 
-    def list_models(self, sort: bool = True, limit: int | None = 1) -> Iterator[RawFormatModelSpace]:
+    def list_models(
+        self, sort: bool = True, limit: int | None = 1
+    ) -> Iterator[RawFormatModelSpace] | Iterator[StageTrial]:
         """Distinct networks within the budgets: those that were trained alone, or else the one that is found, first.
 
         The best is the first of them, and all others follow in the order of their probability. Networks that differ in
         labels alone that they do not use are the same network. Each is found when it is asked for, so ``limit=None``
-        is an iterator over the whole space.
+        is an iterator over the whole space. With a training service they are those that were trained, or were to be:
+        ``metric`` is what that reached, and ``executable_model()`` has new weights.
 
         Args:
             sort: has no effect: the best are always first.
@@ -194,6 +235,9 @@ class GumbelSearch(DARTS):
         """
         if limit is not None and limit < 1:
             raise UsageError(f"limit: {limit} is no number of networks; give at least 1, or None for all")
+        if self._search_trial is not None:
+            yield from self._trainings[:limit]
+            return
         networks, module = _Networks(self.supernet, self.model_space.evaluator), self.oneshot_module
         first = module.finalists() or [module.export()]
         ranked = ranked_within(self.supernet, self.distribution, self._costs.limits)
