@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -29,6 +30,7 @@ from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.checkpoints import CHECKPOINTS, resumable
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.evaluator import (
+    Classification,
     evaluator_of,
     measure_stability_of,
     result_on_test_part,
@@ -213,9 +215,13 @@ def train(
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hook.remove()
         called_with.append(Example(args, kwargs).map(Tensor.detach).first(EXAMPLES))
+        # Our own steps know no layout of memory; those of another evaluator may.
+        if isinstance(evaluator.module, Classification) and _runs_by_channels_last(network, called_with[0]):
+            network.to(memory_format=torch.channels_last)
 
     hook = network.register_forward_pre_hook(keep, with_kwargs=True)
     evaluator.evaluate(network)
+    network.to(memory_format=torch.contiguous_format)  # latencies are compared with tables of such layers
     metric = settings["metric"]
     validation = validation_metric(evaluator.trainer, metric)
     if not called_with:
@@ -237,6 +243,20 @@ def train(
     extra(warnings, "the weights could not be written", write_bundle, *bundle)
     test = extra(warnings, "the test result is not known", result_on_test_part, evaluator, metric)
     return Trained(validation, test, pruned, sizes, example, warnings)
+
+
+def _runs_by_channels_last(network: nn.Module, example: Example) -> bool:
+    """Whether a network takes images channel by channel, which makes a step on a CPU a third shorter.
+
+    One that asks for the usual layout (a ``view`` of a feature map) does not.
+    """
+    tried = copy.deepcopy(network).eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            example(tried.to(memory_format=torch.channels_last))
+    except RuntimeError:
+        return False
+    return True
 
 
 def keep_stability(
