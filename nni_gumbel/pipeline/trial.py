@@ -19,6 +19,7 @@ from filelock import FileLock
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from nni_gumbel.complexity.baseline import random_network
 from nni_gumbel.complexity.flops import count_flops
@@ -245,16 +246,27 @@ def train(
     return Trained(validation, test, pruned, sizes, example, warnings)
 
 
-def _runs_by_channels_last(network: nn.Module, example: Example) -> bool:
-    """Whether a network takes images channel by channel, which makes a step on a CPU a third shorter.
+class _View(RuntimeError):
+    """A ``view`` was asked for."""
 
-    One that asks for the usual layout (a ``view`` of a feature map) does not.
-    """
-    tried = copy.deepcopy(network).eval()
+
+class _NoViews(TorchFunctionMode):
+    """Refuses ``view``, which fails on a tensor that lies in memory in another order."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.view, Tensor.view_as):
+            raise _View
+        return func(*args, **(kwargs or {}))
+
+
+def _runs_by_channels_last(network: nn.Module, example: Example) -> bool:
+    """Whether a network takes images channel by channel, which makes a step on a CPU a quarter shorter."""
+    if any(weight.dim() == 5 for weight in network.parameters()):
+        return False
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            example(tried.to(memory_format=torch.channels_last))
-    except RuntimeError:
+        with _NoViews(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            example(copy.deepcopy(network).eval())
+    except _View:
         return False
     return True
 
