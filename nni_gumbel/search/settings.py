@@ -28,7 +28,7 @@ from nni_gumbel.settings import Settings, setting
 
 Schedule = Literal["constant", "linear", "exponential", "cosine"]
 # Those of relaxation.estimators, and the noise-free probabilities themselves.
-Estimator = Literal["soft", "straight-through", "straight-through-gumbel", "probabilities"]
+Estimator = Literal["soft", "straight-through-gumbel", "probabilities"]
 ESTIMATORS = get_args(Estimator)
 PRIORS = ("uniform", "cost")
 _ENDS = ("temperature_start", "temperature_end")

@@ -103,8 +103,11 @@ def test_halves_have_no_image_in_common_and_epochs_may_be_shorter(tmp_path):
 
 
 def test_a_strategy_is_read_with_its_settings():
-    named = strategies.parse("default:cost_weight=0,estimator=straight-through")
-    assert (named.name, named.settings) == ("default", {"cost_weight": 0, "estimator": "straight-through"})
+    named = strategies.parse("default:cost_weight=0,estimator=straight-through-gumbel")
+    assert (named.name, named.settings) == (
+        "default",
+        {"cost_weight": 0, "estimator": "straight-through-gumbel"},
+    )
     assert named.resolved()["cost_weight"] == 0
     assert strategies.parse("snas").resolved()["temperature_end"] == 0.33
 
