@@ -53,8 +53,7 @@ def settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
                 f"temperature: given together with {given[0]}, which says the same; give one of the two"
             )
         start, end = _ends(temperature)
-        schedule = "constant" if start == end else "linear"
-        settings |= zip(_TEMPERATURE_SETTINGS, (float(start), float(end), schedule))
+        settings |= zip(_TEMPERATURE_SETTINGS, (float(start), float(end), "linear"))
     return settings
 
 

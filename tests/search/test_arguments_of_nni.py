@@ -21,8 +21,8 @@ def temperatures(**arguments):
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
-        (0.5, (0.5, 0.5, "constant")),
-        (1, (1.0, 1.0, "constant")),
+        (0.5, (0.5, 0.5, "linear")),
+        (1, (1.0, 1.0, "linear")),
         ((1.0, 0.33), (1.0, 0.33, "linear")),
         ([2, 1], (2.0, 1.0, "linear")),
         ({"init": 1.0, "min": 0.33}, (1.0, 0.33, "linear")),
