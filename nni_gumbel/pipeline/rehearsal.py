@@ -15,11 +15,10 @@ from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor, nn
 
-from nni_gumbel.complexity.flops import in_eval
 from nni_gumbel.data import DOWNLOADED, build_data
 from nni_gumbel.errors import UsageError, first_line, user_code
 from nni_gumbel.pipeline.command import TrialCommand
-from nni_gumbel.results.example import Example
+from nni_gumbel.results.example import Example, in_eval
 from nni_gumbel.results.space import SpaceReference, network_of
 from nni_gumbel.search.costs import SearchCosts
 from nni_gumbel.search.diagnosis import first_culprit
