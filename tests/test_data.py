@@ -185,6 +185,14 @@ def test_facts_about_mnist5k():
     assert len(seen(data.val_dataloader())[1]) == 1000
 
 
+def test_grey_images_leave_the_layout_of_a_convolutions_outputs_as_it_usually_is(folder):
+    np.savez(folder / "grey.npz", **arrays(count=80))
+    data = built("npz:grey.npz", batch_size=8)
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        images, _ = next(iter(loader))
+        assert torch.nn.Conv2d(1, 3, 3)(images).is_contiguous()
+
+
 def test_structure_batches_are_the_validation_part_shuffled_and_not_augmented():
     data = built("mnist5k", batch_size=100)
     images, labels = seen(data.structure_dataloader())

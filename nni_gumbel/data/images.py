@@ -107,7 +107,9 @@ class _Batches(Dataset):
         augmentation: Augmentation | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        self._pixels, self._labels = torch.from_numpy(images.pixels), torch.from_numpy(images.labels)
+        # The strides of a single channel may be any, and from them a convolution tells the layout of its outputs.
+        self._pixels = torch.from_numpy(images.pixels).flatten().view(images.pixels.shape)
+        self._labels = torch.from_numpy(images.labels)
         self._mean, self._std = mean, std
         self._augmentation, self._generator = augmentation, generator
 

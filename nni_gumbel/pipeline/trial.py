@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from filelock import FileLock
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.nn.pytorch import ModelSpace
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from nni_gumbel.complexity.baseline import random_network
 from nni_gumbel.complexity.flops import count_flops
@@ -29,6 +31,7 @@ from nni_gumbel.errors import UsageError, first_line
 from nni_gumbel.pipeline.checkpoints import CHECKPOINTS, resumable
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.evaluator import (
+    Classification,
     evaluator_of,
     measure_stability_of,
     result_on_test_part,
@@ -213,9 +216,13 @@ def train(
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hook.remove()
         called_with.append(Example(args, kwargs).map(Tensor.detach).first(EXAMPLES))
+        # Our own steps know no layout of memory; those of another evaluator may.
+        if isinstance(evaluator.module, Classification) and _runs_by_channels_last(network, called_with[0]):
+            network.to(memory_format=torch.channels_last)
 
     hook = network.register_forward_pre_hook(keep, with_kwargs=True)
     evaluator.evaluate(network)
+    network.to(memory_format=torch.contiguous_format)  # latencies are compared with tables of such layers
     metric = settings["metric"]
     validation = validation_metric(evaluator.trainer, metric)
     if not called_with:
@@ -237,6 +244,31 @@ def train(
     extra(warnings, "the weights could not be written", write_bundle, *bundle)
     test = extra(warnings, "the test result is not known", result_on_test_part, evaluator, metric)
     return Trained(validation, test, pruned, sizes, example, warnings)
+
+
+class _View(RuntimeError):
+    """A ``view`` was asked for."""
+
+
+class _NoViews(TorchFunctionMode):
+    """Refuses ``view``, which fails on a tensor that lies in memory in another order."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.view, Tensor.view_as):
+            raise _View
+        return func(*args, **(kwargs or {}))
+
+
+def _runs_by_channels_last(network: nn.Module, example: Example) -> bool:
+    """Whether a network takes images channel by channel, which makes a step on a CPU a quarter shorter."""
+    if any(weight.dim() == 5 for weight in network.parameters()):
+        return False
+    try:
+        with _NoViews(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            example(copy.deepcopy(network).eval())
+    except _View:
+        return False
+    return True
 
 
 def keep_stability(

@@ -93,8 +93,13 @@ def traced(network: nn.Module, whole: tuple[type, ...] = ()) -> fx.Graph:
     """
     graph = fx.Graph()  # without the tracer's class, which a pickled network would look for
     leaves = {module: True for module in network.modules() if isinstance(module, whole)}
+    inner = {module: False for module in network.modules() if not _is_of_torch(module)}
     with torch.random.fork_rng([]):
-        graph.output(graph.graph_copy(_Tracer(leaves).both_modes(network), {}))
+        try:  # as a rule all of it can be traced, at once; a tracer takes long to begin
+            whole_graph = _Tracer(inner | leaves).both_modes(network)
+        except Exception:  # then what can be, module by module
+            whole_graph = _Tracer(leaves).both_modes(network)
+        graph.output(graph.graph_copy(whole_graph, {}))
     return graph
 
 

@@ -44,6 +44,24 @@ class Table(ModelSpace):
     def forward(self, categories, numbers):
         return self.head(self.layer(torch.cat([self.embedding(categories), numbers], 1)))
 
+class View(torch.nn.Module):
+    def forward(self, x):
+        return x.view(len(x), -1)
+
+class Images(ModelSpace):
+    are_contiguous = set()
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = torch.nn.Conv2d(1, 3, 3, padding=1), torch.nn.Linear(192, 2)
+        self.flat = LayerChoice({"flatten": torch.nn.Flatten(), "view": View()}, label="flat")
+
+    def forward(self, x):
+        x = self.conv(x)
+        if isinstance(x, torch.Tensor) and x.requires_grad:
+            Images.are_contiguous.add((type(self.flat).__name__, x.is_contiguous()))
+        return self.head(self.flat(x))
+
 class Rows(LightningDataModule):
     def __init__(self, kind):
         super().__init__()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -578,6 +579,14 @@ def test_a_network_with_several_inputs_is_searched_trained_and_given_back(folder
     network = load(output / "bundle")
     assert network(torch.zeros(2, dtype=torch.int64), torch.zeros(2, 4)).shape == (2, 3)
     assert reported["parameters"] == count_parameters(network)
+
+
+def test_a_network_of_images_trains_by_channels_last_unless_it_views_its_feature_maps(folder, reported):
+    for flat in ("flatten", "view"):
+        command = replace(COMMAND, space="spaces_of_trials:Images")
+        train(folder / flat, command, {"flat": flat}, {"stability": "none"})
+        assert reported["default"] >= 0
+    assert sys.modules["spaces_of_trials"].Images.are_contiguous == {("Flatten", False), ("View", True)}
 
 
 def test_what_an_evaluator_writes_by_default_goes_into_the_trials_output_directory(folder, reported):
