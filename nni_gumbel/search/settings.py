@@ -196,9 +196,6 @@ class SearchSettings(Settings):
     gradient_clip_val: float = setting(
         5.0, "largest norm of the weights' gradient, unless the Trainer has a limit; 0 is no limit", ge=0
     )
-    validation_fraction: float = setting(
-        0.5, "part of the training data that becomes validation data if there is none", gt=0, le=0.9
-    )
     log_prob_every_n_step: int = setting(
         10, "steps between two records of every probability in the Trainer's loggers, 0 is never", ge=0
     )

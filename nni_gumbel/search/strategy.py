@@ -130,7 +130,7 @@ class GumbelSearch(DARTS):
 
     def mutate_evaluator(self, evaluator: Lightning) -> Lightning:
         """Wrap the evaluator for the search; see :func:`~nni_gumbel.search.data.take_over`."""
-        return take_over(evaluator, self.configure_oneshot_module, self.settings.validation_fraction)
+        return take_over(evaluator, self.configure_oneshot_module)
 
     # -- resuming --------------------------------------------------------------------------------
 

@@ -34,7 +34,6 @@ def test_the_defaults_are_valid():
         ("preset", "enas", "one of none, gradual, darts, snas, gdas"),
         ("preset", ["darts"], "not a word"),
         ("estimator", "hard", "one of soft, straight-through"),
-        ("validation_fraction", 1.0, "at most 0.9"),
         ("cost", "time", "one of params, flops, latency"),
         ("max_params", 0, "at least 1"),
         ("max_params", 1e4, "not a whole number"),
