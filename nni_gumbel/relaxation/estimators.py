@@ -11,7 +11,7 @@ soft                     k of n  soft   not 0 at any t   0.27 0.43  0.13 2.21  6
 soft                     any     soft   falls, not to 0  0.46 0.38  0.18 1.81  2.1
 straight-through-gumbel  1 of n  hard   not 0 at any t   0.23 0.77  0.16 2.78  2.5
 straight-through-gumbel  k of n  hard   not 0 at any t   0.21 0.53  0.16 2.33  6
-straight-through-gumbel  any     hard   not 0 at any t   0.28 1.26  0.24 3.44  2.5
+straight-through-gumbel  any     hard   not 0 at any t   0.28 1.26  0.24 3.44  2.1
 =======================  ======  =====  ===============  =========  =========  ====
 
 - The pairs of figures are bias and spread on one example: norm of the bias, and square root of the summed
