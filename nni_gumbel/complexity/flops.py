@@ -10,8 +10,7 @@ convolutions, recurrent layers and norms other than BatchNorm.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import nn
 
 from nni_gumbel.complexity.calls import prices_of_calls
 from nni_gumbel.complexity.table import ExpectedSum
-from nni_gumbel.results.example import batch_size
+from nni_gumbel.results.example import batch_size, in_eval
 from nni_gumbel.supernet.distribution import Distribution
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -47,18 +46,6 @@ def count_flops(network: nn.Module, *args: Any, **kwargs: Any) -> int:
         for hook in hooks:
             hook.remove()
     return total // batch_size(args, kwargs)
-
-
-@contextmanager
-def in_eval(network: nn.Module) -> Iterator[None]:
-    """Run the body with a network in ``eval()``; the modes of all its modules are as before afterwards."""
-    training = {module: module.training for module in network.modules()}
-    try:
-        network.eval()
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
 
 
 def expected_flops(

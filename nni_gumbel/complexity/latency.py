@@ -33,9 +33,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from nni_gumbel.complexity.calls import prices_of_calls
-from nni_gumbel.complexity.flops import in_eval, is_counted
+from nni_gumbel.complexity.flops import is_counted
 from nni_gumbel.complexity.table import ExpectedSum
 from nni_gumbel.errors import UsageError, first_line, user_code
+from nni_gumbel.results.example import in_eval
 from nni_gumbel.supernet.distribution import Distribution
 
 # The median of fewer than 20 calls moves from one measurement to the next; the rest is a matter of patience.

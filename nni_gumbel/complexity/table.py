@@ -182,16 +182,15 @@ def cost_of(distribution: Distribution, cost: ExpectedSum, sample: Mapping[str, 
     return cost.at({label: distribution.outcome_index(label, sample[label]) for label in labels})
 
 
-def combined(function: Callable[..., np.ndarray], tables: Sequence[Table], most: int | None = None) -> Table:
+def combined(function: Callable[..., np.ndarray], tables: Sequence[Table]) -> Table:
     """An elementwise function of the numbers of several tables, in every combination of outcomes.
 
     Args:
         function: takes an array of each table; they broadcast against each other.
         tables: at least one.
-        most: combinations of classes that there may be, a million if omitted.
 
     Raises:
-        TooManyCombinations: there are more.
+        TooManyCombinations: there are more than a million.
     """
     found: dict[str, list[np.ndarray]] = {}
     for table in tables:
@@ -201,14 +200,14 @@ def combined(function: Callable[..., np.ndarray], tables: Sequence[Table], most:
     joint = {label: _joint_classes(found[label]) for label in labels}
     firsts = {label: places for label, (_, places) in joint.items()}
     sizes = [len(firsts[label]) for label in labels]
-    if math.prod(sizes) > (most or MOST_COMBINATIONS):
+    if math.prod(sizes) > MOST_COMBINATIONS:
         raise TooManyCombinations(labels, math.prod(sizes))
     values = np.asarray(function(*(_spread(table, labels, firsts) for table in tables)))
     return _reduced(labels, np.broadcast_to(values, sizes), [joint[label][0] for label in labels])
 
 
-def added_up(tables: Iterable[Table], most: int | None = None) -> list[Table]:
-    """Fewer tables of the same sum, one for each set of labels; ``most`` as in :func:`combined`."""
+def added_up(tables: Iterable[Table]) -> list[Table]:
+    """Fewer tables of the same sum, one for each set of labels."""
     groups: dict[tuple[str, ...], list[Table]] = {}
     for table in tables:
         groups.setdefault(table.labels, []).append(table)
@@ -219,7 +218,7 @@ def added_up(tables: Iterable[Table], most: int | None = None) -> list[Table]:
             some = groups[labels][first : first + _AT_ONCE]
             # A sum may depend on less than what is added up; there may be a table of that, too.
             while (known := sums.pop(some[0].labels, None)) is not None or len(some) > 1:
-                some = [combined(_sum, some if known is None else [*some, known], most)]
+                some = [combined(_sum, some if known is None else [*some, known])]
             sums[some[0].labels] = some[0]
     return list(sums.values())
 

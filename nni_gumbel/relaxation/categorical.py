@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -21,7 +21,6 @@ class Categorical(Law):
     The relaxed sample is the Gumbel-softmax (Jang, Gu, Poole, arXiv 1611.01144).
     """
 
-    estimators: ClassVar[tuple[str, ...]] = ("soft", "straight-through", "straight-through-gumbel")
     least = most = 1
 
     @property

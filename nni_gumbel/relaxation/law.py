@@ -27,7 +27,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,15 +41,11 @@ class Law(ABC):
     Args:
         size: ``n >= 1``, the number of candidates.
 
-    Attributes:
-        estimators: names of the gradient estimators (:mod:`nni_gumbel.relaxation.estimators`) derived for the law.
-
     Raises:
         UsageError: there is no candidate.
     """
 
     size: int
-    estimators: ClassVar[tuple[str, ...]] = ("soft", "straight-through")
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -124,10 +119,6 @@ class Law(ABC):
     def hard(self, outcome: Tensor) -> Tensor:
         """Draw-shaped: an outcome ``(..., n)`` as a draw."""
         return outcome
-
-    def weights(self, draw: Tensor) -> Tensor:
-        """``(..., n)``: how much of each candidate is in a draw, in [0, 1]."""
-        return draw
 
     def log_prob(self, logits: Tensor, outcome: Tensor) -> Tensor:
         """``(...)``, ``theta . s - A(theta)``, ``s`` in the support of the law (not checked); differentiable."""

@@ -111,10 +111,6 @@ class KSubset(Law):
         ranks = torch.arange(1, self.k + 1, device=outcome.device).unsqueeze(-1)
         return outcome.unsqueeze(-2) * (outcome.long().cumsum(-1).unsqueeze(-2) == ranks)
 
-    def weights(self, draw: Tensor) -> Tensor:
-        """``(..., n)``, the column sums of the slots."""
-        return draw.sum(-2)
-
     def soft(
         self, logits: Tensor, outcome: Tensor, temperature: float, generator: torch.Generator | None = None
     ) -> Tensor:

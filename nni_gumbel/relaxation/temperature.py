@@ -32,14 +32,13 @@ def temperature_at(progress: float, start: float, end: float, schedule: str) -> 
     Args:
         progress: ``t`` in [0, 1], see :func:`progress_of`.
         start, end: > 0, the temperatures at 0 and 1, taken exactly.
-        schedule: ``constant``: ``start``; ``linear``: ``start + (end - start) t``; ``exponential`` (equal ratios per
-            step): ``start (end / start)^t``; ``cosine`` (slow at both ends):
-            ``end + (start - end) (1 + cos(pi t)) / 2``.
+        schedule: ``linear``: ``start + (end - start) t``; ``exponential`` (equal ratios per step):
+            ``start (end / start)^t``; ``cosine`` (slow at both ends): ``end + (start - end) (1 + cos(pi t)) / 2``.
 
     Raises:
         UsageError: the schedule is unknown.
     """
-    if schedule == "constant" or progress <= 0:
+    if progress <= 0:
         return start
     if progress >= 1:
         return end
@@ -49,6 +48,4 @@ def temperature_at(progress: float, start: float, end: float, schedule: str) -> 
         return start * (end / start) ** progress
     if schedule == "cosine":
         return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
-    raise UsageError(
-        f"temperature_schedule: {schedule!r} is unknown; give constant, linear, exponential or cosine"
-    )
+    raise UsageError(f"temperature_schedule: {schedule!r} is unknown; give linear, exponential or cosine")

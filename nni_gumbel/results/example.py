@@ -1,8 +1,9 @@
-"""What a network is called with: a few examples, as the evaluator's own steps hand them over."""
+"""What a network is called with, a few examples as the evaluator's own steps hand them over, and in which mode."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,3 +104,22 @@ def batch_size(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
     raise UsageError(
         "example: it holds no tensor with a first dimension; give a batch that the network takes"
     )
+
+
+@contextmanager
+def modes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Whatever the body does, each module is in training or in evaluation afterwards as it was before."""
+    modes = {module: module.training for module in modules}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def in_eval(network: nn.Module) -> Iterator[None]:
+    """Run the body with a network in ``eval()``; the modes of all its modules are as before afterwards."""
+    with modes_kept(network.modules()):
+        network.eval()
+        yield

@@ -37,9 +37,8 @@ class Picture:
     name: str  # of its files
     draw: Callable[[], Figure | None]  # None if there is nothing to draw
     words: str  # what it shows, for those who cannot see it
-    tips: Mapping[str, str] = field(
-        default_factory=dict
-    )  # by the gid of a part, what is told when that is pointed at
+    # By the gid of a part, what is told when that is pointed at.
+    tips: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class SearchCosts(Resumable):
         settings: say what is priced and what is limited; a limit on parameters that no network meets is refused.
         own: a person's cost, priced in the place of the setting `cost`.
         latency_table: times of candidates; without one they are measured when they are needed.
+        penalised: the word of the cost in a penalty.
 
     Attributes:
         by_word: the costs that are known; `params` always is.
@@ -58,12 +59,14 @@ class SearchCosts(Resumable):
         settings: SearchSettings,
         own: Callable[..., Any] | None = None,
         latency_table: LatencyTable | None = None,
+        penalised: str = "params",
     ) -> None:
         self.space, self._distribution, self.latency_table = space, distribution, latency_table
         budgets = {field: getattr(settings, field) for field in LIMITED}
         self.budgets = {field: float(most) for field, most in budgets.items() if most is not None}
         self.by_word: dict[str, ExpectedSum | OwnCost] = {"params": expected_parameters(space)}
         self.priced = settings.cost if own is None else OWN
+        self._penalised = penalised
         if own is not None:
             self.by_word[OWN] = OwnCost(own, space, distribution)
         self._largest: dict[str, float] = {}
@@ -72,7 +75,7 @@ class SearchCosts(Resumable):
 
     @property
     def _missing(self) -> list[str]:
-        needed = {self.priced, *(LIMITED[field] for field in self.budgets)}
+        needed = {self.priced, self._penalised, *(LIMITED[field] for field in self.budgets)}
         return [word for word in _OF_EXAMPLE if word in needed - self.by_word.keys()]
 
     @property

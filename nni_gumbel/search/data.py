@@ -35,19 +35,16 @@ _KEPT = (
 _BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
-def take_over(
-    evaluator: Lightning, wrap: Callable[[LightningModule], LightningModule], fraction: float
-) -> Lightning:
+def take_over(evaluator: Lightning, wrap: Callable[[LightningModule], LightningModule]) -> Lightning:
     """The evaluator of a search: the same training, of structure and weights together.
 
     A data module may have a ``structure_dataloader``: the validation data as the structure step takes it,
     shuffled and in batches of the training's size. Else the structure step takes ``val_dataloader``. Without
-    any validation data the training set is split, and the split is logged.
+    any validation data half of the training set becomes that, and the log says so.
 
     Args:
         evaluator: a person's; left as it is, and usable for a training afterwards.
         wrap: makes the module of the search from the evaluator's module.
-        fraction: of the training data that becomes validation data if there is none.
 
     Returns:
         A new evaluator with the same Trainer and ``fit_kwargs``.
@@ -73,15 +70,13 @@ def take_over(
         validation = data.val_dataloader if has_own else None
         structure = getattr(data, "structure_dataloader", None)
         pass_on_batch_hooks(data, data)
-        data.train_dataloader, data.val_dataloader = _paired(
-            data.train_dataloader, validation, structure, fraction
-        )
+        data.train_dataloader, data.val_dataloader = _paired(data.train_dataloader, validation, structure)
         loaders = {"datamodule": data}
     else:
         train, given = evaluator.train_dataloaders, evaluator.val_dataloaders
         if train is None:
             raise UsageError("evaluator: it has no training data; give train_dataloaders or a datamodule")
-        pairs, validation = _paired(lambda: train, None if given is None else lambda: given, None, fraction)
+        pairs, validation = _paired(lambda: train, None if given is None else lambda: given, None)
         loaders = {"train_dataloaders": pairs(), "val_dataloaders": validation()}
     return Lightning(wrap(evaluator.module), evaluator.trainer, fit_kwargs=evaluator.fit_kwargs, **loaders)
 
@@ -90,11 +85,10 @@ def _paired(
     train: Callable[[], Any],
     validation: Callable[[], Any] | None,
     structure: Callable[[], Any] | None,
-    fraction: float,
 ) -> tuple[Callable[[], CombinedLoader], Callable[[], Any]]:
     """What makes the loaders of a search, of its training and of its validation, from what makes an evaluator's."""
     if structure is None and validation is None:
-        parts = cache(lambda: split_training_data(train(), fraction))
+        parts = cache(lambda: split_training_data(train()))
         train_part, structure, validation = (lambda part=part: parts()[part] for part in range(3))
     else:
         train_part = train
@@ -120,8 +114,8 @@ def _first(loaders: Any) -> Any:
     return loaders[0]
 
 
-def split_training_data(loader: Any, fraction: float) -> tuple[DataLoader, DataLoader, DataLoader]:
-    """Split the data of a loader at random, always in the same way; a loader that cannot be split is refused.
+def split_training_data(loader: Any) -> tuple[DataLoader, DataLoader, DataLoader]:
+    """Halve the data of a loader at random, always in the same way; a loader that cannot be split is refused.
 
     Returns:
         Loaders like the given one: of what is not validation data for the weights, of the validation part for the
@@ -136,14 +130,13 @@ def split_training_data(loader: Any, fraction: float) -> tuple[DataLoader, DataL
             f"split in two; {remedy}"
         )
     count = len(loader.dataset)
-    held_out = round(count * fraction)
+    held_out = round(count / 2)
     if not 0 < held_out < count:
         raise UsageError(f"train_dataloaders: {count} examples cannot be split in two; {remedy}")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
     _logger.info(
-        "the evaluator has no validation data: %d of its %d training examples become validation data "
-        "(validation_fraction: %g), the weights are trained on the other %d",
-        held_out, count, fraction, count - held_out,
+        "the evaluator has no validation data: %d of its %d training examples become validation data, "
+        "the weights are trained on the other %d", held_out, count, count - held_out,
     )  # fmt: skip
 
     def part(indices: list[int], shuffle: bool, drop_last: bool) -> DataLoader:

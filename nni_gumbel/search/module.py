@@ -65,8 +65,7 @@ class GumbelSearchModule(WrappingModule):
         penalty: a further term of the structure's loss.
 
     Raises:
-        UsageError: the estimator is not derived for a choice of the space, or the evaluator's module draws batches or
-            updates weights itself.
+        UsageError: the evaluator's module draws batches or updates weights itself.
     """
 
     def __init__(
@@ -78,7 +77,6 @@ class GumbelSearchModule(WrappingModule):
         penalty: Penalty | None = None,
     ) -> None:
         super().__init__(training_module, settings.gradient_clip_val)
-        check_estimator(distribution, settings)
         self.distribution, self.costs, self.settings = distribution, costs, settings
         self._fixed = {**{name: getattr(settings, name) for name in _FIXED}, "penalty": penalty is not None}
         self.objective = StructureObjective(distribution, costs, settings, penalty)
@@ -334,19 +332,3 @@ def _check_same(name: str, saved: Any, own: Any) -> None:
             f"{name}: the checkpoint is of a search with {saved}, this one has {own}; give it the settings of the "
             "checkpoint, or start anew without it"
         )
-
-
-def check_estimator(distribution: Distribution, settings: SearchSettings) -> None:
-    """Refuse settings whose estimator is not derived for a choice of the space.
-
-    Raises:
-        UsageError: names the preset, if it brought the estimator, and the choice.
-    """
-    if settings.estimator == "probabilities":
-        return
-    try:
-        distribution.check_estimator(settings.estimator)
-    except UsageError as error:
-        if settings.preset == "none":
-            raise
-        raise UsageError(f"preset: {settings.preset!r} does not fit the space: {error}") from error

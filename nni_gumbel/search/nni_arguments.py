@@ -16,12 +16,9 @@ from typing import Any
 
 from nni.nas.oneshot.pytorch.differentiable import LinearTemperatureScheduler
 from nni.nas.oneshot.pytorch.profiler import ExpectationProfilerPenalty
-from nni.nas.profiler import ExpressionProfiler
-from nni.nas.profiler.pytorch.flops import FlopsParamsCounterConfig, NumParamsProfiler
+from nni.nas.profiler.pytorch.flops import FlopsProfiler, NumParamsProfiler
 from torch import Tensor
 
-from nni_gumbel.complexity.expression import expectation_of
-from nni_gumbel.complexity.table import ExpectedSum
 from nni_gumbel.errors import UsageError
 
 _TEMPERATURE_SETTINGS = ("temperature_start", "temperature_end", "temperature_schedule")
@@ -29,6 +26,7 @@ _PENALTY_WORDS = {
     "nonlinear": ("linear", "positive", "negative", "absolute"),
     "aggregate": ("add", "mul"),
 }
+_WORDS = {NumParamsProfiler: "params", FlopsProfiler: "flops"}
 
 
 def settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,8 +51,7 @@ def settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
                 f"temperature: given together with {given[0]}, which says the same; give one of the two"
             )
         start, end = _ends(temperature)
-        schedule = "constant" if start == end else "linear"
-        settings |= zip(_TEMPERATURE_SETTINGS, (float(start), float(end), schedule))
+        settings |= zip(_TEMPERATURE_SETTINGS, (float(start), float(end), "linear"))
     return settings
 
 
@@ -74,68 +71,50 @@ def _ends(temperature: Any) -> tuple[float, float]:
 
 
 class Penalty(ExpectationProfilerPenalty):
-    """NNI's penalty, ``aggregate(loss, nonlinear(E[cost] / baseline - 1))``, differentiable in the probabilities.
+    """NNI's penalty, ``aggregate(loss, nonlinear(E[cost] / baseline - 1))``, of an expected cost that is given.
 
-    NNI's ``NumParamsProfiler`` in its default configuration, and the word ``params``, stand for the number of
-    parameters as it is counted here: NNI's own expression has 0 parameters for a ``LayerNorm`` and counts a shared
-    module twice.
-
-    Args:
-        given: from :func:`describe_penalty`.
-        variables: the NNI variable of each label of the space.
-        expected_parameters: the expected number of parameters of the space.
+    Called with the loss and the expected cost, scalars, and differentiable in both.
 
     Attributes:
-        expected_cost: ``E[cost]``, differentiable, from the probabilities of the outcomes of its labels.
-
-    Raises:
-        UsageError: see :func:`~nni_gumbel.complexity.expression.expectation_of`.
+        word: the cost, ``params`` or ``flops``, as it is counted here. NNI's own expression for the parameters has 0
+            for a ``LayerNorm`` and counts a shared module twice.
     """
 
-    def __init__(
-        self, given: ExpectationProfilerPenalty, variables: Mapping[str, Any], expected_parameters: ExpectedSum
-    ) -> None:  # fmt: skip
-        words = {"nonlinear": given.nonlinear, "aggregate": given.aggregate}
-        super().__init__(given.profiler, given.baseline, given.scale, **words)
-        profiler = given.profiler
-        counts_parameters = profiler == "params" or (
-            isinstance(profiler, NumParamsProfiler) and profiler.profiler.config == FlopsParamsCounterConfig()
-        )
-        self.expected_cost = (
-            expected_parameters if counts_parameters else expectation_of(profiler.expression, variables)
-        )
+    word: str
 
-    def profile(self, sample: Mapping[str, Tensor]) -> Tensor:
-        """Scalar: the expected cost, from ``(K,)`` probabilities per label, on the simplex."""
-        return self.expected_cost(sample)
+    def profile(self, sample: Tensor) -> Tensor:
+        """The expected cost itself, in the place of NNI's distribution of samples."""
+        return sample
 
 
-def describe_penalty(penalty: Any) -> ExpectationProfilerPenalty | None:
-    """Check what was given as ``penalty``, in any of NNI's forms.
+def described_penalty(given: Any) -> Penalty | None:
+    """What was given as ``penalty``, in any of NNI's forms.
 
     Args:
-        penalty: ``None``; a dict with ``profiler``, ``baseline`` and, if wanted, ``scale``, ``nonlinear``,
-            ``aggregate``; or an ``ExpectationProfilerPenalty``. ``profiler`` may also be the word ``params``.
+        given: ``None``; a dict with ``profiler``, ``baseline`` and, if wanted, ``scale``, ``nonlinear``,
+            ``aggregate``; or an ``ExpectationProfilerPenalty``. ``profiler`` is NNI's ``NumParamsProfiler`` or
+            ``FlopsProfiler``, or the word ``params`` or ``flops``.
 
     Raises:
         UsageError: a field is missing, unknown or out of its range.
     """
-    if penalty is None:
+    if given is None:
         return None
-    if isinstance(penalty, dict):
-        fields = ("profiler", "baseline", "scale", "nonlinear", "aggregate")
-        wrong = [f"{key} is unknown" for key in penalty if key not in fields]
-        wrong += [f"{key} is missing" for key in fields[:2] if key not in penalty]
-        if wrong:
-            raise UsageError(
-                f"penalty: {', '.join(wrong)}; give profiler and baseline, and if wanted {', '.join(fields[2:])}"
-            )
-        penalty = ExpectationProfilerPenalty(**penalty)
-    if not isinstance(penalty, ExpectationProfilerPenalty):
+    fields = ("profiler", "baseline", "scale", "nonlinear", "aggregate")
+    if isinstance(given, ExpectationProfilerPenalty):
+        given = {name: getattr(given, name) for name in fields}
+    if not isinstance(given, dict):
         raise UsageError(
-            f"penalty: {type(penalty).__name__} has no expectation over networks; "
+            f"penalty: {type(given).__name__} has no expectation over networks; "
             "give a dict with profiler and baseline, or an ExpectationProfilerPenalty"
         )
+    wrong = [f"{key} is unknown" for key in given if key not in fields]
+    wrong += [f"{key} is missing" for key in fields[:2] if key not in given]
+    if wrong:
+        raise UsageError(
+            f"penalty: {', '.join(wrong)}; give profiler and baseline, and if wanted {', '.join(fields[2:])}"
+        )
+    penalty = Penalty(**given)
     if not _is_number(penalty.baseline) or penalty.baseline <= 0:
         raise UsageError(f"penalty: baseline is {penalty.baseline!r}; give a number greater than 0")
     if not _is_number(penalty.scale):
@@ -144,12 +123,14 @@ def describe_penalty(penalty: Any) -> ExpectationProfilerPenalty | None:
         if getattr(penalty, name) not in words:
             raise UsageError(f"penalty: {name} is {getattr(penalty, name)!r}; give one of {', '.join(words)}")
     profiler = penalty.profiler
-    if profiler != "params" and not isinstance(profiler, ExpressionProfiler):
+    word = _WORDS.get(type(profiler), profiler)
+    if word not in _WORDS.values():
         told = repr(profiler) if isinstance(profiler, str) else type(profiler).__name__
         raise UsageError(
-            f"penalty: profiler {told} is no expression in the choices, so it has no exact expectation; "
-            "give FlopsProfiler, NumParamsProfiler, another ExpressionProfiler, or the word params"
+            f"penalty: profiler {told} counts neither parameters nor FLOPs; give params or flops, or in the place of "
+            "the penalty a cost of your own and a cost_weight"
         )
+    penalty.word = word
     return penalty
 
 

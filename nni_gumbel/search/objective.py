@@ -114,8 +114,7 @@ class StructureObjective(Resumable):
             loss = loss + loss.detach().abs() * (self._costs.capacity() ** -settings.capacity_exponent - 1)
         objective = loss
         if self._penalty is not None:
-            probabilities = distribution.outcome_probs(self._penalty.expected_cost.labels)
-            objective, details = self._penalty(loss, probabilities)
+            objective, details = self._penalty(loss, self._costs.expected(self._penalty.word))
             self.details = {name: value.detach() for name, value in details.items()}
         if settings.cost_weight:
             objective = objective + settings.cost_weight * self._costs.relative()

@@ -55,9 +55,8 @@ class Population(Resumable):
         self.judged: list[dict[str, Any]] = []
         self.objectives: list[float] = []
         self.ages: list[int] = []
-        self._losses: list[
-            tuple[list[int], list[float]]
-        ] = []  # of the stage: a batch's networks, and their losses
+        # Of the stage: a batch's networks, and their losses.
+        self._losses: list[tuple[list[int], list[float]]] = []
         self._turn = 0
 
     def begin(self, temperature: float) -> None:
@@ -138,9 +137,7 @@ class Population(Resumable):
     def _set(self, logits: Mapping[str, torch.Tensor]) -> None:
         for label, values in logits.items():
             law = self._distribution.laws[label]
-            if (
-                law.least == law.most
-            ):  # the logits' mean says nothing, and must not make a candidate look decided
+            if law.least == law.most:  # their mean says nothing, and must not make a candidate look decided
                 values = values - values.mean()
             self._distribution.logits[label].copy_(values.clamp(-SETTLED / 2, SETTLED / 2))
 

@@ -26,12 +26,11 @@ from pydantic import (
 from nni_gumbel.errors import UsageError
 from nni_gumbel.settings import Settings, setting
 
-Schedule = Literal["constant", "linear", "exponential", "cosine"]
+Schedule = Literal["linear", "exponential", "cosine"]
 # Those of relaxation.estimators, and the noise-free probabilities themselves.
-Estimator = Literal["soft", "straight-through", "straight-through-gumbel", "probabilities"]
+Estimator = Literal["soft", "straight-through-gumbel", "probabilities"]
 ESTIMATORS = get_args(Estimator)
 PRIORS = ("uniform", "cost")
-_ENDS = ("temperature_start", "temperature_end")
 
 _GRADIENT_ALONE = {
     "stages": 0, "finalists": 0, "entropy_weight_start": 0.0, "entropy_weight_end": 0.0, "capacity_exponent": 0.0,
@@ -46,8 +45,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     # arXiv 1806.09055, equation 2: the softmax itself, no noise. Its temperature is 1.
     "darts": {
-        "estimator": "probabilities", "temperature_start": 1.0, "temperature_end": 1.0,
-        "temperature_schedule": "constant", **_GRADIENT_ALONE,
+        "estimator": "probabilities", "temperature_start": 1.0, "temperature_end": 1.0, **_GRADIENT_ALONE,
     },
     # arXiv 1812.09926: Gumbel-softmax. The paper gives no temperatures: these are those of NNI's GumbelDARTS.
     "snas": {
@@ -69,8 +67,7 @@ COUPLINGS = {
     "preset": "a preset fills in these settings where you give none",
     "course": "`stages` and `finalists` are both above 0 or both 0; a search too short for all of them has fewer, and "
     "the log says so",
-    "temperature": "`temperature_start` is at least `temperature_end`; with schedule `constant` they are equal, and "
-    "one of them is enough",
+    "temperature": "`temperature_start` is at least `temperature_end`; where they are equal it is constant",
     "cost": "with `cost_weight: 0` no `cost` is priced; a budget (`max_…`) is spent if there is no `cost_weight`",
     "prior": "a `prior` needs a `kl_weight` above 0; the prior `cost` is made from the setting `cost`",
 }
@@ -199,9 +196,6 @@ class SearchSettings(Settings):
     gradient_clip_val: float = setting(
         5.0, "largest norm of the weights' gradient, unless the Trainer has a limit; 0 is no limit", ge=0
     )
-    validation_fraction: float = setting(
-        0.5, "part of the training data that becomes validation data if there is none", gt=0, le=0.9
-    )
     log_prob_every_n_step: int = setting(
         10, "steps between two records of every probability in the Trainer's loggers, 0 is never", ge=0
     )
@@ -210,9 +204,6 @@ class SearchSettings(Settings):
         preset = given.get("preset")
         # A wrong word must reach its check; a list cannot be looked up.
         values = {**(PRESETS.get(preset, {}) if isinstance(preset, str) else {}), **given}
-        if values.get("temperature_schedule") == "constant":
-            told = [values[name] for name in _ENDS if name in values] or [1.0]
-            values = {**dict.fromkeys(_ENDS, told[0]), **values}
         super().__init__(**values)
         self.model_fields_set.intersection_update(given)  # another preset fills in the rest anew
 
@@ -222,11 +213,6 @@ class SearchSettings(Settings):
             raise UsageError(
                 f"temperature_start: {self.temperature_start:g} is below temperature_end "
                 f"({self.temperature_end:g}); the temperature falls, so give at least {self.temperature_end:g}"
-            )
-        if self.temperature_schedule == "constant" and self.temperature_start != self.temperature_end:
-            raise UsageError(
-                "temperature_schedule: 'constant' needs temperature_start = temperature_end, "
-                f"got {self.temperature_start:g} and {self.temperature_end:g}"
             )
         if bool(self.stages) != bool(self.finalists):
             raise UsageError(

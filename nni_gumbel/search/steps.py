@@ -24,6 +24,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves
 
 from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.results.example import modes_kept
 from nni_gumbel.search.state import unchanged_randomness
 from nni_gumbel.supernet.arguments import MixedArguments
 
@@ -200,13 +201,10 @@ def dropout_off(network: nn.Module) -> Iterator[None]:
     be used: without. Dropout of recurrent layers, and what a forward pass of a person's own calls as a function, stays.
     """
     on = [module for module in network.modules() if isinstance(module, tuple(_RATES)) and module.training]
-    try:
+    with modes_kept(on):
         for module in on:
             module.training = False
         yield
-    finally:
-        for module in on:
-            module.training = True
 
 
 @contextmanager
@@ -226,8 +224,8 @@ def _single_values_normalised(network: nn.Module, batch: Any) -> Iterator[None]:
 
     hooks = [norm.register_forward_pre_hook(before, with_kwargs=True) for norm in norms]
     try:
-        yield
+        with modes_kept(norms):
+            yield
     finally:
-        for hook, norm in zip(hooks, norms):
+        for hook in hooks:
             hook.remove()
-            norm.training = True

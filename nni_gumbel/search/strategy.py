@@ -30,7 +30,7 @@ from nni_gumbel.errors import UsageError
 from nni_gumbel.search.costs import SearchCosts
 from nni_gumbel.search.data import take_over
 from nni_gumbel.search.module import GumbelSearchModule
-from nni_gumbel.search.nni_arguments import Penalty, describe_penalty, settings_of
+from nni_gumbel.search.nni_arguments import described_penalty, settings_of
 from nni_gumbel.search.settings import SearchSettings, without_effect
 from nni_gumbel.search.steps import dropout_rates
 from nni_gumbel.search.trials import StageTrial, run_stages
@@ -50,7 +50,7 @@ class GumbelSearch(DARTS):
         mutation_hooks: hooks of one's own, run before ours; see NNI's ``OneShotStrategy``. The modules that they
             return read the weights of their candidates from ``mutate_kwargs["joint_sample"]``.
         penalty: what the structure costs, as NNI's ``DARTS`` takes it; see
-            :func:`~nni_gumbel.search.nni_arguments.describe_penalty`.
+            :func:`~nni_gumbel.search.nni_arguments.described_penalty`.
         cost: what ``cost_weight`` prices: a word of the settings, or a function of one's own, see
             :class:`~nni_gumbel.complexity.own_cost.OwnCost`.
         latency_table: times of candidates, as ``cost="latency"`` and ``max_latency_ms`` need them; without one
@@ -77,7 +77,7 @@ class GumbelSearch(DARTS):
         # For a trial that is to search likewise.
         self._arguments = {name: value for name, value in parts.items() if value is not None}
         self._arguments |= {"cost": cost, **settings}
-        description = describe_penalty(penalty)
+        described = described_penalty(penalty)
         self._own_cost = cost if callable(cost) else None
         if self._own_cost is None:
             settings["cost"] = cost
@@ -85,15 +85,14 @@ class GumbelSearch(DARTS):
         self.settings = SearchSettings(**settings_of(settings))
         super().__init__(
             mutation_hooks=mutation_hooks,
-            penalty=description,
+            penalty=described,
             arc_learning_rate=self.settings.arc_learning_rate,
             gradient_clip_val=self.settings.gradient_clip_val or None,
             log_prob_every_n_step=self.settings.log_prob_every_n_step,
             warmup_epochs=self.settings.warmup_epochs,
         )
-        self._distribution: Distribution | None = None  # until `mutate_model`, as the next two
+        self._distribution: Distribution | None = None  # until `mutate_model`, as the next one
         self._costs: SearchCosts | None = None
-        self._penalty: Penalty | None = None
         self._search_trial: StageTrial | None = None  # with a training service, as the next one
         self._trainings: list[StageTrial] = []
 
@@ -110,8 +109,8 @@ class GumbelSearch(DARTS):
         """Turn the space into a supernet, in place, with fresh logits.
 
         Raises:
-            UsageError: it is no space, it has a choice that cannot be relaxed, the penalty does not fit it, or no
-                network of it has as few parameters as it may.
+            UsageError: it is no space, it has a choice that cannot be relaxed, or no network of it has as few
+                parameters as it may.
         """
         if not isinstance(model, ModelSpace):
             raise UsageError(
@@ -121,13 +120,11 @@ class GumbelSearch(DARTS):
         hooks = [hook for hook in (*self.extra_mutation_hooks, *of_the_space) if not _is_of_nni(hook)]
         self._distribution = relax(model, [*map(_explained, hooks)])
         self._costs = SearchCosts(
-            model, self._distribution, self.settings, self._own_cost, self._latency_table
-        )
+            model, self._distribution, self.settings, self._own_cost, self._latency_table,
+            "params" if self.penalty is None else self.penalty.word,
+        )  # fmt: skip
         for line in without_effect(self.settings, self._own_cost is not None):
             _logger.warning(line)
-        if self.penalty is not None:
-            parameters = self._costs.by_word["params"]
-            self._penalty = Penalty(self.penalty, self._distribution.variables, parameters)
         rates = [] if self.settings.stages else dropout_rates(model)
         if rates:
             _logger.warning(
@@ -137,12 +134,12 @@ class GumbelSearch(DARTS):
         return model
 
     def configure_oneshot_module(self, training_module: LightningModule) -> GumbelSearchModule:
-        parts = self.distribution, self._costs, self.settings, self._penalty
+        parts = self.distribution, self._costs, self.settings, self.penalty
         return GumbelSearchModule(training_module, *parts)
 
     def mutate_evaluator(self, evaluator: Lightning) -> Lightning:
         """Wrap the evaluator for the search; see :func:`~nni_gumbel.search.data.take_over`."""
-        return take_over(evaluator, self.configure_oneshot_module, self.settings.validation_fraction)
+        return take_over(evaluator, self.configure_oneshot_module)
 
     # -- with NNI's training service -------------------------------------------------------------
 

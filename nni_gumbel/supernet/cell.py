@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from nni_gumbel.copies import instance, take_over
 from nni_gumbel.errors import UsageError, first_line
+from nni_gumbel.results.example import in_eval
 from nni_gumbel.supernet.distribution import Distribution
 from nni_gumbel.supernet.joint_sample import JointSample
 
@@ -174,11 +175,9 @@ def check_loose_ends(supernet: nn.Module, distribution: Distribution, run: Calla
             cells.setdefault(cell.label, []).append(cell)
     if not cells:
         return
-    modes = {module: module.training for module in supernet.modules()}
     gpus = {parameter.device for parameter in supernet.parameters() if parameter.device.type == "cuda"}
-    with torch.no_grad(), torch.random.fork_rng(devices=list(gpus)):
+    with in_eval(supernet), torch.no_grad(), torch.random.fork_rng(devices=list(gpus)):
         try:
-            supernet.eval()
             distribution.use_probabilities()
             run()
             for same in cells.values():
@@ -198,8 +197,6 @@ def check_loose_ends(supernet: nn.Module, distribution: Distribution, run: Calla
                             cell.is_full_width = True
                         break
         finally:
-            for module, training in modes.items():
-                module.training = training
             distribution.use_probabilities()
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation import categorical, gates, subset
-from nni_gumbel.relaxation.estimators import check_supported, estimate
+from nni_gumbel.relaxation.estimators import estimate
 from nni_gumbel.relaxation.law import Law
 from nni_gumbel.results.space import variables_of
 from nni_gumbel.supernet.joint_sample import JointSample, nonzero
@@ -129,11 +129,6 @@ class Distribution(nn.Module):
         # Of a hard draw with derivatives all candidates run: those of weight 0 have a derivative, too.
         is_network = estimator != "soft" and not any(draw.requires_grad for draw in draws.values())
         self.joint_sample.set(draws, None if is_network else self._all_active, is_network)
-
-    def check_estimator(self, estimator: str) -> None:
-        """Refuse, by a ``UsageError`` that names it, a choice for which an estimator is not derived."""
-        for label, law in self.laws.items():
-            check_supported(law, estimator, label)
 
     def use_probabilities(self) -> None:
         """Make the probabilities themselves the current weights: the noise-free mixture."""

@@ -138,7 +138,7 @@ class _Elementwise(torch.autograd.Function):
         except RuntimeError as error:  # torch's words name neither the choice nor the remedy
             raise UsageError(
                 f"candidates {', '.join(map(str, operation.names))}: their input is changed in place after they have "
-                "run, and they need it again; make a new tensor (x = x + y, not x += y), or give execution: plain"
+                "run, and they need it again; make a new tensor (x = x + y, not x += y)"
             ) from error
         _, needs_x, needs_weights = needs = ctx.needs_input_grad
         modules, own = operation.members.values(), weights.to(x.dtype).unbind()

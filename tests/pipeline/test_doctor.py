@@ -56,15 +56,6 @@ class Infinite(Tiny):
     def forward(self, x):
         return super().forward(x) / 0
 
-class Subset(Tiny):
-    def __init__(self):
-        super().__init__()
-        self.inputs = InputChoice(2, n_chosen=None, label="inputs")
-
-    def forward(self, x):
-        y = super().forward(x)
-        return self.inputs([y, 2 * y])
-
 class Images(ModelSpace):
     def __init__(self):
         super().__init__()
@@ -159,18 +150,6 @@ def test_two_choices_of_one_label_are_told(folder):
 def test_outputs_that_are_not_finite_are_told_before_the_search(folder):
     (finding,) = check(folder, command="--space doctored:Infinite --data npz:tiny.npz")
     assert finding.level == FAIL and "numbers that are not finite" in finding.text
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"class_args": {"estimator": "straight-through-gumbel"}},
-        {"searchSpace": {"preset": {"_type": "choice", "_value": ["snas", "gdas"]}}},
-    ],
-)
-def test_an_estimator_that_a_choice_does_not_have_is_told(folder, changes):
-    (finding,) = check(folder, command="--space doctored:Subset --data npz:tiny.npz", **changes)
-    assert finding.level == FAIL and "is not derived for subsets, which choice 'inputs' draws" in finding.text
 
 
 def test_a_flag_that_the_trainer_lacks_is_told(folder):

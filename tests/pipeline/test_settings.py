@@ -134,7 +134,7 @@ def test_settings_that_refuse_each_others_values_share_the_word_of_a_coupling():
         row[0]: set(row[4].split(", ")) - {""} for basic in (True, False) for row in setting_rows(basic)
     }
     assert set().union(*coupled.values()) == set(COUPLINGS)
-    values = ["constant", "probabilities", "gdas", "darts", 0.05, 2, 8, 9]
+    values = ["linear", "probabilities", "gdas", "darts", 0.05, 2, 8, 9]
     alone = [(name, value) for name in coupled for value in values if settings_or_none({name: value})]
     refused = {
         frozenset((one, other))

@@ -46,6 +46,11 @@ def probabilities(law: Law, logits: Tensor) -> Tensor:
     return torch.softmax(all_outcomes(law) @ logits, 0)
 
 
+def candidates_in(law: Law, draw: Tensor) -> Tensor:
+    """``(..., n)``, how much of each candidate is in a draw."""
+    return draw.sum(-2) if isinstance(law, KSubset) else draw
+
+
 def slots(law: Law, outcome: Tensor) -> Tensor:
     """An outcome ``(n)`` as a draw, written out by hand."""
     if not isinstance(law, KSubset):

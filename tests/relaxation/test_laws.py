@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from enumeration import LAWS, LOGITS, all_outcomes, counts, probabilities, slots
+from enumeration import LAWS, LOGITS, all_outcomes, candidates_in, counts, probabilities, slots
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
@@ -60,14 +60,14 @@ def test_the_exact_draw_is_the_mean_of_all_draws(law):
     p = probabilities(law, logits)
     mean = sum(p[i] * slots(law, outcome) for i, outcome in enumerate(all_outcomes(law)))
     assert torch.allclose(law.exact(logits), mean, **EXACT)
-    assert torch.allclose(law.weights(law.exact(logits)), law.probs(logits), **EXACT)
+    assert torch.allclose(candidates_in(law, law.exact(logits)), law.probs(logits), **EXACT)
 
 
 @every_law
 def test_a_hard_draw_is_its_outcome(law):
     outcomes = all_outcomes(law)
     assert torch.equal(law.hard(outcomes), torch.stack([slots(law, outcome) for outcome in outcomes]))
-    assert torch.equal(law.weights(law.hard(outcomes)), outcomes)
+    assert torch.equal(candidates_in(law, law.hard(outcomes)), outcomes)
 
 
 @given(case=laws_with_logits())
@@ -120,7 +120,9 @@ def test_draws_follow_the_law(law):
 @every_law
 def test_relaxed_samples_follow_the_law_once_rounded(law):
     logits = LOGITS[: law.size]
-    sample = law.weights(law.relaxed(logits.expand(100_000, -1), 0.5, torch.Generator().manual_seed(1)))
+    sample = candidates_in(
+        law, law.relaxed(logits.expand(100_000, -1), 0.5, torch.Generator().manual_seed(1))
+    )
     rounded = (sample > 0.5).long() if isinstance(law, OpenSubset) else law.mode(sample)
     expected = probabilities(law, logits) * len(sample)
     assert law.outcomes == 1 or chisquare(counts(law, rounded), expected).pvalue > 1e-3
@@ -130,7 +132,7 @@ def test_relaxed_samples_follow_the_law_once_rounded(law):
 def test_a_relaxed_sample_rounds_to_the_outcome_it_was_given(law):
     outcomes = all_outcomes(law).repeat(200, 1)
     for temperature in (1e-3, 1.0, 1e3):
-        sample = law.weights(law.soft(LOGITS[: law.size], outcomes, temperature))
+        sample = candidates_in(law, law.soft(LOGITS[: law.size], outcomes, temperature))
         inside = sample.masked_fill(outcomes == 0, torch.inf).amin(-1)
         outside = sample.masked_fill(outcomes == 1, -torch.inf).amax(-1)
         assert (inside >= outside).all()
@@ -150,7 +152,7 @@ def test_a_relaxed_sample_tends_to_the_outcome_as_the_temperature_tends_to_zero(
 def test_a_relaxed_sample_tends_to_even_weights_as_the_temperature_grows(law):
     outcomes = all_outcomes(law).repeat(1 + 100 // law.outcomes, 1)
     even = 0.5 if isinstance(law, OpenSubset) else law.least / law.size
-    weights = law.weights(law.soft(LOGITS[: law.size], outcomes, 1e4))
+    weights = candidates_in(law, law.soft(LOGITS[: law.size], outcomes, 1e4))
     assert torch.allclose(weights, torch.full_like(weights, even), atol=0.01)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from enumeration import LOGITS, all_outcomes
+from enumeration import LOGITS, all_outcomes, candidates_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,7 +28,7 @@ def test_at_every_temperature_weights_lie_in_0_1_and_sum_to_k(size, data, log_te
         data.draw(st.lists(st.floats(-50, 50), min_size=size, max_size=size)), dtype=torch.float64
     )
     slots = law.relaxed(logits, 10**log_temperature)
-    weights = law.weights(slots)
+    weights = candidates_in(law, slots)
     # Logits over temperature reach 1e5, of which float64 keeps 1e-11.
     assert torch.allclose(slots.sum(-1), torch.ones(law.k, dtype=torch.float64), atol=1e-12)
     assert weights.sum().item() == pytest.approx(law.k, abs=1e-12)
@@ -58,13 +58,13 @@ def test_the_members_of_the_subset_have_the_largest_weights_at_every_temperature
     law = KSubset(5, 2)
     outcomes = all_outcomes(law).repeat(100, 1)
     for temperature in (0.01, 1.0, 100.0):
-        weights = law.weights(law.soft(10 * LOGITS, outcomes, temperature))
+        weights = candidates_in(law, law.soft(10 * LOGITS, outcomes, temperature))
         assert torch.equal(law.mode(weights), outcomes)
 
 
 def test_the_gradient_of_a_relaxed_sample_does_not_die_out_as_the_temperature_falls():
     law, logits = KSubset(4, 2), FOUR.expand(20_000, -1).clone().requires_grad_()
-    draw = law.weights(law.relaxed(logits, 0.05))
+    draw = candidates_in(law, law.relaxed(logits, 0.05))
     (gradient,) = torch.autograd.grad(draw[:, 1].sum(), logits)
     (exact,) = torch.autograd.grad(law.probs(logits)[0, 1], logits)
     # The bias at low temperature is a fraction of the gradient; a constant lift of 1 would leave 1e-7 of it.

@@ -27,8 +27,9 @@ def test_a_search_of_one_step_is_at_its_end():
     assert temperature_at(progress_of(0, 1), 3.0, 0.1, "linear") == 0.1
 
 
-def test_a_constant_schedule_stays():
-    assert temperature_at(0.7, 2.0, 2.0, "constant") == 2.0
+@pytest.mark.parametrize("schedule", FALLING)
+def test_between_equal_ends_the_temperature_stays(schedule):
+    assert temperature_at(0.7, 0.3, 0.3, schedule) == 0.3
 
 
 def test_the_exponential_schedule_halves_at_equal_distances():

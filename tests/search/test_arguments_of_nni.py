@@ -6,7 +6,6 @@ import sys
 
 import pytest
 from nni.nas.oneshot.pytorch.differentiable import LinearTemperatureScheduler
-from nni.nas.profiler import ExpressionProfiler
 from nni.nas.strategy import DARTS, GumbelDARTS
 
 from nni_gumbel import GumbelSearch, UsageError
@@ -21,8 +20,8 @@ def temperatures(**arguments):
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
-        (0.5, (0.5, 0.5, "constant")),
-        (1, (1.0, 1.0, "constant")),
+        (0.5, (0.5, 0.5, "linear")),
+        (1, (1.0, 1.0, "linear")),
         ((1.0, 0.33), (1.0, 0.33, "linear")),
         ([2, 1], (2.0, 1.0, "linear")),
         ({"init": 1.0, "min": 0.33}, (1.0, 0.33, "linear")),
@@ -75,16 +74,12 @@ def test_no_limit_of_the_gradient_is_none_as_in_nni():
 
 
 def test_every_argument_of_nnis_strategies_is_accepted():
-    class Cost(ExpressionProfiler):
-        def __init__(self):
-            self.expression = 1.0
-
     values = dict(
         arc_learning_rate=1e-3,
         gradient_clip_val=3.0,
         log_prob_every_n_step=7,
         warmup_epochs=2,
-        penalty={"profiler": Cost(), "baseline": 2.0},
+        penalty={"profiler": "params", "baseline": 2.0},
         temperature=(2.0, 1.0),
         mutation_hooks=[lambda *arguments: None],
     )

@@ -25,7 +25,7 @@ def healthy(module):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"estimator": "straight-through"},
+        {"estimator": "straight-through-gumbel"},
         {"preset": "gdas"},
         {"preset": "darts"},
         {"preset": "none"},

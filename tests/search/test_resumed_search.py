@@ -73,7 +73,7 @@ def same(first, second):
     ("kind", "settings"),
     [
         ("plain", {}),
-        ("noisy", {"warmup_epochs": 1, "estimator": "straight-through"}),
+        ("noisy", {"warmup_epochs": 1, "estimator": "straight-through-gumbel"}),
         ("plain", {"temperature_schedule": "cosine"}),
         ("own generator", {"preset": "gdas"}),
         ("plain", {"max_params": 30, "max_flops": 40, "kl_weight": 0.5, "prior": "cost", "cost": "flops"}),

@@ -107,16 +107,15 @@ def test_without_validation_data_the_training_set_is_split_and_the_split_is_logg
     assert "16 of its 32 training examples become validation data" in line
 
 
-@pytest.mark.parametrize(("fraction", "sizes"), [(0.5, (16, 16)), (0.25, (24, 8))])
-def test_the_parts_of_a_split_share_no_example_and_lose_none(fraction, sizes):
-    train, structure, validation = split_training_data(loader(), fraction)
+def test_the_parts_of_a_split_share_no_example_and_lose_none():
+    train, structure, validation = split_training_data(loader())
     parts = [set(part.dataset.indices) for part in (train, structure, validation)]
     assert parts[1] == parts[2] and not parts[0] & parts[1] and parts[0] | parts[1] == set(range(32))
-    assert (len(parts[0]), len(parts[1])) == sizes
+    assert len(parts[0]) == len(parts[1]) == 16
 
 
 def test_a_split_is_the_same_each_time_and_keeps_the_loaders_ways():
-    first, second = (split_training_data(loader(batch_size=5, drop_last=True), 0.5) for _ in range(2))
+    first, second = (split_training_data(loader(batch_size=5, drop_last=True)) for _ in range(2))
     assert first[0].dataset.indices == second[0].dataset.indices
     assert [part.batch_size for part in first] == [5, 5, 5]
     assert [part.drop_last for part in first] == [True, True, False]
@@ -141,7 +140,7 @@ def test_data_that_cannot_be_split_is_refused_in_one_line(wrong):
     with pytest.raises(
         UsageError, match="train_dataloaders: .*; give the evaluator validation data"
     ) as caught:
-        split_training_data(wrong, 0.5)
+        split_training_data(wrong)
     assert "\n" not in str(caught.value)
 
 
@@ -164,7 +163,7 @@ def test_the_evaluator_that_was_given_can_train_afterwards():
 )
 def test_what_is_no_evaluator_of_a_training_is_refused(wrong, words):
     with pytest.raises(UsageError, match=words):
-        take_over(wrong, None, 0.5)
+        take_over(wrong, None)
 
 
 class Halving(Minimal):

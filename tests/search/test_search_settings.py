@@ -23,7 +23,7 @@ def test_the_defaults_are_valid():
         ("arc_learning_rate", "1e-3", "YAML reads 1e-3 as text; write 0.001 instead"),
         ("temperature_end", -1.0, "greater than 0"),
         ("temperature_end", float("nan"), "greater than 0"),
-        ("temperature_schedule", "cubic", "one of constant, linear, exponential, cosine"),
+        ("temperature_schedule", "cubic", "one of linear, exponential, cosine"),
         ("warmup_epochs", -1, "at least 0"),
         ("warmup_epochs", 1.5, "not a whole number"),
         ("warmup_epochs", True, "not a whole number"),
@@ -34,7 +34,6 @@ def test_the_defaults_are_valid():
         ("preset", "enas", "one of none, gradual, darts, snas, gdas"),
         ("preset", ["darts"], "not a word"),
         ("estimator", "hard", "one of soft, straight-through"),
-        ("validation_fraction", 1.0, "at most 0.9"),
         ("cost", "time", "one of params, flops, latency"),
         ("max_params", 0, "at least 1"),
         ("max_params", 1e4, "not a whole number"),
@@ -64,20 +63,6 @@ def test_a_temperature_that_would_rise_is_refused():
         SearchSettings(temperature_start=0.5, temperature_end=1.0)
 
 
-def test_a_constant_schedule_needs_equal_ends():
-    SearchSettings(temperature_schedule="constant", temperature_start=1.0, temperature_end=1.0)
-    with pytest.raises(UsageError, match="'constant' needs"):
-        SearchSettings(temperature_schedule="constant", temperature_start=2.0, temperature_end=1.0)
-
-
-@pytest.mark.parametrize(
-    ("given", "temperature"), [({}, 1.0), ({"temperature_start": 2.0}, 2.0), ({"temperature_end": 0.3}, 0.3)]
-)
-def test_a_constant_schedule_takes_one_temperature(given, temperature):
-    settings = SearchSettings(temperature_schedule="constant", **given)
-    assert settings.temperature_start == settings.temperature_end == temperature
-
-
 def test_an_unknown_name_is_refused_with_the_nearest_one():
     with pytest.raises(
         UsageError, match="temperature_stat: there is no such setting; did you mean temperature_st"
@@ -94,11 +79,7 @@ def test_a_setting_of_an_earlier_version_is_refused_as_any_unknown_name(gone):
 def test_a_preset_fills_in_what_is_not_given():
     known = SearchSettings(preset="darts")
     assert known.estimator == "probabilities"
-    assert (known.temperature_start, known.temperature_end, known.temperature_schedule) == (
-        1.0,
-        1.0,
-        "constant",
-    )
+    assert known.temperature_start == known.temperature_end == 1.0
     assert known.entropy_weight_end == 0.0 and known.cost_weight == SearchSettings().cost_weight
 
 
@@ -110,7 +91,7 @@ def test_what_is_given_wins_over_a_preset_even_where_it_is_the_default():
         "entropy_weight_end": 0.1,
     }
     given = SearchSettings(preset="darts", **values)
-    assert values.items() <= vars(given).items() and given.temperature_schedule == "constant"
+    assert values.items() <= vars(given).items() and given.stages == 0
 
 
 @pytest.mark.parametrize("preset", PRESETS)

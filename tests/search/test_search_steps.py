@@ -3,11 +3,10 @@
 import pytest
 import pytorch_lightning as pl
 import torch
-from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from small_searches import Records, evaluator, loader, search
 from torch import nn
 
-from nni_gumbel.errors import UsageError
 from nni_gumbel.relaxation.estimators import ESTIMATORS
 from nni_gumbel.search.settings import ESTIMATORS as WORDS
 from nni_gumbel.search.settings import SearchSettings
@@ -123,7 +122,7 @@ def test_during_the_warm_up_candidates_are_equally_likely_and_the_logits_rest():
     draws = Draws()
     given = evaluator(train=loader(count=320), max_epochs=2, callbacks=[draws])
     given.trainer.callbacks.append(SetLogits(torch.tensor([5.0, -5.0])))
-    search(given, Factors, estimator="straight-through", warmup_epochs=1, arc_learning_rate=1e-6)
+    search(given, Factors, estimator="straight-through-gumbel", warmup_epochs=1, arc_learning_rate=1e-6)
     first, second = torch.stack(draws.weights).split(40)
     # 40 fair coins: 20 +- 3; of 40 draws at logits +-5 none is expected to take the other candidate.
     assert abs(float(first[:, 0].sum()) - 20) < 12 and float(second[:, 0].sum()) >= 39
@@ -172,20 +171,6 @@ def test_a_preset_makes_the_known_method(preset, monkeypatch):
         assert first[:3] == ("sample", 1.0, "soft") and last[1] == 0.33 and not is_path
     if preset == "gdas":
         assert first[:3] == ("sample", 10.0, "straight-through-gumbel") and last[1] == 0.1 and is_path
-
-
-def test_an_estimator_that_is_not_derived_for_a_choice_is_refused_before_the_search():
-    class Subset(Factors):
-        def __init__(self):
-            super().__init__()
-            self.inputs = InputChoice(3, n_chosen=2, label="inputs")
-
-        def forward(self, x):
-            return self.factor(self.inputs([x, x, x]))
-
-    with pytest.raises(UsageError, match="estimator: 'straight-through-gumbel' .* choice 'inputs'"):
-        search(space=Subset, estimator="straight-through-gumbel")
-    search(evaluator(max_epochs=1, limit_train_batches=1), Subset, preset="darts")
 
 
 def test_what_is_reported_is_a_function_of_the_logits_alone():

@@ -117,7 +117,7 @@ class Validated(pl.Callback):
 
 def test_validation_runs_on_the_noise_free_mixture():
     validated = Validated()
-    search(evaluator(callbacks=[validated]), estimator="straight-through")
+    search(evaluator(callbacks=[validated]), estimator="straight-through-gumbel")
     assert len(validated.pairs) == 8
     assert all(torch.equal(weights, probabilities) for weights, probabilities in validated.pairs)
 

@@ -44,10 +44,10 @@ def run(name, make=evaluator, resume_from=None, seed=0, **settings):
         json.dump(result, file)
 
 run("soft", warmup_epochs=1)
-run("path", estimator="straight-through")
-run("resumed", estimator="straight-through", resume_from=folder + "/path/epoch=0.ckpt", seed=7)
+run("path", estimator="straight-through-gumbel")
+run("resumed", estimator="straight-through-gumbel", resume_from=folder + "/path/epoch=0.ckpt", seed=7)
 run("course", preset="none")
-run("metric", estimator="straight-through", make=regression)
+run("metric", estimator="straight-through-gumbel", make=regression)
 """
 
 

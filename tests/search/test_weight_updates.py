@@ -198,7 +198,7 @@ class ThreeCandidates(ModelSpace):
 
 
 @pytest.mark.parametrize(
-    ("estimator", "trained"), [("soft", 3), ("probabilities", 3), ("straight-through", 1)]
+    ("estimator", "trained"), [("soft", 3), ("probabilities", 3), ("straight-through-gumbel", 1)]
 )
 def test_the_weight_step_trains_the_candidates_that_its_sample_contains(estimator, trained):
     space = ThreeCandidates()

@@ -122,7 +122,7 @@ def test_blocks_beyond_the_deepest_active_depth_are_not_run():
 
 
 @pytest.mark.parametrize(
-    ("name", "estimator"), [*((name, "soft") for name in SPACES), ("from 0", "straight-through")]
+    ("name", "estimator"), [*((name, "soft") for name in SPACES), ("from 0", "straight-through-gumbel")]
 )
 def test_one_loss_has_a_gradient_in_every_logit(name, estimator):
     space = Depth(SPACES[name])

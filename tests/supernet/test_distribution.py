@@ -145,7 +145,8 @@ def test_probabilities_are_those_of_the_enumerated_networks(plan):
 
 
 @pytest.mark.parametrize(
-    ("estimator", "temperature"), [*itertools.product(["soft", "straight-through"], [0.01, 1.0, 100.0])]
+    ("estimator", "temperature"),
+    [*itertools.product(["soft", "straight-through-gumbel"], [0.01, 1.0, 100.0])],
 )
 def test_a_uniform_sample_does_not_look_at_the_logits(estimator, temperature):
     distribution = with_logits(x_y=[50.0, 0.0, 0.0])
@@ -160,7 +161,7 @@ def test_a_uniform_sample_does_not_look_at_the_logits(estimator, temperature):
 def test_without_gradients_a_hard_sample_activates_what_it_chose_alone():
     distribution = Distribution(Space(n_chosen=None))
     with torch.no_grad():
-        distribution.sample(1.0, "straight-through")
+        distribution.sample(1.0, "straight-through-gumbel")
     joint = distribution.joint_sample
     assert len(joint.active("x.y")) == 1
     assert joint.active("inputs") == [i for i in range(2) if joint.weights("inputs")[i] == 1]

@@ -91,12 +91,12 @@ def test_a_candidate_of_weight_zero_is_not_run():
 
 def test_a_hard_sample_whose_gradient_is_wanted_runs_every_candidate():
     supernet, distribution = supernet_of(("layers", [("tanh",), ("linear", True), ("norm",)], 0, True))
-    distribution.sample(1.0, "straight-through")
+    distribution.sample(1.0, "straight-through-gumbel")
     supernet(example_batch(torch.float32)).square().sum().backward()
     [logits] = distribution.logits.values()
     assert (logits.grad != 0).all()
     with torch.no_grad():
-        distribution.sample(1.0, "straight-through")
+        distribution.sample(1.0, "straight-through-gumbel")
     assert len(distribution.joint_sample.active(supernet.layers[0].label)) == 1
 
 

@@ -261,7 +261,7 @@ def chain():
 
 def test_a_hard_sample_has_the_value_of_its_network_and_gradients_for_every_candidate():
     supernet, distribution = supernet_of(chain)
-    distribution.double().sample(1.0, "straight-through")
+    distribution.double().sample(1.0, "straight-through-gumbel")
     sample = {
         label: distribution.value(label, distribution.joint_sample.weights(label).detach())
         for label in distribution.logits

@@ -36,7 +36,7 @@ class Everything(ModelSpace):
 
 def draw(distribution):
     with torch.no_grad():
-        distribution.sample(1.0, "straight-through")
+        distribution.sample(1.0, "straight-through-gumbel")
 
 
 def calls_of(supernet):

@@ -245,7 +245,7 @@ def draws(distribution: Any, way: str, progress: float) -> Iterator[None]:
         if way.startswith("gumbel"):
             distribution.sample(float(way.partition(":")[2]))
         elif way == "single" or (way == "warmup" and progress > _WARM_UP):
-            distribution.sample(1.0, "straight-through", uniform=True)
+            distribution.sample(1.0, "straight-through-gumbel", uniform=True)
         else:
             distribution.use_probabilities()
         with torch.enable_grad():
