@@ -145,7 +145,7 @@ def main() -> None:
     )
     parser.add_argument("--spaces", nargs="+", choices=QUESTIONS, default=list(QUESTIONS))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=8, help="of each search, over 3,000 digits")
+    parser.add_argument("--epochs", type=int, default=16, help="of each search, over 3,000 digits")
     parser.add_argument("--quick", action="store_true", help="one epoch, one seed: does it run?")
     parser.add_argument("--workers", type=int, default=2, help="searches at a time, each on one thread")
     parser.add_argument("--folder", type=Path, default=Path("benchmark-results"), help="CSV and picture")

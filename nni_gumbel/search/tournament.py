@@ -12,6 +12,7 @@ from typing import Any
 from nni.mutable import Sample
 from pytorch_lightning import LightningModule
 
+from nni_gumbel.complexity.counting import number_of_samples
 from nni_gumbel.relaxation.temperature import progress_of
 from nni_gumbel.search.course import Kind, Segment, segments, warn_if_short
 from nni_gumbel.search.finals import Finals
@@ -41,9 +42,11 @@ class Tournament(Resumable):
         self, search: LightningModule, objective: StructureObjective, settings: SearchSettings, first: int, steps: int
     ) -> None:  # fmt: skip
         self._search, self._distribution, self._objective = search, search.distribution, objective
-        self._course, self._first = segments(steps, settings.stages, settings.finalists), first
+        # Of a few networks none is trained alone twice: each has longer, and is told apart better.
+        wanted = settings.stages, min(settings.finalists, number_of_samples(self._distribution))
+        self._course, self._first = segments(steps, *wanted), first
         if search.trainer.is_global_zero:
-            warn_if_short(self._course, settings.stages, settings.finalists)
+            warn_if_short(self._course, *wanted)
         self._at = -1  # before the first segment
         self.found: dict[str, Any] | None = None
         self._likeliest: dict[str, Any] = {}  # of every label: read once a segment, which a device waits for

@@ -112,6 +112,21 @@ def test_every_network_that_is_trained_is_within_the_budget():
     assert all(count_parameters(Sized().freeze(network)) <= budget for network in trained)
 
 
+class Two(Planted):
+    """Of two networks."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = LayerChoice([Noise(), nn.Identity()], label="layer")
+        self.second = self.third = nn.Identity()
+
+
+def test_of_a_few_networks_each_is_trained_alone_once():
+    module = searched(Two, finalists=14, steps=1000)
+    assert sorted(network["layer"] for network in module._tournament.finals.networks) == [0, 1]
+    assert module.export() == {"layer": 1}
+
+
 def test_what_a_network_costs_decides_where_it_is_dear():
     assert count_parameters(Sized().freeze(searched(Sized, cost_weight=100.0).export())) == 5
 
