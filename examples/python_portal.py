@@ -49,6 +49,8 @@ def main() -> None:
     experiment.run(arguments.port)
 
     (network,) = experiment.export_top_models()
+    if network.metric is None:
+        sys.exit("the network found has not been trained; the log above says why")
     print(f"trained from scratch: validation accuracy {network.metric:.4f}")
     for label, value in network.sample.items():
         print(f"  {label:20} {value}")

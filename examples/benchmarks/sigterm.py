@@ -56,9 +56,8 @@ def main() -> None:
         environment = new_environment(home)
         experiment = Experiment.create(environment, folder, arguments.port, settings, **changes)
         while not experiment.manager.trials():
-            if (
-                experiment.manager.status()[0] == "ERROR"
-            ):  # a tuner has 10 s to connect, which a busy machine exceeds
+            # A tuner has 10 s to connect, which a busy machine exceeds.
+            if experiment.manager.status()[0] == "ERROR":
                 experiment.stop(), experiment.resume()
             time.sleep(1.0)
         print("trial    stage         ended  its CPU  written  checkpoint", flush=True)

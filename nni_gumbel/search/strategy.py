@@ -155,10 +155,17 @@ class GumbelSearch(DARTS):
                 f"model_format: {type(model_space).__name__} cannot be sent to a trial; give "
                 "NasExperimentConfig('ts', 'simplified', 'local')"
             )
+        number = engine.nodejs_binding.config.max_trial_number
+        if number is not None and number < 2:
+            raise UsageError(
+                f"max_trial_number: {number} leaves no trial for a training after the search; give at least 2"
+            )
         seed, strategy = initial_seed() % 2**32, (type(self), self._arguments)
         search = StageTrial(model_space.model, model_space.evaluator, seed, strategy=strategy)
         # A mistake is told before there is a trial.
-        type(self)(**self._arguments).mutate_model(search.space())
+        rehearsal = type(self)(**self._arguments)
+        rehearsal.mutate_model(search.space())
+        rehearsal.mutate_evaluator(search.evaluator)
         self._search_trial = search
         return search
 

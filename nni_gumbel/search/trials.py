@@ -11,14 +11,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import math
+import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nni
+import numpy as np
 import pytorch_lightning as pl
-from nni.common.serializer import SerializableObject
+from nni.common.serializer import SerializableObject, is_traceable
 from nni.experiment.data import TrialJob
 from nni.nas.execution import TrainingServiceExecutionEngine
 from nni.nas.nn.pytorch import ModelSpace
@@ -29,7 +35,7 @@ from nni.runtime.trial_command_channel import (
     get_default_trial_command_channel,
     set_default_trial_command_channel,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from nni_gumbel.results.space import canonical, network_of, sample_of
 
@@ -39,8 +45,12 @@ if TYPE_CHECKING:
 # Of a search, in its final metric: the networks that it found, as JSON.
 _NETWORKS = "networks"
 _INTERVAL = 2.0  # seconds between two looks at the trials
-_SUCCEEDED, _FAILED = "SUCCEEDED", ("FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED")
+_SUCCEEDED = "SUCCEEDED"
+_ENDED = (_SUCCEEDED, "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED")
 _LOOKS_FOR_A_METRIC = 15  # the final metric of a trial may be later than the news of its end
+# Entries of an array that is a setting, like the weights of classes; a larger one is data.
+_LARGEST_SETTING = 1000
+_logger = logging.getLogger(__name__)
 
 
 class StageTrial(SimplifiedModelSpace):
@@ -68,12 +78,12 @@ class StageTrial(SimplifiedModelSpace):
         self.status = ModelStatus.Frozen
         self.metrics = Metrics(strict=False)  # as they are told, by an evaluator without a `default`, too
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """What is to be done, by which a resumed experiment knows it again."""
-        if self.sample is None:
-            return "search"
-        return f"train-{hashlib.sha256(canonical(self.sample).encode()).hexdigest()[:8]}"
+        """The stage and a hash of all that it is made of, by which a resumed experiment knows it again."""
+        stage, sample = ("search", None) if self.sample is None else ("train", canonical(self.sample))
+        text = repr(_description([self.model, self.evaluator, self.seed, self.strategy, sample], {}))
+        return f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def space(self) -> ModelSpace:
         """A fresh instance of the space."""
@@ -86,10 +96,16 @@ class StageTrial(SimplifiedModelSpace):
     def execute(self) -> None:
         """What the trial runs; both stages report every epoch."""
         pl.seed_everything(self.seed)
-        if self.strategy is None:
-            self.evaluator.evaluate(self.executable_model())
-            return
-        kind, arguments = self.strategy
+        try:
+            if self.strategy is None:
+                self.evaluator.evaluate(self.executable_model())
+            else:
+                self._search(*self.strategy)
+        except SystemExit as end:
+            # Lightning ends a training at SIGTERM without a code, which the manager takes for a success.
+            raise SystemExit(end.code or 128 + signal.SIGTERM) from end
+
+    def _search(self, kind: type[GumbelSearch], arguments: dict[str, Any]) -> None:
         search = kind(**arguments)
         supernet = search.mutate_model(self.space())
         evaluator = search.mutate_evaluator(self.evaluator)
@@ -161,46 +177,127 @@ def run_stages(search: StageTrial, engine: TrainingServiceExecutionEngine) -> li
         RuntimeError: the search failed.
     """
     experiment = engine.nodejs_binding
-    (told,) = _final_metrics([search], engine)
-    if told is None:
+    keys = _keys(experiment.list_trial_jobs()).values()
+    if search.key not in keys and any(str(key).startswith("search") for key in keys):
+        _logger.warning(
+            "the search of this experiment had another space, evaluator, seed or settings: one begins anew"
+        )
+    (failure,) = _run(engine, [search])
+    if failure:
         folder = Path(experiment.config.canonical_copy().experiment_working_directory, experiment.id)
-        raise RuntimeError(f"the search has failed; the log of its trial is in {folder / 'environments'}")
-    networks = json.loads(told[_NETWORKS])[: max((experiment.config.max_trial_number or 2) - 1, 1)]
+        raise RuntimeError(f"the search {failure}; the logs of trials are in {folder / 'environments'}")
+    networks = json.loads(search.metrics.final[_NETWORKS])
+    networks = networks[: max((experiment.config.max_trial_number or 2) - 1, 1)]
     space, parts = search.space(), (search.model, search.evaluator, search.seed)
     trainings = [StageTrial(*parts, sample=sample_of(space, network)) for network in networks]
-    for trial, metric in zip(trainings, _final_metrics(trainings, engine)):
-        trial.status = ModelStatus.Failed if metric is None else ModelStatus.Trained
-        trial.metrics.final = metric
+    for trial, failure in zip(trainings, _run(engine, trainings)):
+        if failure:
+            _logger.warning("the training of %s %s", trial.sample, failure)
     return trainings
 
 
-def _final_metrics(wanted: Sequence[StageTrial], engine: TrainingServiceExecutionEngine) -> list[Any]:
-    """Submit trials, wait until they are done, and return what they told last; ``None`` for one that failed.
+def _run(engine: TrainingServiceExecutionEngine, wanted: Sequence[StageTrial]) -> list[str]:
+    """Submit the trials that have no metric yet, wait until they are done, and set their status and final metric.
 
     The manager's list is asked: of an experiment that is resumed the engine is told nothing, because NNI's thread that
     would listen ends at a message that it does not know.
+
+    Returns:
+        What has become of each trial without a metric; empty for one that has it.
     """
-    binding = engine.nodejs_binding
-    failed = {job.trialJobId for job in binding.list_trial_jobs() if job.status in _FAILED}
-
-    def jobs() -> dict[str, TrialJob]:
-        found = [job for job in binding.list_trial_jobs() if job.trialJobId not in failed]
-        return {job.hyperParameters[0].parameters.get("key"): job for job in found if job.hyperParameters}
-
-    known = jobs()
-    for trial in wanted:
-        if trial.key not in known:
-            engine.submit_models(trial)
+    binding, keys = engine.nodejs_binding, [trial.key for trial in wanted]
+    jobs = binding.list_trial_jobs()
+    before = {job.trialJobId for job in jobs if job.status in _ENDED}
+    metrics = _final_metrics(jobs)
+    running = [key for job in jobs if job.trialJobId not in before and (key := _key(job)) in keys]
+    missing = [trial for trial in wanted if trial.key not in (*metrics, *running)]
+    # A running trial whose own parameters have a metric already runs those of another.
+    missing = missing[sum(key in metrics for key in running) :]
+    engine.submit_models(*missing)
     looks = _LOOKS_FOR_A_METRIC
     while True:
-        is_over = binding.get_status() in ("DONE", "STOPPED", "ERROR")
-        known = jobs()
-        found = [known.get(trial.key) for trial in wanted]
-        ended = [job for job in found if job and job.status in (_SUCCEEDED, *_FAILED)]
-        if len(ended) == len(found) or is_over:
+        status = binding.get_status()
+        jobs = binding.list_trial_jobs()
+        metrics = _final_metrics(jobs)
+        own = [job for job in jobs if job.trialJobId not in before and _key(job) in keys]
+        is_ended = len(own) >= len(running) + len(missing) and all(job.status in _ENDED for job in own)
+        if all(key in metrics for key in keys):
+            break
+        if is_ended or status in ("DONE", "STOPPED", "ERROR"):
             looks -= 1
-            done = [job.finalMetricData for job in ended if job.status == _SUCCEEDED]
-            if all(done) or not looks:
-                is_told = [job and job.status == _SUCCEEDED and job.finalMetricData for job in found]
-                return [told[-1].data if told else None for told in is_told]
+            if not looks or all(job.finalMetricData for job in own if job.status == _SUCCEEDED):
+                break
         time.sleep(_INTERVAL)
+    ends = {_key(job): "has failed" if job.status in _ENDED else "has not ended" for job in own}
+    cause = "max_trial_number is used up" if status == "DONE" else f"the experiment is {status}"
+    for trial in wanted:
+        trial.metrics.final = metrics.get(trial.key)
+        trial.status = ModelStatus.Trained if trial.key in metrics else ModelStatus.Failed
+    return ["" if key in metrics else ends.get(key, f"was not started: {cause}") for key in keys]
+
+
+def _key(job: TrialJob) -> str | None:
+    """What a trial was submitted for."""
+    return job.hyperParameters[0].parameters.get("key") if job.hyperParameters else None
+
+
+def _keys(jobs: Sequence[TrialJob]) -> dict[str, str | None]:
+    """What trials were submitted for, by the id of their parameters."""
+    return {str(job.hyperParameters[0].parameter_id): _key(job) for job in jobs if job.hyperParameters}
+
+
+def _final_metrics(jobs: Sequence[TrialJob]) -> dict[str | None, Any]:
+    """By key, what trials that succeeded told last.
+
+    A metric names the parameters that were run. Those recorded for its trial may be others, because trials that start
+    together may get each other's.
+    """
+    keys = _keys(jobs)
+    told = (metric for job in jobs if job.status == _SUCCEEDED for metric in job.finalMetricData)
+    return {keys.get(str(metric.parameterId)): metric.data for metric in told}
+
+
+def _description(value: Any, seen: dict[int, tuple[int, Any]]) -> Any:
+    """What a value is made of, in words and numbers that are the same in every process, as a pickle is not.
+
+    Classes and functions count by their names, and weights and large arrays by their shapes.
+
+    Args:
+        value: of any type.
+        seen: objects before this one with their numbers, by ``id``; they are kept alive, so that no ``id`` returns.
+    """
+    if isinstance(value, (str, bytes, int, float, complex, type(None))):
+        return value
+    if hasattr(value, "__qualname__") and not isinstance(value, types.MethodType):
+        return f"{value.__module__}.{value.__qualname__}"
+    if id(value) in seen:
+        return f"object {seen[id(value)][0]}"
+    seen[id(value)] = len(seen), value
+
+    def described(part: Any) -> Any:
+        return _description(part, seen)
+
+    if is_traceable(value, must_be_instance=True):
+        return [described(part) for part in (value.trace_symbol, value.trace_args, value.trace_kwargs)]
+    if isinstance(value, Mapping):
+        return [[described(key), described(held)] for key, held in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [described(part) for part in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(repr(described(part)) for part in value)
+    if isinstance(value, (Tensor, np.ndarray)):
+        is_setting = not isinstance(value, nn.Parameter) and math.prod(value.shape) <= _LARGEST_SETTING
+        return [str(value.dtype), list(value.shape), value.tolist() if is_setting else None]
+    try:
+        parts = value.__reduce_ex__(4)
+    except Exception:  # of a lock, or of what else cannot be told to another process
+        return described(type(value))
+    if isinstance(parts, str):
+        return parts
+    kind, arguments, *state = parts
+    return [described(kind), described(arguments), *(described(_listed(part)) for part in state)]
+
+
+def _listed(part: Any) -> Any:
+    """Entries that ``__reduce_ex__`` gives as an iterator."""
+    return list(part) if isinstance(part, Iterator) else part
