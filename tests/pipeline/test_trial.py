@@ -581,12 +581,14 @@ def test_a_network_with_several_inputs_is_searched_trained_and_given_back(folder
     assert reported["parameters"] == count_parameters(network)
 
 
-def test_a_network_of_images_trains_by_channels_last_unless_it_views_its_feature_maps(folder, reported):
-    for flat in ("flatten", "view"):
+def test_a_network_of_images_trains_by_channels_last_unless_it_computes_something_else_so(folder, reported):
+    for flat in ("flatten", "view", "in_training", "in_place"):
         command = replace(COMMAND, space="spaces_of_trials:Images")
         train(folder / flat, command, {"flat": flat}, {"stability": "none"})
         assert reported["default"] >= 0
-    assert sys.modules["spaces_of_trials"].Images.are_contiguous == {("Flatten", False), ("View", True)}
+    assert sys.modules["spaces_of_trials"].Images.are_contiguous == {
+        ("Flatten", False), ("View", True), ("ViewInTraining", True), ("InPlace", True)
+    }  # fmt: skip
 
 
 def test_what_an_evaluator_writes_by_default_goes_into_the_trials_output_directory(folder, reported):
