@@ -17,7 +17,7 @@ import nni
 from nni_gumbel.errors import UsageError, first_line, nearest
 from nni_gumbel.pipeline.command import TrialCommand
 from nni_gumbel.pipeline.manager import Manager, is_remote
-from nni_gumbel.pipeline.records import Records
+from nni_gumbel.pipeline.records import Records, with_weights_of
 from nni_gumbel.pipeline.remote import bring, bring_stability
 from nni_gumbel.pipeline.settings import ExperimentSettings
 from nni_gumbel.pipeline.task import BUNDLE, EXPORT_FOLDER, REPORT_FOLDER, Task
@@ -157,11 +157,8 @@ def _with_weights(records: Records, choice: Choice, runs: Sequence[TrainedRun]) 
         unknown = bring(records, records.trainings_of(run), BUNDLE)
         if unknown:
             lost += unknown.values()
-        elif lost:
-            told = f"The weights are of seed {run.seed}; those of seed {choice.run.seed} cannot be read: {lost[0]}."
-            return replace(choice, run=run, reason=f"{choice.reason} {told}")
         else:
-            return choice
+            return with_weights_of(choice, run, f"it is in {lost[0]}" if lost else "")
     raise UsageError(
         f"the weights of {choice.network.name} are in {lost[0]}; export again when they can be read, or give another "
         "--network or --trial"

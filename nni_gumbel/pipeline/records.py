@@ -55,6 +55,14 @@ FETCHED = "fetched"
 _COLUMNS = ["trial", "sequence", "stage", "state", "seed", "attempt", "network", "start", "seconds"]
 
 
+def with_weights_of(choice: Choice, run: TrainedRun, why: str) -> Choice:
+    """The choice of a network with the weights of a run; where it is not the best one, its reason says so and why."""
+    if run == choice.run:
+        return choice
+    told = f"The weights are of seed {run.seed}, not of the best one, {choice.run.seed}: {why}."
+    return replace(choice, run=run, reason=f"{choice.reason} {told}")
+
+
 @dataclass(frozen=True)
 class Records:
     """An experiment as it was when its records were read; what follows from them is computed when it is asked for.
@@ -220,7 +228,7 @@ class Records:
         if is_remote(self.profile["params"]):
             return choice
         there = (run for run in self.runs_of(choice) if (self.outputs / run.trial_id / BUNDLE).is_dir())
-        return replace(choice, run=next(there, choice.run))
+        return with_weights_of(choice, next(there, choice.run), "its bundle could not be written")
 
     def runs_of(self, choice: Choice) -> list[TrainedRun]:
         """The trainings of the chosen network: the chosen one, and the others behind it, best first."""

@@ -110,7 +110,9 @@ def nnictl(words: Sequence[str]) -> int:
 
 
 def private_portal() -> None:
-    """Let the managers that this process starts listen on the loopback interface alone: NNI's portal has no login.
+    """Let the managers, and all Node programs, that this process starts listen on the loopback interface alone.
+
+    NNI's portal has no login.
 
     Before ``NasExperiment.run``. They also get 20 s to start, of which NNI gives them 3, too few on a busy machine.
     """

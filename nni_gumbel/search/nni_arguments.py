@@ -16,7 +16,7 @@ from typing import Any
 
 from nni.nas.oneshot.pytorch.differentiable import LinearTemperatureScheduler
 from nni.nas.oneshot.pytorch.profiler import ExpectationProfilerPenalty
-from nni.nas.profiler.pytorch.flops import FlopsProfiler, NumParamsProfiler
+from nni.nas.profiler.pytorch.flops import FlopsParamsCounterConfig, FlopsProfiler, NumParamsProfiler
 from torch import Tensor
 
 from nni_gumbel.errors import UsageError
@@ -129,6 +129,11 @@ def described_penalty(given: Any) -> Penalty | None:
         raise UsageError(
             f"penalty: profiler {told} counts neither parameters nor FLOPs; give params or flops, or in the place of "
             "the penalty a cost of your own and a cost_weight"
+        )
+    if not isinstance(profiler, str) and profiler.profiler.config != FlopsParamsCounterConfig():
+        raise UsageError(
+            f"penalty: profiler {type(profiler).__name__} counts by options of its own, which the counts of this "
+            f"package do not have; give {word}"
         )
     penalty.word = word
     return penalty

@@ -42,7 +42,7 @@ class Tournament(Resumable):
         self, search: LightningModule, objective: StructureObjective, settings: SearchSettings, first: int, steps: int
     ) -> None:  # fmt: skip
         self._search, self._distribution, self._objective = search, search.distribution, objective
-        # Of a few networks none is trained alone twice: each has longer, and is told apart better.
+        # No more finalists than samples: the networks of a small space have longer, and are told apart better.
         wanted = settings.stages, min(settings.finalists, number_of_samples(self._distribution))
         self._course, self._first = segments(steps, *wanted), first
         if search.trainer.is_global_zero:

@@ -48,13 +48,24 @@ class View(torch.nn.Module):
     def forward(self, x):
         return x.view(len(x), -1)
 
+class ViewInTraining(torch.nn.Module):
+    def forward(self, x):
+        return x.view(len(x), -1) if self.training else x.flatten(1)
+
+class InPlace(torch.nn.Module):
+    def forward(self, x):
+        x = x * 1
+        x.reshape(len(x), -1).mul_(2)
+        return x.flatten(1)
+
 class Images(ModelSpace):
     are_contiguous = set()
 
     def __init__(self):
         super().__init__()
         self.conv, self.head = torch.nn.Conv2d(1, 3, 3, padding=1), torch.nn.Linear(192, 2)
-        self.flat = LayerChoice({"flatten": torch.nn.Flatten(), "view": View()}, label="flat")
+        ways = {"flatten": torch.nn.Flatten(), "view": View(), "in_training": ViewInTraining(), "in_place": InPlace()}
+        self.flat = LayerChoice(ways, label="flat")
 
     def forward(self, x):
         x = self.conv(x)

@@ -138,7 +138,7 @@ def test_of_a_network_whose_best_bundle_is_lost_the_next_best_seed_is_exported_w
     done = export_of("EXP", folder / "exported")
     (other,) = (run for run in records.choice.network.runs if run.trial_id != best.id)
     assert done.choice.run == other
-    line = f"those of seed {best.task.seed} cannot be read: localhost:~/{PLACE}/{best.id}/bundle"
+    line = f"not of the best one, {best.task.seed}: it is in localhost:~/{PLACE}/{best.id}/bundle"
     assert line in (folder / "exported" / "README.md").read_text()
     with pytest.raises(UsageError, match="weights"):
         export_of("EXP", folder / "named", Wish(trial=best.id))

@@ -59,6 +59,8 @@ def test_nnis_profilers_stand_for_the_costs_that_are_counted_here():
     }
     for profiler, word in named.items():
         assert described_penalty({"profiler": profiler, "baseline": 1e4}).word == word
+    with pytest.raises(UsageError, match="FlopsProfiler counts by options of its own"):
+        described_penalty({"profiler": FlopsProfiler(space, x, count_bias=False), "baseline": 1e4})
     given = ExpectationProfilerPenalty(FlopsProfiler(space, x), 3.0, nonlinear="positive")
     penalty = described_penalty(given)
     assert (penalty.word, penalty.baseline, penalty.nonlinear) == ("flops", 3.0, "positive")
