@@ -160,8 +160,8 @@ class GumbelSearch(DARTS):
             raise UsageError(
                 f"max_trial_number: {number} leaves no trial for a training after the search; give at least 2"
             )
-        seed, strategy = initial_seed() % 2**32, (type(self), self._arguments)
-        search = StageTrial(model_space.model, model_space.evaluator, seed, strategy=strategy)
+        strategy = type(self), self._arguments
+        search = StageTrial(model_space.model, model_space.evaluator, initial_seed(), strategy=strategy)
         # A mistake is told before there is a trial.
         rehearsal = type(self)(**self._arguments)
         rehearsal.mutate_model(search.space())

@@ -50,6 +50,7 @@ _ENDED = (_SUCCEEDED, "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED"
 _LOOKS_FOR_A_METRIC = 15  # the final metric of a trial may be later than the news of its end
 # Entries of an array that is a setting, like the weights of classes; a larger one is data.
 _LARGEST_SETTING = 1000
+_SEEDS = 2**32  # those that can be given; torch draws its own from 64 bits
 _logger = logging.getLogger(__name__)
 
 
@@ -59,7 +60,7 @@ class StageTrial(SimplifiedModelSpace):
     Args:
         model: an instance of the space, or its constructor with arguments.
         evaluator: of the search and of the training.
-        seed: of all random numbers.
+        seed: of all random numbers, modulo 2**32; one above that is torch's own of a process that nobody has seeded.
         strategy: the class of the search and its arguments; ``None`` in a training.
         sample: the network of a training; labels that it does not use may be missing.
     """
@@ -82,7 +83,8 @@ class StageTrial(SimplifiedModelSpace):
     def key(self) -> str:
         """The stage and a hash of all that it is made of, by which a resumed experiment knows it again."""
         stage, sample = ("search", None) if self.sample is None else ("train", canonical(self.sample))
-        text = repr(_description([self.model, self.evaluator, self.seed, self.strategy, sample], {}))
+        seed = self.seed if self.seed < _SEEDS else None
+        text = repr(_description([self.model, self.evaluator, seed, self.strategy, sample], {}))
         return f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def space(self) -> ModelSpace:
@@ -95,7 +97,7 @@ class StageTrial(SimplifiedModelSpace):
 
     def execute(self) -> None:
         """What the trial runs; both stages report every epoch."""
-        pl.seed_everything(self.seed)
+        pl.seed_everything(self.seed % _SEEDS)
         try:
             if self.strategy is None:
                 self.evaluator.evaluate(self.executable_model())
@@ -124,7 +126,7 @@ class StageTrial(SimplifiedModelSpace):
     # -- as text, by NNI -------------------------------------------------------------------------
 
     def _dump(self) -> dict[str, Any]:
-        own = {"key": self.key, "seed": self.seed, "strategy": self.strategy}
+        own = {"key": self.key, "seed": self.seed % _SEEDS, "strategy": self.strategy}
         return {**own, **super()._dump()}
 
     @classmethod

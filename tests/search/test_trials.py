@@ -135,6 +135,10 @@ def test_a_search_that_is_to_run_otherwise_is_another_and_the_log_says_so(change
     assert "one begins anew" in caplog.text
 
 
+def test_without_a_seed_a_search_is_known_again_in_a_process_with_another_seed_of_torchs_own():
+    assert trial(seed=2**40).key == trial(seed=2**41).key != trial(seed=1).key
+
+
 _SCRIPT = """
 import pytorch_lightning as pl, torch
 from test_trials import GumbelSearch, OneCandidate, StageTrial, regression
